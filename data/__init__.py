@@ -1,0 +1,1 @@
+"""Where samples come from: image folders, transforms, rendered glyphs, embedding files."""

@@ -1,0 +1,234 @@
+"""Typed configs: a YAML file and `key=value` overrides -> dataclasses, with errors that name the file and the key."""
+
+import argparse
+import dataclasses
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from utils.errors import UserError
+
+Config = TypeVar("Config")
+TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+
+
+def key(
+    default: Any = MISSING, *, doc: str, minimum: float | None = None, path: Literal["input", "output"] | None = None
+) -> Any:
+    """A config key: a dataclass field with its documentation, bound, and whether it names a file read or written."""
+    metadata = {"doc": doc, "minimum": minimum, "path": path}
+    if isinstance(default, list | dict):
+        return dataclasses.field(default_factory=default.copy, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def section(kind: type, *, doc: str) -> Any:
+    """A config section: a nested dataclass whose own defaults hold where the file does not name it."""
+    return dataclasses.field(default_factory=kind, metadata={"doc": doc})
+
+
+def load_config(schema: type[Config], parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Config:
+    """Read `--config FILE [key=value ...]` from the command line into `schema`.
+
+    Further arguments that `parser` knows are stored in those fields of the config that bear their names.
+
+    Raises:
+        UserError: a missing file, an unknown key, a wrong type, a value out of bounds or a missing required key.
+    """
+    parser.add_argument("--config", required=True, metavar="FILE", help="YAML config")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="override config keys, e.g. epochs=3")
+    arguments = vars(parser.parse_intermixed_args(argv))
+    path, overrides = arguments.pop("config"), arguments.pop("overrides")
+    values = read_yaml(path)
+    for override in overrides:
+        apply_override(values, override)
+    values.update({name: value for name, value in arguments.items() if value is not None})
+    return build(schema, values, source=path)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its two traps: `5e-4` is a number, and a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            name = self.construct_object(key_node, deep=True)
+            if name in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key `{name}` stands twice", problem_mark=key_node.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Parse YAML safely, with scientific notation as numbers.
+
+    >>> parse_yaml("lr: 5e-4")
+    {'lr': 0.0005}
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file that holds keys.
+
+    Raises:
+        UserError: there is no such file, it is not YAML, or holds something else than keys.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = parse_yaml(text)
+    except FileNotFoundError:
+        raise UserError(f"{path}: there is no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a config ({error})") from None
+    except yaml.MarkedYAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"{path}{line}: is not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: is not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: should hold `key: value` lines")
+    return values
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Set `section.key=value` in nested `values`; the value is read as YAML."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise UserError(f"command line: `{override}` is not of the form key=value")
+    try:
+        value = parse_yaml(text)
+    except yaml.YAMLError:
+        raise UserError(f"command line: {name}: `{text}` is not valid YAML") from None
+    *parents, last = name.split(".")
+    for depth, parent in enumerate(parents):
+        if values.get(parent) is None:
+            values[parent] = {}
+        values = values[parent]
+        if not isinstance(values, dict):
+            raise UserError(f"command line: {name}: `{'.'.join(parents[: depth + 1])}` is no section")
+    values[last] = value
+
+
+def build(schema: type[Config], values: dict[str, Any], source: str | Path, prefix: str = "") -> Config:
+    """Turn nested `values` into the dataclass `schema`, checking every key.
+
+    Raises:
+        UserError: naming `source` and the key.
+    """
+    hints = typing.get_type_hints(schema)
+    known = {field.name: field for field in fields(schema)}  # type: ignore[arg-type]
+    for name in values:
+        if name not in known:
+            raise UserError(f"{source}: {_unknown(f'{prefix}{name}', prefix, list(known))}")
+    arguments = {}
+    for name, field in known.items():
+        if name in values:
+            arguments[name] = _convert(hints[name], values[name], source, prefix + name)
+            minimum = field.metadata.get("minimum")
+            if minimum is not None and arguments[name] is not None and arguments[name] < minimum:
+                raise UserError(f"{source}: {prefix}{name}: should be at least {minimum}, got {values[name]!r}")
+        elif field.default is MISSING and field.default_factory is MISSING:
+            raise UserError(f"{source}: {prefix}{name}: is missing ({field.metadata['doc']})")
+    try:
+        return schema(**arguments)
+    except ValueError as error:  # a dataclass's own check across keys
+        raise UserError(f"{source}: {prefix}{error}") from None
+
+
+def _unknown(name: str, prefix: str, choices: list[str]) -> str:
+    nearest = difflib.get_close_matches(name.removeprefix(prefix), choices, n=1)
+    hint = f"did you mean `{prefix}{nearest[0]}`? " if nearest else ""
+    return f"unknown key `{name}`; {hint}(known: {', '.join(choices)})"
+
+
+def unknown_choice(what: str, value: Any, choices: typing.Iterable[str]) -> str:
+    """The text of an error about a name that is not in a registry.
+
+    >>> unknown_choice("arch_params.arch", "ResNet5", ["ResNet18", "ResNet50"])
+    "arch_params.arch: unknown 'ResNet5'; did you mean ResNet50? (choices: ResNet18, ResNet50)"
+    """
+    choices = list(choices)
+    nearest = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"did you mean {nearest[0]}? " if nearest else ""
+    return f"{what}: unknown {value!r}; {hint}(choices: {', '.join(choices)})"
+
+
+def _convert(hint: Any, value: Any, source: str | Path, name: str) -> Any:
+    """`value` as the type `hint`, or a UserError that names `source` and `name`."""
+    origin, options = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in options:
+            return None
+        (hint,) = [option for option in options if option is not type(None)]
+        return _convert(hint, value, source, name)
+    if origin is Literal:
+        # YAML 1.1 reads a bare on / off as a truth value.
+        value = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+        if value not in options:
+            raise UserError(f"{source}: {unknown_choice(name, value, options)}")
+        return value
+    if is_dataclass(hint):
+        if value is None:
+            value = {}
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: {name}: should be a section of keys, got {value!r}")
+        return build(typing.cast(type, hint), value, source, prefix=f"{name}.")
+    if origin is list:
+        if not isinstance(value, list):
+            raise UserError(f"{source}: {name}: should be a list, got {value!r}")
+        return [_convert(options[0], item, source, f"{name}[{i}]") for i, item in enumerate(value)]
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise UserError(f"{source}: {name}: should be a section of keys, got {value!r}")
+        return {str(k): _convert(options[1], item, source, f"{name}.{k}") for k, item in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{source}: {name}: should be {TYPE_NAMES[hint]}, got {value!r}")
+    return value
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as nested plain values, as they stand in the resolved YAML."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved config: every key with its value, loadable by the same script."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False)
+
+
+def paths(config: Any, role: Literal["input", "output"], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """The (key, path) pairs of a config that name files which the run reads or writes, as its schema declares."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from paths(value, role, f"{prefix}{field.name}.")
+        elif field.metadata.get("path") == role and value is not None:
+            yield prefix + field.name, value
+
+
+def check_inputs(config: Any, source: str = "config") -> None:
+    """Check, before any work, that every file which the config reads is there.
+
+    Raises:
+        UserError: naming the key and the path.
+    """
+    for name, path in paths(config, "input"):
+        if not Path(path).exists():
+            raise UserError(f"{source}: {name}: there is no {path}")

@@ -1,0 +1,203 @@
+"""Every config key, its type, default and meaning. The keys of ml-fct's files keep their names; ours are additions."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from utils.config import key, section
+
+Precision = Literal["auto", "bf16", "fp32"]
+
+
+@dataclass
+class BackboneArch:
+    """`arch_params` of an embedding model."""
+
+    arch: str = key(doc="ResNet18, ResNet50, ResNet101, WideResNet50_2 or WideResNet101_2")
+    num_classes: int = key(doc="outputs of the classifier `fc`", minimum=1)
+    embedding_dim: int = key(128, doc="dimension of the embedding", minimum=1)
+    last_nonlin: bool = key(True, doc="ReLU before the average pooling that makes the embedding")
+    stem: Literal["imagenet", "cifar"] = key(
+        "imagenet", doc="imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1, no pool"
+    )
+    width: float = key(1.0, doc="factor on the channels of every layer but the embedding", minimum=0.0)
+
+
+@dataclass
+class TransformationArch:
+    """`arch_params` of a transformation. Dimensions left out are those of the models."""
+
+    arch: str = key(doc="fct (MLP_BN_SIDE_PROJECTION) or fastfill (MLP_BN_SIDE_PROJECTION_SIGMA)")
+    old_embedding_dim: int | None = key(None, doc="dimension of the old embedding", minimum=1)
+    new_embedding_dim: int | None = key(None, doc="dimension of the new embedding", minimum=1)
+    side_info_dim: int | None = key(None, doc="dimension of the side-information", minimum=1)
+    inner_dim: int = key(2048, doc="width of the mixer's hidden layers", minimum=1)
+    sigma_dim: int | None = key(None, doc="fastfill: 1 log variance an item (default), or one a dimension", minimum=1)
+
+
+@dataclass
+class DatasetParams:
+    """`dataset_params`: which images, and how they are fed."""
+
+    name: Literal["cifar100", "imagenet", "glyphs"] = key(doc="the data set: its statistics, image size and transforms")
+    data_root: str = key(doc="folder with training/CLASS/* and validation/CLASS/*")
+    batch_size: int = key(doc="images a step, summed over all processes", minimum=1)
+    num_classes: int | None = key(
+        None, doc="train on the first so many class folders (sorted as strings); all if left out", minimum=1
+    )
+    num_workers: int = key(4, doc="decoding processes (image folders that do not fit in memory)", minimum=0)
+    image_size: int | None = key(None, doc="pixels a side; cifar100 and imagenet: 224, glyphs: 32", minimum=1)
+    augmentation: Literal["none", "flip", "crop", "crop_flip", "resized_crop_flip"] | None = key(
+        None, doc="random training transform; cifar100: flip, imagenet: resized_crop_flip, glyphs: crop"
+    )
+    max_unreadable: float = key(0.001, doc="share of unreadable images above which the run stops", minimum=0.0)
+
+
+@dataclass
+class OptimizerParams:
+    """`optimizer_params`."""
+
+    algorithm: Literal["sgd", "adam"] = key(doc="the optimizer")
+    lr: float = key(doc="peak learning rate", minimum=0.0)
+    weight_decay: float = key(0.0, doc="L2 penalty on every parameter", minimum=0.0)
+    momentum: float = key(0.9, doc="sgd: momentum", minimum=0.0)
+    nesterov: bool = key(False, doc="sgd: Nesterov momentum")
+    no_bn_decay: bool = key(False, doc="no weight decay on the parameters of batch normalisation")
+
+
+@dataclass
+class LrPolicyParams:
+    """`lr_policy_params`: the learning rate, set once an epoch."""
+
+    algorithm: Literal["cosine_lr", "constant_lr"] = key("cosine_lr", doc="shape of the schedule after the warm-up")
+    warmup_length: int = key(5, doc="epochs of linear warm-up", minimum=0)
+    epochs: int | None = key(None, doc="length of the schedule; the run's `epochs` if left out", minimum=1)
+    lr: float | None = key(None, doc="peak; `optimizer_params.lr` if left out", minimum=0.0)
+
+
+@dataclass
+class SimilarityLoss:
+    """`objective_params.similarity_loss`: L_sim."""
+
+    name: Literal["mse", "l1", "cosine"] = key("mse", doc="distance between h(old) and new")
+    mu_similarity: float = key(1.0, doc="weight of L_sim", minimum=0.0)
+
+
+@dataclass
+class DiscriminativeLoss:
+    """`objective_params.discriminative_loss`: L_disc, through the new model's frozen classifier."""
+
+    name: Literal["LabelSmoothing"] = key("LabelSmoothing", doc="cross-entropy with smoothed labels")
+    label_smoothing: float = key(0.1, doc="share of the label spread over all classes", minimum=0.0)
+    mu_disc: float = key(1.0, doc="weight of L_disc", minimum=0.0)
+
+
+@dataclass
+class UncertaintyLoss:
+    """`objective_params.uncertainty_loss`: the log variance s weighs each item's loss."""
+
+    mu_uncertainty: float = key(0.5, doc="weight of the mean log variance", minimum=0.0)
+
+
+@dataclass
+class ObjectiveParams:
+    """`objective_params`: a loss whose section is left out is not part of the objective."""
+
+    similarity_loss: SimilarityLoss = section(SimilarityLoss, doc="L_sim; always part of the objective")
+    discriminative_loss: DiscriminativeLoss | None = key(None, doc="L_disc; FastFill")
+    uncertainty_loss: UncertaintyLoss | None = key(None, doc="uncertainty; FastFill")
+
+
+@dataclass
+class EvalParams:
+    """`eval_params`."""
+
+    distance_metric_name: Literal["l2", "cosine"] = key("l2", doc="distance on embeddings as the models give them")
+    verbose: bool = key(True, doc="print the table and a progress bar")
+    compute_map: bool = key(True, doc="mean average precision too")
+    backfilling: int | None = key(None, doc="B: evaluate B + 2 points from 0 to all items backfilled", minimum=0)
+    backfilling_list: list[Literal["random", "distance", "sigma"]] = key(
+        ["random"], doc="orders of backfilling to evaluate"
+    )
+    backfilling_result_path: str | None = key(
+        None, doc="also write the curves as .npy: (orders, points, 3) of CMC-1, CMC-5, mAP", path="output"
+    )
+    embeddings_output_dir: str | None = key(
+        None, doc="also keep the embeddings: query.npz and gallery.npz in this folder", path="output"
+    )
+
+
+@dataclass
+class EmbeddingsParams:
+    """`embeddings_params`: evaluate embedding files in place of models and images."""
+
+    query: str = key(doc="embedding file (.npz, or a folder of .npy) of the queries, by the new model", path="input")
+    gallery: str = key(doc="embedding file of the gallery; its `sigma` serves the sigma order", path="input")
+
+
+@dataclass
+class BackboneConfig:
+    """train_backbone.py: a config -> an embedding model."""
+
+    arch_params: BackboneArch = key(doc="the network")
+    optimizer_params: OptimizerParams = key(doc="the optimizer")
+    dataset_params: DatasetParams = key(doc="the training images")
+    epochs: int = key(doc="passes over the training set", minimum=1)
+    output_model_path: str = key(doc="model file to write", path="output")
+    lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
+    label_smoothing: float = key(0.0, doc="share of the label spread over all classes", minimum=0.0)
+    validate_every: int = key(10, doc="epochs between accuracies on the validation split; 0: never", minimum=0)
+    seed: int = key(0, doc="of the initial weights, the shuffling and the augmentation", minimum=0)
+    precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
+    resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
+    export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
+
+
+@dataclass
+class TransformationConfig:
+    """train_transformation.py: a config -> a transformation from old embeddings to the new space."""
+
+    old_model_path: str = key(doc="the old model", path="input")
+    new_model_path: str = key(doc="the new model", path="input")
+    arch_params: TransformationArch = key(doc="the transformation")
+    optimizer_params: OptimizerParams = key(doc="the optimizer")
+    dataset_params: DatasetParams = key(doc="the training images")
+    epochs: int = key(doc="passes over the training set", minimum=1)
+    output_transformation_path: str = key(doc="file for the transformation alone", path="output")
+    output_transformed_old_model_path: str = key(
+        doc="file for images -> transformed embedding: old model, side-information model and transformation",
+        path="output",
+    )
+    side_info_model_path: str | None = key(
+        None, doc="side-information model (ours or TorchScript); none: the old embedding takes its place", path="input"
+    )
+    objective_params: ObjectiveParams = section(ObjectiveParams, doc="the losses; L_sim alone (FCT) if left out")
+    lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
+    switch_mode_to_eval: bool = key(False, doc="freeze the BN statistics from half of the epochs on")
+    cache_embeddings: Literal["auto", "off"] = key(
+        "auto", doc="auto: embed each view once where the transform has few views; off: embed every epoch"
+    )
+    seed: int = key(0, doc="of the initial weights, the shuffling and the augmentation", minimum=0)
+    precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
+    resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
+    export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
+
+
+@dataclass
+class EvalConfig:
+    """eval.py: query and gallery models with images, or embedding files -> CMC, mAP, backfilling curves."""
+
+    eval_params: EvalParams = section(EvalParams, doc="what to compute")
+    query_model_path: str | None = key(None, doc="model of the queries (the new one)", path="input")
+    gallery_model_path: str | None = key(None, doc="model of the gallery (transformed old, old or new)", path="input")
+    dataset_params: DatasetParams | None = key(None, doc="images; the validation split is query set and gallery")
+    embeddings_params: EmbeddingsParams | None = key(None, doc="embedding files in place of models and images")
+    output: str | None = key(None, doc="result file (JSON); also --output FILE", path="output")
+    seed: int = key(0, doc="of the random order", minimum=0)
+    precision: Precision = key("fp32", doc="of the embedding models; bf16 moves a metric by up to 0.3 points")
+
+    def __post_init__(self) -> None:
+        from_models = [self.query_model_path, self.gallery_model_path, self.dataset_params]
+        if self.embeddings_params is not None and any(from_models):
+            raise ValueError("embeddings_params: stands in place of the model paths and dataset_params")
+        if self.embeddings_params is None and not all(from_models):
+            raise ValueError("query_model_path, gallery_model_path, dataset_params: all three, or embeddings_params")
