@@ -1,1 +1,16 @@
 """What maps images or embeddings to embeddings, and the one place that saves and loads them."""
+
+from models.embedding import TransformedModel, embed
+from models.model_files import load_model, save_model
+from models.resnet import build_backbone
+from models.transformations import Transformed, build_transformation
+
+__all__ = [
+    "Transformed",
+    "TransformedModel",
+    "build_backbone",
+    "build_transformation",
+    "embed",
+    "load_model",
+    "save_model",
+]

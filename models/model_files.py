@@ -1,0 +1,169 @@
+"""Model files: the one place that saves and loads models.
+
+A `.pt` file holds plain values and tensors only, so it loads with `weights_only=True`: the format's name and version,
+the model's kind, constructor arguments and weights, and its provenance. TorchScript archives (ml-fct's files) run code
+of their own and are loaded only where the user names one.
+"""
+
+import datetime
+import pickle
+import platform
+import subprocess
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from models.embedding import TransformedModel
+from models.resnet import ResNet, build_backbone
+from models.transformations import FCTTransformation, build_transformation
+from utils.errors import UserError
+from utils.files import sha256_of, write_torch
+
+FORMAT = "refill-model"
+VERSION = 1
+Description = dict[str, Any]
+
+
+def describe_backbone(model: ResNet, arguments: dict[str, Any]) -> Description:
+    """A backbone as plain values; `arguments` are those of `build_backbone`."""
+    return {"kind": "backbone", "arguments": arguments, "state_dict": _plain_state(model)}
+
+
+def describe_transformation(model: FCTTransformation, arguments: dict[str, Any]) -> Description:
+    """A transformation as plain values; `arguments` are those of `build_transformation`."""
+    return {"kind": "transformation", "arguments": arguments, "state_dict": _plain_state(model)}
+
+
+def describe_transformed(old: Description, side_info: Description | None, transformation: Description) -> Description:
+    """A transformed old model, made of the descriptions of its parts."""
+    return {"kind": "transformed", "old": old, "side_info": side_info, "transformation": transformation}
+
+
+def _plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+
+
+def save_model(path: str | Path, description: Description, *, config: dict[str, Any], seed: int) -> None:
+    """Write a model file atomically, with its provenance.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
+    """
+    provenance = {
+        "config": config,
+        "seed": seed,
+        "git_revision": _git_revision(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    write_torch(path, {"format": FORMAT, "version": VERSION, "provenance": provenance, **description})
+
+
+def _git_revision() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def read_description(path: str | Path, *, where: str, torchscript: bool = True) -> Description:
+    """Read a model file of ours, or refer to a TorchScript archive by its path and hash.
+
+    Args:
+        path: the file.
+        where: the config key that names it, for error messages.
+        torchscript: whether an archive will do in this place.
+
+    Raises:
+        UserError: there is no such file, or it is not a model that will do here; says what it is.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{where}: there is no model file {path}")
+    if is_torchscript(path):
+        if not torchscript:
+            raise UserError(f"{where}: {path} is a TorchScript archive; this place needs a model file written here")
+        return {"kind": "torchscript", "path": str(path), "sha256": sha256_of(path)}
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UserError(f"{where}: {path} is no model file ({_what_it_is(path)})") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{where}: {path} is no model file of ours (a {type(content).__name__} saved by torch)")
+    if content["version"] > VERSION:
+        raise UserError(f"{where}: {path} has format version {content['version']}; this code reads up to {VERSION}")
+    return content
+
+
+def is_torchscript(path: str | Path) -> bool:
+    """Whether a file is a TorchScript archive: a zip that holds code and constants."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
+
+
+def _what_it_is(path: Path) -> str:
+    if path.stat().st_size == 0:
+        return "it is empty"
+    if zipfile.is_zipfile(path):
+        return "a zip archive without a model's plain values"
+    return "neither written by torch.save nor TorchScript, or cut short"
+
+
+def build_model(description: Description, *, where: str) -> nn.Module:
+    """The model that a description describes, in eval mode, on the CPU.
+
+    Raises:
+        UserError: the file's weights do not fit its arguments, or a TorchScript archive has changed.
+    """
+    kind = description["kind"]
+    if kind == "torchscript":
+        return _load_torchscript(description, where)
+    if kind == "transformed":
+        side = description["side_info"]
+        model: nn.Module = TransformedModel(
+            build_model(description["old"], where=where),
+            None if side is None else build_model(side, where=where),
+            cast(FCTTransformation, build_model(description["transformation"], where=where)),
+        )
+        return model.eval()
+    build = {"backbone": build_backbone, "transformation": build_transformation}.get(kind)
+    if build is None:
+        raise UserError(f"{where}: the file holds an unknown kind of model, {kind!r}")
+    model = build(**description["arguments"])
+    try:
+        model.load_state_dict(description["state_dict"])
+    except RuntimeError as error:
+        raise UserError(
+            f"{where}: the file's weights do not fit its architecture ({str(error).splitlines()[0]})"
+        ) from None
+    return model.eval()
+
+
+def _load_torchscript(description: Description, where: str) -> nn.Module:
+    path = Path(description["path"])
+    if not path.is_file():
+        raise UserError(f"{where}: needs the TorchScript archive {path}, which is not there")
+    if sha256_of(path) != description["sha256"]:
+        raise UserError(f"{where}: the TorchScript archive {path} is not the one that was trained with")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return torch.jit.load(path, map_location="cpu").eval()
+
+
+def load_model(path: str | Path, *, where: str = "model") -> nn.Module:
+    """Load a model file, ours or TorchScript, in eval mode on the CPU.
+
+    Returns:
+        A `ResNet`, a transformation, a `TransformedModel` or a TorchScript module.
+
+    Raises:
+        UserError: see `read_description` and `build_model`.
+    """
+    return build_model(read_description(path, where=where), where=where)
