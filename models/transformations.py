@@ -4,13 +4,14 @@ The published networks are 1x1 convolutions on (N, C, 1, 1); here they are linea
 function and many times faster.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from utils.config import unknown_choice
 from utils.errors import UserError
+from utils.schema import TransformationArch
 
 
 class Transformed(NamedTuple):
@@ -107,3 +108,31 @@ def build_transformation(arch: str, **options: int) -> FCTTransformation:
     if "sigma_dim" in options and not issubclass(kind, FastFillTransformation):
         raise UserError(f"arch_params.sigma_dim: {arch} has no uncertainty; use fastfill or leave the key out")
     return kind(**options)
+
+
+def transformation_arguments(arch: TransformationArch, dims: dict[str, int]) -> dict[str, Any]:
+    """The arguments of `build_transformation`: what `arch_params` says, completed by the models' dimensions.
+
+    Args:
+        dims: embedding dimension of each frozen model: old, new and, if there is one, side_info.
+
+    Raises:
+        UserError: `arch_params` says another dimension than a model has.
+    """
+    has_side_info = "side_info" in dims
+    actual = {
+        "old_embedding_dim": dims["old"],
+        "new_embedding_dim": dims["new"],
+        "side_info_dim": dims["side_info"] if has_side_info else dims["old"],
+    }
+    for name, dim in actual.items():
+        stated = getattr(arch, name)
+        if stated is not None and stated != dim:
+            source = (
+                "the old embedding that stands in for it"
+                if name == "side_info_dim" and not has_side_info
+                else "the model"
+            )
+            raise UserError(f"arch_params.{name}: says {stated}, {source} has {dim}")
+    sigma = {} if arch.sigma_dim is None else {"sigma_dim": arch.sigma_dim}
+    return {"arch": arch.arch, **actual, "inner_dim": arch.inner_dim, **sigma}

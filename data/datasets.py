@@ -1,0 +1,67 @@
+"""The data sets that configs name, and how each is opened."""
+
+from dataclasses import dataclass
+
+from data.folder_images import FolderImages
+from data.folders import list_images
+from data.images import ImageSet, Unreadable
+from data.memory_images import MemoryImages
+from utils.distributed import World
+from utils.errors import UserError
+from utils.schema import DatasetParams
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """What a data set's name stands for."""
+
+    image_size: int
+    augmentation: str
+    in_memory: bool
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+
+PRESETS = {
+    "cifar100": Preset(image_size=224, augmentation="flip", in_memory=True),
+    "imagenet": Preset(image_size=224, augmentation="resized_crop_flip", in_memory=False),
+    "glyphs": Preset(image_size=32, augmentation="crop", in_memory=True),
+}
+
+
+def resolve_image_size(params: DatasetParams) -> int:
+    """Pixels a side of the images that the models see."""
+    return params.image_size or PRESETS[params.name].image_size
+
+
+def open_images(params: DatasetParams, split: str, world: World, *, seed: int, all_classes: bool = False) -> ImageSet:
+    """Open a split of the data set that `dataset_params` names.
+
+    Args:
+        split: "training" or "validation".
+        seed: of the shuffling and the augmentation.
+        all_classes: read every class, whatever `num_classes` says (evaluation always does).
+
+    Raises:
+        UserError: the layout is not there, a class is empty, too many images are unreadable, or the augmentation does
+            not go with the data set.
+    """
+    preset = PRESETS[params.name]
+    kind = MemoryImages if preset.in_memory else FolderImages
+    augmentation = params.augmentation or preset.augmentation
+    if augmentation not in kind.AUGMENTATIONS:
+        choices = ", ".join(kind.AUGMENTATIONS)
+        raise UserError(f"dataset_params.augmentation: {params.name} takes {choices}, not {augmentation}")
+    return kind(
+        list_images(params.data_root, split, None if all_classes else params.num_classes),
+        image_size=resolve_image_size(params),
+        augmentation=augmentation,
+        mean=preset.mean,
+        std=preset.std,
+        unreadable=Unreadable(params.max_unreadable),
+        num_workers=params.num_workers,
+        world=world,
+        seed=seed,
+    )

@@ -1,0 +1,92 @@
+"""Embedding files: `.npz`, or a folder of `.npy` files that are memory-mapped."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+from utils.files import atomic_path
+
+ARRAYS = ("embeddings", "ids", "labels", "sigma")
+
+
+@dataclass(frozen=True)
+class EmbeddingSet:
+    """Embeddings of n items.
+
+    `ids` tell the items apart, `labels` are their classes, `log_variance` is a transformation's uncertainty.
+    """
+
+    embeddings: torch.Tensor  # (n, d) float16 or float32
+    ids: torch.Tensor  # (n,) int64
+    labels: torch.Tensor | None = None  # (n,) int64
+    log_variance: torch.Tensor | None = None  # (n,) or (n, d)
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+
+def write_embeddings(path: str | Path, items: EmbeddingSet) -> None:
+    """Write an embedding file (.npz) atomically."""
+    arrays = {"embeddings": items.embeddings, "ids": items.ids, "labels": items.labels, "sigma": items.log_variance}
+    present = {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, allow_pickle=False, **present)
+
+
+def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
+    """Read an embedding file; ids left out are 0, 1, ..., n - 1.
+
+    Args:
+        where: the config key that names it, for error messages.
+
+    Raises:
+        UserError: no such file, not an embedding file, or arrays whose shapes or types do not fit.
+    """
+    path = Path(path)
+    arrays = _read_arrays(path, where)
+    if "embeddings" not in arrays:
+        raise UserError(f"{where}: {path} has no array `embeddings`")
+    embeddings = arrays["embeddings"]
+    if embeddings.ndim != 2 or embeddings.dtype not in (np.float16, np.float32):
+        raise UserError(
+            f"{where}: {path}: embeddings should be (n, d) float16 or float32, "
+            f"got {embeddings.shape} {embeddings.dtype}"
+        )
+    for name, array in arrays.items():
+        if len(array) != len(embeddings):
+            raise UserError(f"{where}: {path}: {name} has {len(array)} rows, embeddings {len(embeddings)}")
+        if name in ("ids", "labels") and (array.ndim != 1 or array.dtype.kind not in "iu"):
+            raise UserError(f"{where}: {path}: {name} should be (n,) whole numbers, got {array.shape} {array.dtype}")
+    if "sigma" in arrays and arrays["sigma"].dtype.kind != "f":
+        raise UserError(f"{where}: {path}: sigma should be floating point log variances")
+    labels, sigma = arrays.get("labels"), arrays.get("sigma")
+    return EmbeddingSet(
+        embeddings=_tensor(embeddings),
+        ids=_tensor(arrays["ids"].astype(np.int64)) if "ids" in arrays else torch.arange(len(embeddings)),
+        labels=None if labels is None else _tensor(labels.astype(np.int64)),
+        log_variance=None if sigma is None else _tensor(sigma.astype(np.float32)),
+    )
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    """A tensor on the array's own memory; a read-only memory map is mapped copy-on-write, so nothing is written."""
+    return torch.from_numpy(array)
+
+
+def _read_arrays(path: Path, where: str) -> dict[str, np.ndarray]:
+    try:
+        if path.is_dir():
+            files = {name: path / f"{name}.npy" for name in ARRAYS}
+            return {name: np.load(file, mmap_mode="c") for name, file in files.items() if file.exists()}
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array")
+            return {name: archive[name] for name in ARRAYS if name in archive}
+    except FileNotFoundError:
+        raise UserError(f"{where}: there is no embedding file {path}") from None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{where}: {path} is no embedding file (.npz or a folder of .npy): {error}") from None

@@ -1,0 +1,196 @@
+"""ILSVRC2012 in the project's layout: class folders linked where they exist, made from the official files where not.
+
+The source is a folder. Training images: `train/` or `training/` with class folders, or ILSVRC2012_img_train.tar.
+Validation images: `val/` or `validation/` with class folders; or flat images there or in ILSVRC2012_img_val.tar, and
+their labels beside: the official devkit, Kaggle's LOC_val_solution.csv or validation_labels.txt, lines `FILE WNID`.
+"""
+
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
+
+from data.folders import SUFFIXES
+from data.matlab import read_struct_array
+from utils.errors import UserError
+
+FOLDERS = {"training": ("train", "training"), "validation": ("val", "validation")}
+TRAINING_TAR = "ILSVRC2012_img_train.tar"
+VALIDATION_TAR = "ILSVRC2012_img_val.tar"
+DEVKIT_TAR = "ILSVRC2012_devkit_t12.tar.gz"
+LABEL_FILES = ("LOC_val_solution.csv", "validation_labels.txt")
+
+
+def lay_out(folder: Path, source: Path | None) -> dict[str, int]:
+    """Fill `folder` with `training/WNID/*` and `validation/WNID/*`, links into `source` where its layout allows.
+
+    Returns:
+        The images of each split.
+
+    Raises:
+        UserError: `source` lacks a split or the labels of flat validation images, or a file in it is damaged.
+    """
+    if source is None:
+        raise UserError("--source: ImageNet has to be fetched by hand (image-net.org); name the folder that holds it")
+    source = source.resolve()
+    if not source.is_dir():
+        raise UserError(f"--source: there is no folder {source}")
+    origins = {
+        "training": _find(source, "training", TRAINING_TAR),
+        "validation": _find(source, "validation", VALIDATION_TAR),
+    }
+    labels = None if _has_classes(origins["validation"]) else _read_labels(source)
+    for split, origin in origins.items():
+        if _has_classes(origin):
+            (folder / split).symlink_to(origin, target_is_directory=True)
+        elif labels is None or split == "training":
+            _extract_classes(origin, folder / split)
+        elif origin.is_dir():
+            _link_images(origin, folder / split, labels)
+        else:
+            _extract_images(origin, folder / split, labels)
+    return {split: _count_images(folder / split, origins[split]) for split in origins}
+
+
+def _find(source: Path, split: str, tar: str) -> Path:
+    """The folder or the tar file that holds a split."""
+    candidates = [source / name for name in FOLDERS[split]]
+    for folder in candidates:
+        if folder.is_dir() and (_has_classes(folder) or (split == "validation" and any(_images(folder)))):
+            return folder
+    if (source / tar).is_file():
+        return source / tar
+    names = " or ".join(f"`{name}`" for name in FOLDERS[split])
+    raise UserError(f"--source: {source} has neither a folder {names} with class folders nor {tar}")
+
+
+def _has_classes(origin: Path) -> bool:
+    return origin.is_dir() and any(entry.is_dir() for entry in origin.iterdir())
+
+
+def _images(folder: Path) -> Iterator[Path]:
+    return (entry for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES)
+
+
+def _count_images(folder: Path, origin: Path) -> int:
+    """The images under the class folders of a split, each of which must have one."""
+    total = 0
+    for entry in tqdm(sorted(folder.iterdir()), f"{folder.name}: counting", unit=" classes"):
+        if entry.is_dir():
+            count = sum(1 for _ in _images(entry))
+            if count == 0:
+                raise UserError(f"--source: {origin}: the class `{entry.name}` has no image")
+            total += count
+    return total
+
+
+def _read_labels(source: Path) -> dict[str, str]:
+    """The class of each validation image: stem of the file name -> WordNet id."""
+    for name in LABEL_FILES:
+        if (source / name).is_file():
+            return _read_label_file(source / name)
+    if (source / DEVKIT_TAR).is_file():
+        return _read_devkit(source / DEVKIT_TAR)
+    raise UserError(
+        f"--source: the validation images of {source} are in one flat folder and their classes are not given;\n"
+        f"add {DEVKIT_TAR}, {LABEL_FILES[0]} (Kaggle) or {LABEL_FILES[1]} (lines `FILE WNID`)"
+    )
+
+
+def _read_label_file(path: Path) -> dict[str, str]:
+    """Lines `FILE WNID ...` or `FILE,WNID ...`; FILE may lack its suffix, and Kaggle's heading is skipped."""
+    labels = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+        words = line.replace(",", " ").split()
+        if not words or words[0] == "ImageId":
+            continue
+        if len(words) < 2 or not _is_wnid(words[1]):
+            raise UserError(f"{path}, line {number}: should be `FILE WNID`, got `{line[:80]}`")
+        labels[PurePosixPath(words[0]).stem] = words[1]
+    return labels
+
+
+def _is_wnid(word: str) -> bool:
+    return len(word) == 9 and word[0] == "n" and word[1:].isdecimal()
+
+
+def _read_devkit(path: Path) -> dict[str, str]:
+    """The devkit numbers the classes (meta.mat) and lists the class number of validation image 1, 2, ..."""
+    contents = {}
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                name = PurePosixPath(member.name).name
+                if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and member.isfile():
+                    contents[name] = archive.extractfile(member).read()  # type: ignore[union-attr]  # it is a file
+        synsets = read_struct_array(contents["meta.mat"])
+        wnids = {int(synset["ILSVRC2012_ID"][0]): str(synset["WNID"]) for synset in synsets}
+        numbers = [int(line) for line in contents["ILSVRC2012_validation_ground_truth.txt"].split()]
+        if not all(_is_wnid(wnid) for wnid in wnids.values()):
+            raise ValueError("its meta.mat names classes that are no WordNet ids")
+        return {f"ILSVRC2012_val_{index:08d}": wnids[number] for index, number in enumerate(numbers, start=1)}
+    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise UserError(f"{path}: cannot be read as the ILSVRC2012 devkit ({error})") from None
+
+
+def _link_images(origin: Path, folder: Path, labels: dict[str, str]) -> None:
+    """Sort flat images into class folders, as links."""
+    for image in tqdm(sorted(_images(origin)), "validation", unit=" images"):
+        (_class_folder(folder, image.name, labels) / image.name).symlink_to(image)
+
+
+def _extract_images(origin: Path, folder: Path, labels: dict[str, str]) -> None:
+    """Sort the images of a flat tar file into class folders."""
+    with _open_tar(origin) as archive:
+        for member in tqdm(archive, "validation", total=len(labels), unit=" images"):
+            if _is_image(member):
+                _extract(archive, member, _class_folder(folder, PurePosixPath(member.name).name, labels))
+
+
+def _extract_classes(origin: Path, folder: Path) -> None:
+    """Unpack a tar file that holds one WNID.tar of images a class."""
+    with (
+        _open_tar(origin) as archive,
+        tqdm(total=origin.stat().st_size, desc="training", unit="B", unit_scale=True) as bar,
+    ):
+        for member in archive:
+            name = PurePosixPath(member.name)
+            file = archive.extractfile(member) if name.suffix == ".tar" else None
+            if file is not None:
+                if not _is_wnid(name.stem):
+                    raise UserError(f"{origin}: should hold one WNID.tar a class, holds `{member.name}`")
+                (folder / name.stem).mkdir(parents=True)
+                with tarfile.open(fileobj=file) as images:
+                    for image in filter(_is_image, images):
+                        _extract(images, image, folder / name.stem)
+            bar.update(archive.fileobj.tell() - bar.n if archive.fileobj else 0)
+
+
+@contextmanager
+def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar file; damage found anywhere in the block is the user's to mend."""
+    try:
+        with tarfile.open(path) as archive:
+            yield archive
+    except (tarfile.TarError, EOFError) as error:
+        raise UserError(f"{path}: is damaged or no tar file ({error})") from None
+
+
+def _is_image(member: tarfile.TarInfo) -> bool:
+    return member.isfile() and PurePosixPath(member.name).suffix.lower() in SUFFIXES
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Extract a file straight into `folder`, whatever folders its name has."""
+    archive.extract(member.replace(name=PurePosixPath(member.name).name, deep=False), folder, filter="data")
+
+
+def _class_folder(folder: Path, image: str, labels: dict[str, str]) -> Path:
+    stem = PurePosixPath(image).stem
+    if stem not in labels:
+        raise UserError(f"--source: the labels of the validation images do not name {image}")
+    path = folder / labels[stem]
+    path.mkdir(parents=True, exist_ok=True)
+    return path

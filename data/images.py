@@ -1,0 +1,75 @@
+"""What a set of labelled images gives: normalised batches on the device, each process its own share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+
+from utils.distributed import World
+from utils.errors import UserError
+from utils.seeds import generator
+
+
+class Batch(NamedTuple):
+    """Images of one process's share of a step."""
+
+    images: torch.Tensor  # (B, 3, H, W) float32, normalised, channels last, on the device
+    labels: torch.Tensor  # (B,) int64, on the device
+    indices: torch.Tensor  # (B,) int64, on the CPU: positions in the image list
+
+
+class ImageSet(Protocol):
+    """The images of one split."""
+
+    labels: torch.Tensor  # (n,) int64, on the CPU
+    num_views: int | None  # of the training transform; None where they are too many to enumerate
+
+    def __len__(self) -> int:
+        """The number of images listed, n."""
+
+    def training_batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
+        """This process's share of an epoch: every image once, shuffled globally, in random views.
+
+        A function of (seed, epoch) alone. The last global batch is left out where it is not full.
+        """
+
+    def view_batches(self, view: int, batch_size: int) -> Iterator[Batch]:
+        """This process's share of all images in order, in a certain view; 0 is the evaluation transform."""
+
+
+class Unreadable:
+    """The images of a set that could not be decoded: each is named once, and too many of them stop the run."""
+
+    def __init__(self, max_share: float) -> None:
+        self.max_share = max_share
+        self.paths: set[Path] = set()
+
+    def report(self, path: Path, total: int) -> None:
+        """Name an unreadable image of `total`.
+
+        Raises:
+            UserError: more than the allowed share of the set is unreadable.
+        """
+        if path in self.paths:
+            return
+        self.paths.add(path)
+        print(f"unreadable image, left out ({len(self.paths)} of {total} so far): {path}", flush=True)
+        if len(self.paths) > self.max_share * total:
+            raise UserError(
+                f"{path}: {len(self.paths)} of {total} images are unreadable, more than the share of "
+                f"{self.max_share:g} that dataset_params.max_unreadable allows"
+            )
+
+
+def shuffled_batches(count: int, batch_size: int, world: World, *, seed: int, epoch: int) -> list[torch.Tensor]:
+    """This process's shares of an epoch's global batches: a list of index tensors, a function of (seed, epoch).
+
+    A last batch that is not full is left out, unless it is the only one.
+    """
+    world.local_batch(batch_size)
+    order = torch.randperm(count, generator=generator(seed, epoch, 0))
+    batches = list(order.split(batch_size))
+    if len(batches) > 1 and len(batches[-1]) < batch_size:
+        batches.pop()
+    return [batch[world.share(len(batch))] for batch in batches]

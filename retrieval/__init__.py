@@ -1,0 +1,21 @@
+"""The evaluator: exact CMC and mAP, and whole backfilling curves, of (n, d) embeddings. It knows tensors only.
+
+metrics = evaluate(embeddings, embeddings, labels)                        # same items: a query never retrieves itself
+order = backfilling_order("distance", transformed=h_old, new=new)
+curves = backfilling_curve(new, h_old, new, labels, orders={"distance": order}, cutoffs=cutoffs(len(new), 20))
+curves["distance"].auc.to_json()
+"""
+
+from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
+from retrieval.orders import ORDERS, backfilling_order
+from retrieval.results import BackfillingCurve, RetrievalMetrics
+
+__all__ = [
+    "ORDERS",
+    "BackfillingCurve",
+    "RetrievalMetrics",
+    "backfilling_curve",
+    "backfilling_order",
+    "cutoffs",
+    "evaluate",
+]

@@ -1,0 +1,102 @@
+"""Distances from chunks of queries to the gallery: squared, in float32, without cancellation error."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from utils.config import unknown_choice
+from utils.errors import UserError
+
+DISTANCES = ("l2", "cosine")
+
+# |q|^2 + |g|^2 - 2qg in float64 is off by about 1e-15 of its terms. Where the result is under this share of them, less
+# than half a float32 digit of it would be sure in the worst case, and it is computed again from the differences.
+NEAR = 1e-6
+# Unit vectors of the same direction differ by rounding in float64; squared, by less than this.
+SAME_DIRECTION = 1e-28
+REFINED_ELEMENTS = 2**21  # (pairs x dimensions) computed again at a time
+
+
+def check_distance(distance: str) -> None:
+    """Raise a UserError unless `distance` is one of DISTANCES."""
+    if distance not in DISTANCES:
+        raise UserError(unknown_choice("distance", distance, DISTANCES))
+
+
+@dataclass(frozen=True)
+class DistanceTable:
+    """The distances from every query to every gallery item in each of its S embeddings, computed row by row.
+
+    They are squared L2 distances up to one power of two, or 2 (1 - cosine): what ranks alike. Each is computed in
+    float64 and rounded to float32 once, so distances that differ by less than that are ties, whichever device or chunk
+    they come from. Equal embeddings are one column of the matrix product, so their distances are equal to the last bit.
+    """
+
+    queries: Tensor  # (n_q, d) float64
+    query_squares: Tensor  # (n_q,)
+    points: Tensor  # (m, d) float64: the gallery's distinct embeddings
+    point_squares: Tensor  # (m,)
+    columns: Tensor | None  # (S * n_g,) the point of each embedding; None where that is the identity
+    sources: int  # S
+    floor: float  # distances below are rounding only
+
+    def rows(self, index: Tensor) -> Tensor:
+        """The distances of the queries `index` (c,) -> (c, S, n_g) float32."""
+        queries, squares = self.queries[index], self.query_squares[index, None]
+        table = torch.addmm(self.point_squares, queries, self.points.T, alpha=-2).add_(squares)  # (c, m)
+        # The cheap bound of a row first, then that of the pair.
+        pairs = (table < NEAR * (squares + self.point_squares.max())).nonzero()
+        row, column = pairs.unbind(1)
+        pairs = pairs[table[row, column] < NEAR * (squares[row, 0] + self.point_squares[column])]
+        for part in pairs.split(max(1, REFINED_ELEMENTS // queries.shape[1])):
+            row, column = part.unbind(1)
+            exact = (queries[row] - self.points[column]).square().sum(1)
+            table[row, column] = exact.clamp_(min=self.floor)
+        table = table.float()
+        if self.columns is not None:
+            table = table.index_select(1, self.columns)
+        return table.view(len(index), self.sources, -1)
+
+
+def distance_table(query: Tensor, galleries: Sequence[Tensor], distance: str) -> DistanceTable:
+    """Prepare the distances from `query` (n_q, d) to S embeddings, each (n_g, d), of the same gallery items."""
+    queries, rows = query.double(), torch.cat([gallery.double() for gallery in galleries])
+    if distance == "cosine":
+        queries, rows = unit(queries), unit(rows)
+    else:
+        queries, rows = _centred(queries, rows)
+    points, columns = rows.unique(dim=0, return_inverse=True)
+    if len(points) == len(rows):  # all distinct, as most galleries are: their own order needs no look-up
+        points, columns = rows, None
+    return DistanceTable(
+        queries=queries,
+        query_squares=_squares(queries, distance),
+        points=points,
+        point_squares=_squares(points, distance),
+        columns=columns,
+        sources=len(galleries),
+        floor=SAME_DIRECTION if distance == "cosine" else 0.0,
+    )
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(n, d) -> (n, d) of length 1; a zero vector stays zero, and its cosine with anything is 0."""
+    largest = vectors.abs().amax(1, keepdim=True)
+    vectors = vectors / torch.where(largest > 0, largest, 1)  # or the squares of tiny values would vanish
+    return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def _squares(vectors: Tensor, distance: str) -> Tensor:
+    """What makes squares_q + squares_g - 2qg the distance: |v|^2, or for cosine 1, also where a vector is zero."""
+    return torch.ones_like(vectors[:, 0]) if distance == "cosine" else vectors.square().sum(1)
+
+
+def _centred(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Take the gallery's mean from both, and a power of two (exact), so that squares stay in float32's range."""
+    mean = rows.mean(0)
+    queries, rows = queries - mean, rows - mean
+    largest = torch.maximum(queries.abs().amax(), rows.abs().amax())
+    _, exponent = torch.frexp(largest)
+    return torch.ldexp(queries, -exponent), torch.ldexp(rows, -exponent)

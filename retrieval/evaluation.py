@@ -1,0 +1,239 @@
+"""The two public calls: the metrics of one gallery, and the curves of a gallery while it is backfilled."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from retrieval.distances import DistanceTable, check_distance, distance_table
+from retrieval.engine import Ranking, Relevance, rank_queries, relevance
+from retrieval.metrics import cmc
+from retrieval.results import BackfillingCurve, RetrievalMetrics
+from retrieval.validation import (
+    as_integers,
+    check_cutoffs,
+    check_distinct,
+    check_embeddings,
+    check_orders,
+    check_same_items,
+    check_top_k,
+)
+from utils.distributed import World
+from utils.errors import UserError
+
+Progress = Callable[[int], None]
+
+
+def evaluate(
+    query: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor | None = None,
+    *,
+    query_ids: Tensor | None = None,
+    gallery_ids: Tensor | None = None,
+    distance: str = "l2",
+    top_k: Sequence[int] = (1, 5),
+    compute_map: bool = True,
+    world: World = World(),  # noqa: B008 (frozen)
+    progress: Progress | None = None,
+) -> RetrievalMetrics:
+    """CMC top-k and mAP of `query` against `gallery`.
+
+    An item never retrieves itself. Queries and gallery are the same items in the same order, unless ids say otherwise.
+    A query without a relevant item (one of its label, other than itself) is skipped and counted.
+
+    Ties do not depend on the gallery's order: CMC counts an irrelevant item as near as a relevant one before it, and
+    AP groups items at equal distances, as scikit-learn does. Distances are rounded to float32 once.
+
+    Args:
+        query: embeddings (n_q, d), float16 or float32, on any device.
+        gallery: embeddings (n_g, d), on the same device.
+        query_labels: (n_q,) integers.
+        gallery_labels: (n_g,) integers; those of the queries if left out.
+        query_ids: (n_q,) distinct integers.
+        gallery_ids: (n_g,) distinct integers; those of the queries if left out.
+        distance: `l2` on the embeddings as they are, or `cosine`.
+        top_k: the k of CMC top-k.
+        compute_map: mAP is None if false.
+        world: the processes, each of which calls this with the same tensors; they share the queries, and all get the
+            same figures, whatever their number.
+        progress: called with the number of this process's queries that are done, up to its `world.share(n_q)`.
+
+    Raises:
+        UserError: embeddings that are not finite, shapes that do not fit together, ids that occur twice, an empty set,
+            an unknown distance, or no query with a relevant item.
+    """
+    check_distance(distance)
+    check_top_k(top_k)
+    check_embeddings(query=query, gallery=gallery)
+    relevant = _relevance(query, gallery, query_labels, gallery_labels, query_ids, gallery_ids)
+    table = distance_table(query, [gallery], distance)
+    unused = {"": query.new_zeros(len(gallery), dtype=torch.int64)}  # with one embedding an item there is no order
+    ranking = _rank(table, relevant, unused, 1, compute_map, world, progress)[""]
+    return _points(ranking, len(query), len(gallery), distance, top_k)[0]
+
+
+def backfilling_curve(
+    query: Tensor,
+    transformed: Tensor,
+    new: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor | None = None,
+    *,
+    orders: Mapping[str, Tensor],
+    cutoffs: Sequence[int],
+    query_ids: Tensor | None = None,
+    gallery_ids: Tensor | None = None,
+    distance: str = "l2",
+    top_k: Sequence[int] = (1, 5),
+    compute_map: bool = True,
+    world: World = World(),  # noqa: B008 (frozen)
+    progress: Progress | None = None,
+) -> dict[str, BackfillingCurve]:
+    """The metrics at each cut-off of each backfilling order, all from one computation of the distances.
+
+    At cut-off c the first c items of the order hold their embedding in `new`, the others that in `transformed`. Each
+    point is what `evaluate` gives on that mixed gallery; the arguments that both have mean the same.
+
+    Args:
+        query: the new model's embeddings of the queries, (n_q, d).
+        transformed: h(old) of the gallery items, (n_g, d).
+        new: the new model's embeddings of the gallery items, (n_g, d).
+        orders: name -> permutation (n_g,) of the gallery items, the first to backfill first.
+        cutoffs: rising numbers of items, from 0 to n_g, as `cutoffs` gives.
+
+    Returns:
+        A curve for each order, by its name.
+
+    Raises:
+        UserError: as `evaluate`; also an order that is no permutation, or cut-offs that do not rise within 0 .. n_g.
+    """
+    check_distance(distance)
+    check_top_k(top_k)
+    check_embeddings(query=query, transformed=transformed, new=new)
+    check_same_items(new=new, transformed=transformed)
+    check_orders(orders, len(new))
+    check_cutoffs(cutoffs, len(new))
+    relevant = _relevance(query, new, query_labels, gallery_labels, query_ids, gallery_ids)
+    table = distance_table(query, [transformed, new], distance)
+    blocks = {name: _blocks(order.to(new.device), cutoffs) for name, order in orders.items()}
+    rankings = _rank(table, relevant, blocks, len(cutoffs), compute_map, world, progress)
+    curves = {}
+    for name, ranking in rankings.items():
+        points = _points(ranking, len(query), len(new), distance, top_k)
+        first = points[0]
+        curves[name] = BackfillingCurve(
+            first.num_queries, first.num_skipped, first.num_gallery, distance, tuple(cutoffs), points
+        )
+    return curves
+
+
+def cutoffs(n: int, backfilling: int) -> list[int]:
+    """The B + 2 cut-offs of a curve over n items: c_i = floor(i * n / (B + 1)), i = 0 .. B + 1.
+
+    >>> cutoffs(10, backfilling=2)
+    [0, 3, 6, 10]
+    """
+    if backfilling < 0:
+        raise UserError(f"backfilling: should be 0 or more points between the ends, got {backfilling}")
+    return [i * n // (backfilling + 1) for i in range(backfilling + 2)]
+
+
+def _relevance(
+    query: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor | None,
+    query_ids: Tensor | None,
+    gallery_ids: Tensor | None,
+) -> Relevance:
+    """Check labels and ids, apply their defaults, and find the relevant items of each query."""
+    query_labels = as_integers("query_labels", query_labels, query)
+    if gallery_labels is None and len(query) != len(gallery):
+        raise UserError(
+            f"gallery_labels: should be given, since there are {len(query)} queries and {len(gallery)} gallery items"
+        )
+    gallery_labels = query_labels if gallery_labels is None else as_integers("gallery_labels", gallery_labels, gallery)
+    self_item = _self_items(query, gallery, query_ids, gallery_ids)
+    relevant = relevance(query_labels, gallery_labels, self_item)
+    if not relevant.count.any():
+        raise UserError(f"labels: none of the {len(query)} queries has an item of its label in the gallery but itself")
+    return relevant
+
+
+def _self_items(query: Tensor, gallery: Tensor, query_ids: Tensor | None, gallery_ids: Tensor | None) -> Tensor:
+    """The gallery item that each query is, (n_q,), -1 where it is none."""
+    if query_ids is not None:
+        query_ids = as_integers("query_ids", query_ids, query)
+        check_distinct("query_ids", query_ids)
+    if gallery_ids is None:
+        if len(query) != len(gallery):
+            raise UserError(
+                f"query_ids and gallery_ids: should be given, since there are {len(query)} queries "
+                f"and {len(gallery)} gallery items"
+            )
+        return torch.arange(len(query), device=query.device)
+    if query_ids is None:
+        raise UserError("query_ids: should be given along with gallery_ids")
+    gallery_ids = as_integers("gallery_ids", gallery_ids, gallery)
+    check_distinct("gallery_ids", gallery_ids)
+    ordered, item = gallery_ids.sort()
+    place = torch.searchsorted(ordered, query_ids).clamp(max=len(ordered) - 1)
+    return torch.where(ordered[place] == query_ids, item[place], -1)
+
+
+def _blocks(order: Tensor, cutoffs: Sequence[int]) -> Tensor:
+    """For each item (n,) the first cut-off at which its new embedding stands; len(cutoffs) if at none."""
+    position = torch.empty_like(order, dtype=torch.int64)
+    position[order] = torch.arange(len(order), device=order.device)
+    return torch.searchsorted(torch.tensor(cutoffs, device=order.device), position, right=True)
+
+
+def _rank(
+    table: DistanceTable,
+    relevant: Relevance,
+    blocks: Mapping[str, Tensor],
+    points: int,
+    compute_map: bool,
+    world: World,
+    progress: Progress | None,
+) -> dict[str, Ranking]:
+    """Rank this process's share of the queries and gather those of all, in the order of the queries.
+
+    Figures are computed from what is gathered, so they are the same to the last bit for any number of processes.
+    """
+    share = world.share(len(relevant.count))
+    (mine,) = (relevant.count[share] > 0).nonzero(as_tuple=True)
+    skipped = share.stop - share.start - len(mine)
+    report = None if progress is None else lambda done: progress(skipped + done)
+    local = rank_queries(table, relevant, mine + share.start, blocks, points, compute_map, report)
+    return {
+        name: Ranking(
+            world.gather_rows(ranking.first_ranks.to(world.device)),
+            None
+            if ranking.average_precisions is None
+            else world.gather_rows(ranking.average_precisions.to(world.device)),
+        )
+        for name, ranking in local.items()
+    }
+
+
+def _points(
+    ranking: Ranking, num_queries: int, num_gallery: int, distance: str, top_k: Sequence[int]
+) -> tuple[RetrievalMetrics, ...]:
+    """The metrics at each point, from the ranking of all queries."""
+    evaluated, points = ranking.first_ranks.shape
+    shares = {k: cmc(ranking.first_ranks, k).tolist() for k in top_k}
+    means = None if ranking.average_precisions is None else ranking.average_precisions.mean(0).tolist()
+    return tuple(
+        RetrievalMetrics(
+            num_queries=evaluated,
+            num_skipped=num_queries - evaluated,
+            num_gallery=num_gallery,
+            distance_metric=distance,
+            cmc={k: share[point] for k, share in shares.items()},
+            mean_average_precision=None if means is None else means[point],
+        )
+        for point in range(points)
+    )

@@ -1,0 +1,88 @@
+"""Checks of what the evaluator is given: each a UserError of one line, before any work."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+
+def check_embeddings(**sets: Tensor) -> None:
+    """Check that the embeddings, by name, are finite, not empty and (n, d) with one d.
+
+    Raises:
+        UserError: naming the set, and the number of bad rows and the first of them if some are not finite.
+    """
+    first, reference = next(iter(sets.items()))
+    for name, embeddings in sets.items():
+        if embeddings.dim() != 2:
+            raise UserError(f"{name}: embeddings should be (n, d), got {tuple(embeddings.shape)}")
+        if not embeddings.numel():
+            raise UserError(f"{name}: the set of embeddings is empty, {tuple(embeddings.shape)}")
+        if embeddings.shape[1] != reference.shape[1]:
+            raise UserError(
+                f"{name}: embeddings are {embeddings.shape[1]}-dimensional, but those of {first} {reference.shape[1]}"
+            )
+        if embeddings.device != reference.device:
+            raise UserError(
+                f"{name}: embeddings are on {embeddings.device}, but those of {first} on {reference.device}"
+            )
+        check_finite(name, embeddings)
+
+
+def check_finite(name: str, rows: Tensor) -> None:
+    """Raise a UserError if a row of `rows` (n, d) holds NaN or an infinity."""
+    bad = (~torch.isfinite(rows)).any(1).nonzero()
+    if len(bad):
+        raise UserError(f"{name}: {len(bad)} of {len(rows)} rows hold NaN or infinity, the first is row {int(bad[0])}")
+
+
+def check_same_items(**sets: Tensor) -> None:
+    """Raise a UserError unless all sets, by name, have the same number of rows."""
+    (first, reference), *others = sets.items()
+    for name, rows in others:
+        if len(rows) != len(reference):
+            raise UserError(
+                f"{name}: has {len(rows)} rows, but {first} {len(reference)}; they should be the same items"
+            )
+
+
+def as_integers(name: str, values: Tensor, embeddings: Tensor) -> Tensor:
+    """Labels or ids (n,), checked to be one whole number for each of `embeddings`, as int64 on their device."""
+    if values.shape != embeddings.shape[:1]:
+        raise UserError(f"{name}: should be ({len(embeddings)},), one an embedding, got {tuple(values.shape)}")
+    if values.is_floating_point() or values.is_complex():
+        raise UserError(f"{name}: should be whole numbers, got {values.dtype}")
+    return values.to(embeddings.device, torch.int64)
+
+
+def check_distinct(name: str, ids: Tensor) -> None:
+    """Raise a UserError if an id occurs twice."""
+    values, counts = ids.unique(return_counts=True)
+    if len(values) < len(ids):
+        twice = values[counts > 1]
+        raise UserError(f"{name}: {len(twice)} ids occur more than once, the first is {int(twice[0])}")
+
+
+def check_orders(orders: Mapping[str, Tensor], n: int) -> None:
+    """Raise a UserError unless there are orders and each is a permutation of 0 .. n-1."""
+    if not orders:
+        raise UserError("orders: there is none to draw a backfilling curve for")
+    for name, order in orders.items():
+        whole = not order.is_floating_point() and order.shape == (n,)
+        if not whole or not torch.equal(order.sort().values.long().cpu(), torch.arange(n)):
+            raise UserError(f"order `{name}`: is no permutation of the {n} gallery items")
+
+
+def check_cutoffs(cutoffs: Sequence[int], n: int) -> None:
+    """Raise a UserError unless the cut-offs rise, within 0 .. n."""
+    steps = [0, *cutoffs, n]
+    if not cutoffs or any(after < before for before, after in zip(steps[:-1], steps[1:], strict=True)):
+        raise UserError(f"cut-offs: should rise from 0 or more to {n} or less, got {list(cutoffs)}")
+
+
+def check_top_k(top_k: Sequence[int]) -> None:
+    """Raise a UserError unless every k is at least 1."""
+    if any(k < 1 for k in top_k):
+        raise UserError(f"top_k: should be 1 or more each, got {list(top_k)}")

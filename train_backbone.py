@@ -1,0 +1,48 @@
+"""Train an embedding model: the old one on some of the classes, the new one on all (FCT, FastFill).
+
+python train_backbone.py --config configs/cifar100_backbone_old.yaml [optimizer_params.lr=0.5 ...]
+torchrun --nproc_per_node=8 train_backbone.py --config configs/imagenet_backbone_new.yaml
+"""
+
+import argparse
+
+import torch
+
+from data.datasets import open_images
+from models.model_files import describe_backbone, save_model
+from models.resnet import build_backbone
+from trainers.backbone import train_backbone
+from utils.config import load_config, to_dict
+from utils.distributed import process_group
+from utils.errors import UserError, run_script
+from utils.runs import Run
+from utils.schema import BackboneConfig
+
+
+def main() -> None:
+    config = load_config(BackboneConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    with process_group() as world:
+        world.local_batch(config.dataset_params.batch_size)
+        torch.manual_seed(config.seed)
+        arguments = to_dict(config.arch_params)
+        model = build_backbone(**arguments)
+        training = open_images(config.dataset_params, "training", world, seed=config.seed)
+        validation = open_images(config.dataset_params, "validation", world, seed=config.seed)
+        classes = int(training.labels.max()) + 1
+        if classes > config.arch_params.num_classes:
+            raise UserError(
+                f"arch_params.num_classes: the classifier has {config.arch_params.num_classes} outputs, "
+                f"the training set {classes} classes"
+            )
+        run = Run(config.output_model_path, config, world)
+        train_backbone(model, config, training, validation, run, world)
+        if world.is_main:
+            save_model(
+                config.output_model_path, describe_backbone(model, arguments), config=to_dict(config), seed=config.seed
+            )
+            print(f"model: {config.output_model_path}")
+        run.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,77 @@
+"""Train a transformation from old embeddings to the space of a new model (FCT, FastFill).
+
+python train_transformation.py --config configs/cifar100_fastfill_transformation.yaml [optimizer_params.lr=1e-3 ...]
+torchrun --nproc_per_node=8 train_transformation.py --config configs/imagenet_fct_transformation.yaml
+"""
+
+import argparse
+
+import torch
+
+from data.datasets import open_images, resolve_image_size
+from models.model_files import (
+    build_model,
+    describe_transformation,
+    describe_transformed,
+    read_description,
+    save_model,
+)
+from models.transformations import build_transformation, transformation_arguments
+from trainers.extraction import embedding_dim, freeze
+from trainers.objectives import build_objective
+from trainers.pairs import build_pairs
+from trainers.transformation import train_transformation
+from utils.config import check_inputs, load_config, to_dict
+from utils.distributed import process_group
+from utils.errors import run_script
+from utils.runs import Run
+from utils.schema import TransformationConfig
+
+
+def main() -> None:
+    config = load_config(TransformationConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    check_inputs(config)
+    with process_group() as world:
+        # The frozen models, by role: old, new and, if there is one, side_info.
+        model_paths = {"old": config.old_model_path, "new": config.new_model_path}
+        if config.side_info_model_path is not None:
+            model_paths["side_info"] = config.side_info_model_path
+        needs_classifier = config.objective_params.discriminative_loss is not None
+        descriptions = {
+            role: read_description(
+                path, where=f"{role}_model_path", torchscript=not (role == "new" and needs_classifier)
+            )
+            for role, path in model_paths.items()
+        }
+        models = {
+            role: freeze(build_model(description, where=f"{role}_model_path"), world)
+            for role, description in descriptions.items()
+        }
+        image_size = resolve_image_size(config.dataset_params)
+        dims = {role: embedding_dim(model, image_size, world) for role, model in models.items()}
+
+        torch.manual_seed(config.seed)
+        arguments = transformation_arguments(config.arch_params, dims)
+        transformation = build_transformation(**arguments)
+        objective = build_objective(config.objective_params, models["new"], transformation)
+        images = open_images(config.dataset_params, "training", world, seed=config.seed)
+        objective.check_labels(images.labels)
+        pairs = build_pairs(models, images, config, world)
+
+        run = Run(config.output_transformation_path, config, world)
+        train_transformation(transformation, objective, config, pairs, run, world)
+        if world.is_main:
+            trained = describe_transformation(transformation, arguments)
+            transformed = describe_transformed(descriptions["old"], descriptions.get("side_info"), trained)
+            for path, description in (
+                (config.output_transformation_path, trained),
+                (config.output_transformed_old_model_path, transformed),
+            ):
+                save_model(path, description, config=to_dict(config), seed=config.seed)
+            print(f"transformation: {config.output_transformation_path}")
+            print(f"transformed old model: {config.output_transformed_old_model_path}")
+        run.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)

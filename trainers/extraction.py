@@ -1,0 +1,112 @@
+"""Running frozen models over a set of images."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from data.datasets import open_images
+from data.embeddings import EmbeddingSet
+from data.images import ImageSet
+from models.embedding import embed
+from models.model_files import load_model
+from models.transformations import Transformed
+from utils.distributed import World
+from utils.precision import autocast, resolve_precision
+from utils.schema import EvalConfig, Precision
+
+
+def freeze(model: nn.Module, world: World) -> nn.Module:
+    """Put a model on the device, in eval mode, without gradients."""
+    return model.to(world.device).eval().requires_grad_(False)
+
+
+def embedding_dim(model: nn.Module, image_size: int, world: World) -> int:
+    """The dimension of a frozen model's embedding."""
+    with torch.inference_mode():
+        return embed(model, torch.zeros(1, 3, image_size, image_size, device=world.device)).embedding.shape[1]
+
+
+def embed_images(
+    models: Mapping[str, nn.Module],
+    images: ImageSet,
+    view: int,
+    *,
+    batch_size: int,
+    precision: Precision,
+    world: World,
+    title: str,
+) -> tuple[dict[str, Transformed], torch.Tensor]:
+    """Embed a view of every image with every model, each process its share; all get all.
+
+    Args:
+        models: name -> frozen model, on the device. Models that are the same object run once.
+        view: see `ImageSet.view_batches`.
+        batch_size: over all processes.
+        title: of the progress bar.
+
+    Returns:
+        name -> embeddings (m, d) float32 with log variance (m, s) or None, and the positions (m,) in the image list of
+        the m readable images.
+    """
+    resolved = resolve_precision(precision, world.device)
+    distinct = {id(model): model for model in models.values()}
+    outputs: dict[int, list[Transformed]] = {key: [] for key in distinct}
+    indices = []
+    local_batch = world.local_batch(batch_size)
+    total = len(range(len(images))[world.share(len(images))])
+    with (
+        torch.inference_mode(),
+        autocast(resolved, world.device),
+        tqdm(total=total, desc=title, unit="img", leave=False, disable=None if world.is_main else True) as bar,
+    ):
+        for batch in images.view_batches(view, local_batch):
+            for key, model in distinct.items():
+                outputs[key].append(embed(model, batch.images))
+            indices.append(batch.indices)
+            bar.update(len(batch.indices))
+    gathered = {key: _gather(parts, world) for key, parts in outputs.items()}
+    positions = world.gather_rows(torch.cat(indices).to(world.device)).cpu()
+    return {name: gathered[id(model)] for name, model in models.items()}, positions
+
+
+def _gather(parts: list[Transformed], world: World) -> Transformed:
+    embeddings = world.gather_rows(torch.cat([part.embedding for part in parts]))
+    if parts[0].log_variance is None:
+        return Transformed(embeddings, None)
+    log_variances = [part.log_variance for part in parts if part.log_variance is not None]
+    return Transformed(embeddings, world.gather_rows(torch.cat(log_variances)))
+
+
+def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, EmbeddingSet]:
+    """Embed the validation split of all classes as query set, by the query model, and as gallery, by the gallery model.
+
+    The ids are the images' positions in the list of the split; unreadable images are in neither set.
+
+    Raises:
+        UserError: a model file or the data set cannot be read.
+    """
+    assert config.query_model_path is not None
+    assert config.gallery_model_path is not None
+    assert config.dataset_params is not None
+    query_model = freeze(load_model(config.query_model_path, where="query_model_path"), world)
+    gallery_model = query_model
+    if config.gallery_model_path != config.query_model_path:
+        gallery_model = freeze(load_model(config.gallery_model_path, where="gallery_model_path"), world)
+    images = open_images(config.dataset_params, "validation", world, seed=config.seed, all_classes=True)
+    embedded, ids = embed_images(
+        {"query": query_model, "gallery": gallery_model},
+        images,
+        0,
+        batch_size=config.dataset_params.batch_size,
+        precision=config.precision,
+        world=world,
+        title="embedding",
+    )
+    labels = images.labels[ids]
+    query, gallery = (
+        EmbeddingSet(output.embedding, ids.to(world.device), labels.to(world.device), output.log_variance)
+        for output in (embedded["query"], embedded["gallery"])
+    )
+    return query, gallery

@@ -1,0 +1,99 @@
+"""What a transformation is trained for: the equations of FCT (section 4.2) and FastFill (section 4)."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.resnet import ResNet
+from models.transformations import FastFillTransformation, FCTTransformation, Transformed
+from utils.errors import UserError
+from utils.schema import ObjectiveParams
+
+
+def squared_error(h: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """(h - n)^2 in each dimension: (B, d), (B, d) -> (B, d). Its mean over dimensions is L_sim."""
+    return (h - new).square()
+
+
+def absolute_error(h: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """|h - n| in each dimension: (B, d), (B, d) -> (B, d)."""
+    return (h - new).abs()
+
+
+def cosine_distance(h: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
+    """1 - cos(h, n): (B, d), (B, d) -> (B, 1)."""
+    return 1 - F.cosine_similarity(h, new, dim=1).unsqueeze(1)
+
+
+SIMILARITIES = {"mse": squared_error, "l1": absolute_error, "cosine": cosine_distance}
+
+
+class TransformationObjective(nn.Module):
+    """L = mu_similarity L_sim + mu_disc L_disc, weighed by the uncertainty where that is part of the objective.
+
+    L_disc is the label-smoothed cross-entropy of the new model's classifier on h. With log variance s the objective is
+
+        mean over i of  0.5 exp(-s_i) L_i  +  mu_uncertainty mean(s_i).
+
+    A log variance for each dimension weighs each dimension's term of L_sim, and L_disc beside it; with one for the
+    item that is the same equation.
+
+    Args:
+        params: which losses, and their weights.
+        classifier: (C, d_new) weight of the new model's `fc`, frozen; needed for L_disc.
+    """
+
+    classifier: torch.Tensor | None
+
+    def __init__(self, params: ObjectiveParams, classifier: torch.Tensor | None) -> None:
+        super().__init__()
+        self.params = params
+        self.register_buffer("classifier", None if classifier is None else classifier.detach().clone())
+
+    def forward(self, transformed: Transformed, new: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """h (B, d) with log variance (B, 1 or d), new embeddings (B, d), labels (B,) -> the batch's objective."""
+        h = transformed.embedding.float()
+        similarity = self.params.similarity_loss
+        loss = similarity.mu_similarity * SIMILARITIES[similarity.name](h, new)  # (B, d or 1)
+        if (disc := self.params.discriminative_loss) is not None:
+            assert self.classifier is not None
+            logits = F.linear(h, self.classifier)  # (B, d) -> (B, C)
+            entropy = F.cross_entropy(logits, labels, reduction="none", label_smoothing=disc.label_smoothing)
+            loss = loss + disc.mu_disc * entropy.unsqueeze(1)
+        if (uncertainty := self.params.uncertainty_loss) is not None:
+            assert transformed.log_variance is not None
+            s = transformed.log_variance.float()
+            return (0.5 * (-s).exp() * loss).mean() + uncertainty.mu_uncertainty * s.mean()
+        return loss.mean()
+
+    def check_labels(self, labels: torch.Tensor) -> None:
+        """Check that the classifier knows every label.
+
+        Raises:
+            UserError: the training set has classes that it does not know.
+        """
+        if self.classifier is not None and int(labels.max()) >= len(self.classifier):
+            raise UserError(
+                f"new_model_path: the new model's classifier has {len(self.classifier)} classes, "
+                f"the training set {int(labels.max()) + 1}; L_disc needs them all"
+            )
+
+
+def build_objective(
+    params: ObjectiveParams, new_model: nn.Module, transformation: FCTTransformation
+) -> TransformationObjective:
+    """The objective that `objective_params` describes, with the new model's classifier where L_disc needs it.
+
+    Raises:
+        UserError: the new model has no classifier, or uncertainty and transformation do not go together.
+    """
+    uncertain = isinstance(transformation, FastFillTransformation)
+    if params.uncertainty_loss is not None and not uncertain:
+        raise UserError("objective_params.uncertainty_loss: needs a transformation with uncertainty, arch fastfill")
+    if params.uncertainty_loss is None and uncertain:
+        raise UserError("objective_params.uncertainty_loss: is missing, so fastfill's uncertainty would not be trained")
+    if params.discriminative_loss is None:
+        return TransformationObjective(params, None)
+    if not isinstance(new_model, ResNet):
+        raise UserError("objective_params.discriminative_loss: needs a new model with a classifier, a backbone file")
+    return TransformationObjective(params, new_model.fc.weight.flatten(1))  # (C, d, 1, 1) -> (C, d)

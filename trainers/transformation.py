@@ -1,0 +1,52 @@
+"""Training a transformation h(old, side-information) -> new (FCT, section 4.2; FastFill, section 4)."""
+
+from torch import nn
+
+from models.transformations import FCTTransformation
+from trainers.loop import Step, Trainer
+from trainers.objectives import TransformationObjective
+from trainers.optimizers import build_optimizer, build_schedule
+from trainers.pairs import PairBatch, Pairs
+from utils.distributed import World
+from utils.precision import autocast, resolve_precision
+from utils.runs import Run
+from utils.schema import TransformationConfig
+
+
+def train_transformation(
+    transformation: FCTTransformation,
+    objective: TransformationObjective,
+    config: TransformationConfig,
+    pairs: Pairs,
+    run: Run,
+    world: World,
+) -> None:
+    """Train `transformation` in place. Half-way, `switch_mode_to_eval` freezes its BN statistics (not its weights).
+
+    Raises:
+        UserError: see `Trainer.fit`.
+    """
+    precision = resolve_precision(config.precision, world.device)
+    transformation.to(world.device)
+    objective.to(world.device)
+
+    def step(model: nn.Module, batch: PairBatch) -> Step:
+        with autocast(precision, world.device):
+            transformed = model(batch.old, batch.side_info)
+        return Step(objective(transformed, batch.new, batch.labels), len(batch.labels))
+
+    def set_mode(model: nn.Module, epoch: int) -> None:
+        model.train(not (config.switch_mode_to_eval and epoch >= config.epochs / 2))
+
+    Trainer(
+        transformation,
+        build_optimizer(transformation, config.optimizer_params),
+        build_schedule(config.lr_policy_params, config.optimizer_params, config.epochs),
+        epochs=config.epochs,
+        items=len(pairs),
+        batches=pairs.batches,
+        step=step,
+        run=run,
+        world=world,
+        set_mode=set_mode,
+    ).fit()

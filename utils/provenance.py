@@ -1,0 +1,40 @@
+"""Where a figure comes from: the machine, the versions and the git revision."""
+
+import os
+import platform
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def git_revision() -> str | None:
+    """The commit that is checked out here, or None outside a git checkout."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def environment() -> dict[str, str | int]:
+    """This machine as plain values: Python, torch, the device that stages run on, the CPU and its usable cores."""
+    cpu = _cpu_name()
+    gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    device = f"{len(gpus)} x {gpus[0]}" if gpus else cpu
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": device,
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

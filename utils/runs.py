@@ -1,0 +1,77 @@
+"""A training run on disk: beside its output stand the resolved config, a JSONL log and, until it ends, a checkpoint."""
+
+import hashlib
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from utils.config import paths, to_dict, to_yaml
+from utils.distributed import World
+from utils.errors import UserError
+from utils.files import sha256_of, write_text, write_torch
+
+# Keys that do not change the weights that a run ends with.
+NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats"}
+
+
+class Run:
+    """The files of one training run, named after its output: `old.pt` has `old.config.yaml`, `old.log.jsonl`, ...
+
+    Only the main process writes. A checkpoint belongs to one config and to the content of its input files.
+    """
+
+    def __init__(self, output: str, config: Any, world: World) -> None:
+        stem = Path(output).with_suffix("")
+        self.config_path = stem.with_name(f"{stem.name}.config.yaml")
+        self.log_path = stem.with_name(f"{stem.name}.log.jsonl")
+        self.checkpoint_path = stem.with_name(f"{stem.name}.checkpoint.pt")
+        self.world, self.config = world, config
+        self.identity = fingerprint(config)
+        if world.is_main:
+            write_text(self.config_path, to_yaml(config))
+
+    def save(self, state: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        """Write the checkpoint of a finished epoch, then the log: one JSON line an epoch."""
+        if self.world.is_main:
+            write_torch(self.checkpoint_path, {"identity": self.identity, "history": history, "state": state})
+            write_text(self.log_path, "".join(json.dumps(record) + "\n" for record in history))
+
+    def restore(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """The last checkpoint's state and history, or None where there is nothing to go on from.
+
+        Raises:
+            UserError: the checkpoint is damaged, or belongs to another config or other input files.
+        """
+        path = self.checkpoint_path
+        if not self.config.resume or not path.exists():
+            return None
+        advice = "delete it, or pass resume=False to start again"
+        try:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+            raise UserError(f"{path}: the checkpoint cannot be read; {advice}") from None
+        if checkpoint["identity"] != self.identity:
+            raise UserError(f"{path}: the checkpoint belongs to another config or other input models; {advice}")
+        return checkpoint["state"], checkpoint["history"]
+
+    def finish(self) -> None:
+        """Remove the checkpoint: the output is written."""
+        if self.world.is_main:
+            self.checkpoint_path.unlink(missing_ok=True)
+
+
+def fingerprint(config: Any) -> str:
+    """A hash of everything in a config that its result depends on: values, and the content of its input files."""
+    inputs = {name: sha256_of(path) for name, path in paths(config, "input") if Path(path).is_file()}
+    content = json.dumps([without_neutral_keys(to_dict(config)), inputs], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def without_neutral_keys(value: Any) -> Any:
+    """Nested config values less the keys that do not change the result."""
+    if not isinstance(value, dict):
+        return value
+    return {name: without_neutral_keys(item) for name, item in value.items() if name not in NEUTRAL_KEYS}

@@ -1,0 +1,185 @@
+"""Running stages: skip what is up to date, go on after an interruption, and keep a record of each."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from utils.config import to_dict
+from utils.errors import UserError
+from utils.files import sha256_of, write_json
+from utils.provenance import environment
+from utils.runs import without_neutral_keys
+from utils.suites import PlannedStage
+
+INTERRUPTED = 130
+GRACE_SECONDS = 15.0  # for an interrupted stage to end by itself
+
+
+class StageFailed(Exception):
+    """A stage's script ended with an error, which it has printed itself."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass
+class Record:
+    """`stages/NAME.record.json`: what a stage was run on, how far it came, and what it wrote."""
+
+    fingerprint: str
+    status: Literal["started", "finished"] = "started"
+    seconds: float = 0.0  # over all interruptions
+    outputs: dict[str, str] = field(default_factory=dict)  # path -> hash of its content
+    environment: dict[str, Any] = field(default_factory=environment)
+
+
+def run_stage(stage: PlannedStage, heading: str) -> Record:
+    """Run a stage unless it is up to date; its script's output passes through to the terminal.
+
+    A stage that was interrupted goes on from its checkpoint where its config and inputs are still the same; in all
+    other cases it starts afresh, so that a checkpoint of another run is never taken for its own.
+
+    Raises:
+        StageFailed: the script failed.
+        UserError: the script ended well without having written its outputs.
+        KeyboardInterrupt: the user or a signal interrupted the script.
+    """
+    fingerprint = fingerprint_of(stage)
+    record = _read_record(stage.record)
+    unchanged = record is not None and record.fingerprint == fingerprint
+    if record is not None and unchanged and record.status == "finished" and _outputs_unchanged(record):
+        print(f"{heading}: up to date", flush=True)
+        return record
+    if record is None or not unchanged or record.status == "finished":
+        record = Record(fingerprint)
+        command = [*stage.command, "resume=false"] if stage.can_resume else stage.command
+        print(f"{heading}: running", flush=True)
+    else:
+        command = stage.command
+        print(f"{heading}: running again after an interruption", flush=True)
+    write_json(stage.record, asdict(record))
+    started = time.monotonic()
+    try:
+        code = _run(command)
+    finally:
+        record.seconds += time.monotonic() - started
+        write_json(stage.record, asdict(record))
+        content_of.cache_clear()
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    if code != 0:
+        raise StageFailed(f"stage {stage.name} failed (exit code {code}); {stage.script} says why above", code)
+    for path in stage.outputs:
+        if not Path(path).exists():
+            raise UserError(f"stage {stage.name}: {stage.script} ended without having written {path}")
+    record.status, record.outputs = "finished", {path: content_of(path) for path in stage.outputs}
+    write_json(stage.record, asdict(record))
+    print(f"{heading}: done in {duration(record.seconds)}", flush=True)
+    return record
+
+
+def fingerprint_of(stage: PlannedStage) -> str:
+    """The hash of all that decides a stage's result: script, resolved config or arguments, content of the inputs."""
+    decisive = {
+        "script": stage.script,
+        "config": None if stage.config is None else without_neutral_keys(to_dict(stage.config)),
+        "export_formats": getattr(stage.config, "export_formats", None),  # no weights, but files
+        "arguments": stage.arguments,
+        "processes": stage.processes,
+        "inputs": {name: content_of(path) for name, path in stage.inputs.items()},
+    }
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def content_of(path: str) -> str:
+    """A hash of a file's content; of a folder's, by the names and sizes of the files in it (hidden ones aside).
+
+    Of a data root only the two splits count. Cached until a stage has run, as a data root may hold a million files.
+
+    Raises:
+        UserError: there is no such file or folder.
+    """
+    if Path(path).is_file():
+        return sha256_of(path)
+    if not Path(path).is_dir():
+        raise UserError(f"there is no {path}")
+    splits = [split for split in ("training", "validation") if Path(path, split).is_dir()]
+    digest = hashlib.sha256()
+    for folder in splits or [""]:
+        for name, size in _walk(str(Path(path, folder)), folder):
+            digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _walk(folder: str, name: str) -> Iterator[tuple[str, int]]:
+    """(relative name, size) of the files below `folder`, through links, in the order of their names."""
+    with os.scandir(folder) as entries:
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in visible:
+        if entry.is_dir():
+            yield from _walk(entry.path, f"{name}/{entry.name}")
+        elif entry.is_file():  # false for a link to nothing
+            yield f"{name}/{entry.name}", entry.stat().st_size
+
+
+def _read_record(path: Path) -> Record | None:
+    """The record of a stage's last run; None where there is none that this version wrote."""
+    try:
+        return Record(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _outputs_unchanged(record: Record) -> bool:
+    return all(Path(path).exists() and content_of(path) == content for path, content in record.outputs.items())
+
+
+def _run(command: list[str]) -> int:
+    """Run `command` to its end and return its exit status as a shell gives it; it never outlives this process."""
+    sys.stdout.flush()
+    process = subprocess.Popen(command)
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        # The terminal has sent Ctrl-C to the stage as well: it may be writing its checkpoint.
+        if not _ends_in_time(process):
+            process.terminate()
+            _ends_in_time(process)
+        raise
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+    return code if code >= 0 else 128 - code
+
+
+def _ends_in_time(process: subprocess.Popen[bytes]) -> bool:
+    try:
+        process.wait(GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def duration(seconds: float) -> str:
+    """A duration for people.
+
+    >>> duration(41.2), duration(723.0), duration(7512.0)
+    ('41 s', '12 min 3 s', '2 h 5 min')
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
