@@ -1,6 +1,6 @@
 """Evaluate retrieval: CMC, mAP, and the curve of a gallery that is backfilled a part at a time.
 
-    python eval.py --config configs/cifar100_eval_old_new_fastfill.yaml --output result.json [eval_params.verbose=False ...]
+    python eval.py --config configs/cifar100_eval_old_new_fastfill.yaml --output result.json [key=value ...]
     torchrun --nproc_per_node=8 eval.py --config configs/imagenet_eval_old_new_fastfill.yaml
 
 Queries and gallery come from models and images, or from embedding files (`embeddings_params`).

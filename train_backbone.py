@@ -8,8 +8,9 @@ import argparse
 
 import torch
 
-from data.datasets import open_images
-from models.model_files import describe_backbone, save_model
+from data.datasets import open_images, resolve_image_size
+from models.export import export_model
+from models.model_files import describe_backbone, load_model, save_model
 from models.resnet import build_backbone
 from trainers.backbone import train_backbone
 from utils.config import load_config, to_dict
@@ -41,6 +42,9 @@ def main() -> None:
                 config.output_model_path, describe_backbone(model, arguments), config=to_dict(config), seed=config.seed
             )
             print(f"model: {config.output_model_path}")
+            if config.export_formats:
+                size, path = resolve_image_size(config.dataset_params), config.output_model_path
+                export_model(load_model(path), (torch.zeros(2, 3, size, size),), path, config.export_formats)
         run.finish()
 
 

@@ -9,10 +9,12 @@ import argparse
 import torch
 
 from data.datasets import open_images, resolve_image_size
+from models.export import export_model
 from models.model_files import (
     build_model,
     describe_transformation,
     describe_transformed,
+    load_model,
     read_description,
     save_model,
 )
@@ -70,6 +72,9 @@ def main() -> None:
                 save_model(path, description, config=to_dict(config), seed=config.seed)
             print(f"transformation: {config.output_transformation_path}")
             print(f"transformed old model: {config.output_transformed_old_model_path}")
+            if config.export_formats:
+                path, example = config.output_transformed_old_model_path, torch.zeros(2, 3, image_size, image_size)
+                export_model(load_model(path), (example,), path, config.export_formats)
         run.finish()
 
 

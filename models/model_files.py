@@ -57,7 +57,7 @@ def save_model(path: str | Path, description: Description, *, config: dict[str, 
         "config": config,
         "seed": seed,
         "git_revision": _git_revision(),
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     write_torch(path, {"format": FORMAT, "version": VERSION, "provenance": provenance, **description})
@@ -153,7 +153,7 @@ def _load_torchscript(description: Description, where: str) -> nn.Module:
     if sha256_of(path) != description["sha256"]:
         raise UserError(f"{where}: the TorchScript archive {path} is not the one that was trained with")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and is what the published files are
         return torch.jit.load(path, map_location="cpu").eval()
 
 

@@ -1,0 +1,72 @@
+"""Export of models for use without this code: TorchScript, torch.export and ONNX."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from utils.errors import UserError
+from utils.files import atomic_path
+
+SUFFIXES = {"torchscript": ".torchscript.pt", "pt2": ".pt2", "onnx": ".onnx"}
+
+
+class _Outputs(nn.Module):
+    """The model with plain tensors as outputs: what is None (a log variance that there is not) is left out."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(output for output in self.model(*inputs) if output is not None)
+
+
+def export_model(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: str | Path, formats: Sequence[str]) -> None:
+    """Write `model` beside its model file `path`, in each of `formats`; the batch size stays free.
+
+    Args:
+        model: in eval mode, on the CPU; its outputs keep their order.
+        inputs: an example batch of at least 2.
+        path: e.g. `old.pt`, which becomes `old.torchscript.pt`, `old.pt2`, `old.onnx`.
+        formats: of SUFFIXES.
+
+    Raises:
+        UserError: ONNX is asked for and its packages are not installed.
+    """
+    path = Path(path)
+    writers: dict[str, Callable[[nn.Module, tuple[torch.Tensor, ...], Path], None]] = {
+        "torchscript": _torchscript,
+        "pt2": _pt2,
+        "onnx": _onnx,
+    }
+    for name in formats:
+        with atomic_path(path.with_name(path.stem + SUFFIXES[name])) as temporary, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporters' own deprecations
+            writers[name](_Outputs(model).eval(), inputs, temporary)
+
+
+def _torchscript(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> None:
+    torch.jit.trace(model, inputs, check_trace=False).save(str(path))
+
+
+def _free_batch(inputs: tuple[torch.Tensor, ...]) -> tuple[tuple[dict[int, object], ...]]:
+    batch = torch.export.Dim("batch", min=1)
+    return (tuple({0: batch} for _ in inputs),)
+
+
+def _pt2(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> None:
+    program = torch.export.export(model, inputs, dynamic_shapes=_free_batch(inputs))
+    with path.open("wb") as file:
+        torch.export.save(program, file)
+
+
+def _onnx(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> None:
+    try:
+        program = torch.onnx.export(model, inputs, dynamic_shapes=_free_batch(inputs), dynamo=True, verbose=False)
+    except ImportError as error:
+        raise UserError(f"export_formats: onnx needs more packages: pip install onnx onnxscript ({error})") from None
+    assert program is not None
+    program.save(str(path))
