@@ -8,7 +8,6 @@ of their own and are loaded only where the user names one.
 import datetime
 import pickle
 import platform
-import subprocess
 import warnings
 import zipfile
 from pathlib import Path
@@ -22,6 +21,7 @@ from models.resnet import ResNet, build_backbone
 from models.transformations import FCTTransformation, build_transformation
 from utils.errors import UserError
 from utils.files import sha256_of, write_torch
+from utils.provenance import git_revision
 
 FORMAT = "refill-model"
 VERSION = 1
@@ -56,19 +56,11 @@ def save_model(path: str | Path, description: Description, *, config: dict[str, 
     provenance = {
         "config": config,
         "seed": seed,
-        "git_revision": _git_revision(),
+        "git_revision": git_revision(),
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     write_torch(path, {"format": FORMAT, "version": VERSION, "provenance": provenance, **description})
-
-
-def _git_revision() -> str | None:
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
 
 
 def read_description(path: str | Path, *, where: str, torchscript: bool = True) -> Description:

@@ -18,7 +18,12 @@ from utils.retrieval_examples import Example
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 CASE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 ORDER_STYLES = {"sigma": "-", "random": "--", "distance": ":"}
-STEPS = ("before the upgrade", "after the transformation", "after full backfilling")
+ORDER_NAMES = {"sigma": "sigma", "random": "random", "distance": "distance (oracle)"}
+STEPS = {  # title -> what is compared with what
+    "before the upgrade": "old query, old gallery",
+    "after the transformation": "new query, transformed gallery",
+    "after full backfilling": "new query, new gallery",
+}
 THUMBNAIL = 128  # pixels a side of an example image, at most
 
 
@@ -38,28 +43,33 @@ def plot_backfilling(results: dict[str, Any], path: Path) -> None:
 
 
 def _plot_metric(axes: Axes, rows: list[dict[str, Any]], results: dict[str, Any], metric: str) -> None:
-    for name, position, side in (("new_new", 0.0, "left"), ("old_old", 1.0, "right")):
+    for name, position, side, inset in (("new_new", 0.0, "left", 4), ("old_old", 1.0, "right", -4)):
         level = results["baselines"][name][metric]
         axes.axhline(level, color=GREY, linewidth=1)
         text = f"{name.replace('_', '/')}  {100 * level:.1f}"
         axes.annotate(
-            text, (position, level), xytext=(0, 3), textcoords="offset points", ha=side, va="bottom", color=GREY
+            text, (position, level), xytext=(inset, 3), textcoords="offset points", ha=side, va="bottom", color=GREY
         )
     cases = list(dict.fromkeys((row["case"], row["side_info"]) for row in rows))
     for row in sorted(rows, key=lambda row: -row["measured"][metric]):
         curve = results["evaluations"][row["stage"]]["backfilling"][row["order"]]
         colour = CASE_COLOURS[cases.index((row["case"], row["side_info"])) % len(CASE_COLOURS)]
         side_info = " + side-info" if row["side_info"] else ""
-        label = (
-            f"{row['case'].removesuffix(' new/old')}{side_info}, {row['order']}: {100 * row['measured'][metric]:.1f}"
+        method = row["case"].removesuffix(" new/old") + side_info
+        axes.plot(
+            curve["fractions"],
+            curve[metric],
+            ORDER_STYLES[row["order"]],
+            color=colour,
+            linewidth=2.5 if row["order"] == "sigma" else 1.8,
+            label=f"{method}, {ORDER_NAMES[row['order']]}: {100 * row['measured'][metric]:.1f}",
         )
-        axes.plot(curve["fractions"], curve[metric], ORDER_STYLES[row["order"]], color=colour, linewidth=2, label=label)
     axes.set_title(METRICS[metric])
     axes.set_xlabel("share of the gallery backfilled")
     axes.set_xlim(0, 1)
     axes.margins(y=0.08)
     axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     if rows:
@@ -83,17 +93,18 @@ def plot_retrieval_examples(examples: list[Example], image_of: Callable[[int], I
         path: PNG file to write.
     """
     k = len(examples[0].steps[0].ids)
-    gap, margin = 0.35, 0.7  # between blocks, and above for their titles, in images
+    gap, margin = 0.3, 0.55  # between blocks, and above for their titles, in images
     width = 1 + len(STEPS) * (gap + k)
     figure = Figure(figsize=(0.9 * width, 0.9 * (len(examples) + margin)))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_xlim(0, width)
     axes.set_ylim(len(examples), -margin)
     axes.set_axis_off()
-    axes.text(0.5, -0.15, "query", ha="center", va="bottom", fontsize=12)
+    axes.text(0.5, -0.24, "query", ha="center", va="bottom", fontsize=12)
     starts = [1 + gap + step * (k + gap) for step in range(len(STEPS))]
-    for start, title in zip(starts, STEPS, strict=True):
-        axes.text(start + k / 2, -0.15, title, ha="center", va="bottom", fontsize=12)
+    for start, (title, compared) in zip(starts, STEPS.items(), strict=True):
+        axes.text(start + k / 2, -0.24, title, ha="center", va="bottom", fontsize=12)
+        axes.text(start + k / 2, -0.05, compared, ha="center", va="bottom", fontsize=9, color=GREY)
     for y, example in enumerate(examples):
         _draw(axes, image_of(example.query_id), 0, y, frame=GREY)
         for start, hits in zip(starts, example.steps, strict=True):

@@ -115,7 +115,7 @@ def tables(results: Results) -> str:
     if results["backfilling"]:
         lines += ["", "## Area under the backfilling curve", ""]
         lines += [*_figures_table(results["backfilling"], backfilling=True), ""]
-        lines += ["Gain recovered: (AUC - old/old) / (new/new - old/old)."]
+        lines += ["In percent. Gain recovered: (AUC - old/old) / (new/new - old/old)."]
     return "\n".join(lines)
 
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
@@ -33,12 +32,6 @@ class Example:
 
     query_id: int
     steps: list[Hits]
-
-
-def read_embeddings(path: Path) -> Embeddings:
-    """Read an embedding file that eval.py has kept."""
-    with np.load(path) as file:
-        return Embeddings(file["embeddings"].astype(np.float32), file["ids"], file["labels"])
 
 
 def nearest(queries: Embeddings, gallery: Embeddings, k: int, metric: str = "l2") -> np.ndarray:

@@ -46,6 +46,8 @@ class Run:
             UserError: the checkpoint is damaged, or belongs to another config or other input files.
         """
         path = self.checkpoint_path
+        if not self.config.resume and self.world.is_main:
+            path.unlink(missing_ok=True)  # or a run that is killed in its first epoch would leave the old one behind
         if not self.config.resume or not path.exists():
             return None
         advice = "delete it, or pass resume=False to start again"

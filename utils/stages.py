@@ -20,7 +20,7 @@ from utils.runs import without_neutral_keys
 from utils.suites import PlannedStage
 
 INTERRUPTED = 130
-GRACE_SECONDS = 15.0  # for an interrupted stage to end by itself
+GRACE_SECONDS = 5.0  # for an interrupted stage to end by itself, and again once it is told to
 
 
 class StageFailed(Exception):

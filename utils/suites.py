@@ -32,7 +32,7 @@ class Stage:
     )
     config: str | None = key(None, doc="the script's config")
     overrides: dict[str, Any] = key({}, doc="config keys of this stage alone, in sections; they win over the suite's")
-    arguments: list[str] = key([], doc="prepare_dataset.py: its arguments, but for --output")
+    arguments: list[Any] = key([], doc="prepare_dataset.py: its arguments, texts and numbers, but for --output")
     output: str | None = key(
         None, doc="prepare_dataset.py: the data root that it makes; where no stage reads it, the stage is left out"
     )
@@ -151,8 +151,9 @@ def _plan_stage(name: str, stage: Stage, suite: SuiteConfig, root: Path, taken: 
         raise UserError(f"suite {suite.name}: stages.{name}.script: there is no {script}")
     record = suite.stages_dir / f"{name}.record.json"
     if stage.output is not None:  # prepare_dataset.py
-        command = [sys.executable, str(script), *stage.arguments, "--output", stage.output]
-        return PlannedStage(name, stage.script, command, stage.arguments, None, 1, {}, [stage.output], record)
+        arguments = [str(argument) for argument in stage.arguments]
+        command = [sys.executable, str(script), *arguments, "--output", stage.output]
+        return PlannedStage(name, stage.script, command, arguments, None, 1, {}, [stage.output], record)
     assert stage.config is not None
     source, schema = root / stage.config, SCHEMAS[stage.script]
     values = read_yaml(source)

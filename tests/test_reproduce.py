@@ -1,0 +1,101 @@
+"""reproduce.py as a user runs it, over scripts of a few lines."""
+
+import json
+import os
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.utils.fake_suite import write_suite
+from utils.stages import content_of
+
+REPOSITORY = Path(__file__).parents[1]
+OUTPUTS = ["report.md", "results.json", "backfilling.png", "retrieval_examples.png"]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_suite(tmp_path)
+    shutil.copy(REPOSITORY / "reproduce.py", tmp_path)  # so that it finds the fake scripts beside it
+    return tmp_path
+
+
+def run(root: Path, *overrides: str) -> int:
+    """Run reproduce.py in this process; returns its exit code."""
+    content_of.cache_clear()
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        patch.setattr(sys, "argv", ["reproduce.py", "--config", "configs/suite.yaml", *overrides])
+        try:
+            runpy.run_path(str(root / "reproduce.py"), run_name="__main__")
+        except SystemExit as end:
+            return int(end.code or 0)
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    return 0
+
+
+def test_a_suite_from_nothing_to_its_report_and_again(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(root, "overrides.seed=4") == 0
+    output = capfd.readouterr().out
+    assert "[4/7] h: running\n[4/7] h: done in " in output
+    assert "| FCT new/old | no        | random | 45.0" in output
+    folder = root / "results" / "fake"
+    results = json.loads((folder / "results.json").read_text())
+    assert results["command"] == "python reproduce.py --config configs/suite.yaml overrides.seed=4"
+    assert results["seed"] == 4
+    assert (folder / "report.md").read_text().startswith("# A fake suite\n")
+    for name in OUTPUTS[2:]:
+        with Image.open(folder / name) as image:
+            image.verify()
+    before = {name: (folder / name).read_bytes() for name in OUTPUTS}
+    assert run(root, "overrides.seed=4") == 0
+    assert capfd.readouterr().out.count(": up to date\n") == 7
+    assert {name: (folder / name).read_bytes() for name in OUTPUTS} == before
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_failing_stage_ends_it_with_one_line_and_the_code(
+    root: Path, code: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (root / "train_backbone.fails").write_text(str(code))
+    assert run(root) == code
+    expected = f"error: stage old failed (exit code {code}); train_backbone.py says why above\n"
+    assert capfd.readouterr().err == expected
+    assert not (root / "results" / "fake" / "report.md").exists()
+
+
+def test_a_mistake_in_the_suite_is_one_line(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(root, "overrides.epoch=1") == 2
+    assert capfd.readouterr().err == (
+        "error: suite fake: overrides.epoch: no stage's config has this key; did you mean `overrides.epochs`?\n"
+    )
+
+
+@pytest.mark.parametrize(("sent", "to_all"), [(signal.SIGINT, True), (signal.SIGTERM, False)])
+def test_an_interrupt_ends_it_and_its_stage(root: Path, sent: signal.Signals, to_all: bool) -> None:
+    """Ctrl-C goes to every process of the terminal; a scheduler's SIGTERM to one."""
+    (root / "train_backbone.hangs").touch()
+    command = [sys.executable, "reproduce.py", "--config", "configs/suite.yaml"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(
+        command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    calls = root / "calls.jsonl"
+    deadline = time.monotonic() + 60
+    while not (calls.exists() and "train_backbone" in calls.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    (os.killpg if to_all else os.kill)(process.pid, sent)
+    _, errors = process.communicate(timeout=60)  # its pipe closes only when the stage is gone too
+    assert process.returncode == 130
+    assert errors.endswith("interrupted; run the same command again to go on\n")
+    record = json.loads((root / "results" / "fake" / "stages" / "old.record.json").read_text())
+    assert record["status"] == "started"

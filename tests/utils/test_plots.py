@@ -1,0 +1,96 @@
+"""The pictures: the curves are drawn where the figures say, and right and wrong are marked."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from utils import plots
+from utils.plots import GREEN, RED, plot_backfilling, plot_retrieval_examples
+from utils.retrieval_examples import Example, Hits
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved, as objects."""
+    saved: list[Figure] = []
+    save = plots._save
+
+    def keep(figure: Figure, path: Path) -> None:
+        saved.append(figure)
+        save(figure, path)
+
+    monkeypatch.setattr(plots, "_save", keep)
+    return saved
+
+
+def results(with_map: bool = True) -> dict[str, Any]:
+    def figures(value: float) -> dict[str, float | None]:
+        return {"cmc_top1": value, "cmc_top5": value, "map": value / 2 if with_map else None}
+
+    curve = {"fractions": [0.0, 0.5, 1.0], "cmc_top1": [0.4, 0.55, 0.6], "map": [0.2, 0.25, 0.3]}
+    row = {"case": "FCT new/old", "side_info": False, "stage": "fct", "order": "random", "measured": figures(0.5)}
+    sigma = {"case": "FastFill new/old", "side_info": False, "stage": "ff", "order": "sigma", "measured": figures(0.56)}
+    return {
+        "baselines": {"old_old": figures(0.3), "new_new": figures(0.6)},
+        "backfilling": [row, sigma, row | {"stage": None, "measured": None}],
+        "evaluations": {"fct": {"backfilling": {"random": curve}}, "ff": {"backfilling": {"sigma": curve}}},
+    }
+
+
+def test_backfilling_curves(tmp_path: Path, figures: list[Figure]) -> None:
+    plot_backfilling(results(), tmp_path / "backfilling.png")
+    with Image.open(tmp_path / "backfilling.png") as image:
+        assert min(image.size) > 400
+    cmc, mean_precision = figures[0].axes
+    assert (cmc.get_title(), mean_precision.get_title()) == ("CMC-1", "mAP")
+    new, old, *curves = cmc.lines
+    assert np.asarray(new.get_ydata())[0] == 0.6
+    assert np.asarray(old.get_ydata())[0] == 0.3
+    assert [line.get_label() for line in curves] == ["FastFill, sigma: 56.0", "FCT, random: 50.0"]
+    assert np.asarray(curves[0].get_ydata()).tolist() == [0.4, 0.55, 0.6]
+    assert np.asarray(mean_precision.lines[2].get_ydata()).tolist() == [0.2, 0.25, 0.3]
+    assert curves[0].get_color() != curves[1].get_color()
+    assert [text.get_text() for text in cmc.texts] == ["new/new  60.0", "old/old  30.0"]
+
+
+def test_one_panel_without_map(tmp_path: Path, figures: list[Figure]) -> None:
+    plot_backfilling(results(with_map=False), tmp_path / "backfilling.png")
+    assert [axes.get_title() for axes in figures[0].axes] == ["CMC-1"]
+
+
+def test_the_same_picture_every_time(tmp_path: Path) -> None:
+    for name in ("one.png", "two.png"):
+        plot_backfilling(results(), tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
+
+
+def test_retrieval_examples(tmp_path: Path, figures: list[Figure]) -> None:
+    rights = [[False, False], [True, False], [True, True]]
+    examples = [Example(9, [Hits([10 * step, 10 * step + 1], right) for step, right in enumerate(rights)])] * 3
+    drawn = []
+
+    def image_of(item: int) -> Image.Image:
+        drawn.append(item)
+        return Image.fromarray(np.full((20 + item, 40, 3), 5 * item, dtype=np.uint8))
+
+    plot_retrieval_examples(examples, image_of, tmp_path / "examples.png")
+    assert (tmp_path / "examples.png").stat().st_size > 1000
+    assert drawn == [9, 0, 1, 10, 11, 20, 21] * 3
+    (axes,) = figures[0].axes
+    marks = [text.get_text() for text in axes.texts if text.get_text() in "✓✗"]
+    assert marks == ["✗", "✗", "✓", "✗", "✓", "✓"] * 3
+    frames = [to_hex(patch.get_edgecolor(), keep_alpha=False).upper() for patch in axes.patches]
+    assert frames[1:7] == [GREEN if mark == "✓" else RED for mark in marks[:6]]
+    assert {np.asarray(image.get_array()).shape[:2] for image in axes.images} == {
+        (29, 29),
+        (20, 20),
+        (21, 21),
+        (30, 30),
+        (31, 31),
+        (40, 40),
+    }

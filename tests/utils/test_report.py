@@ -1,0 +1,122 @@
+"""The report: figures of the right stage in the right cells, beside the published ones."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.utils.fake_suite import CONFIGS, read_suite, suite_values, write_suite
+from utils.report import collect_results, gain_recovered, report, tables
+from utils.stages import Record
+from utils.suites import SuiteConfig, plan
+
+MACHINE = {"python": "3.11", "torch": "2.11", "device": "a GPU", "cpu": "a CPU", "cores": 2}
+FIGURES = {"eval_old_old": 0.2, "eval_new_new": 0.6, "eval_new_old": 0.4}
+
+
+def evaluation(quality: float, orders: tuple[str, ...] = ()) -> dict[str, Any]:
+    metrics = {"cmc_top1": quality, "cmc_top5": quality + 0.1, "map": quality - 0.1}
+    auc = {name: value + 0.1 for name, value in metrics.items()}
+    return {"distance_metric": "l2", "metrics": metrics, "backfilling": {order: {"auc": auc} for order in orders}}
+
+
+def results_of(values: dict[str, Any], evaluations: dict[str, Any]) -> dict[str, Any]:
+    suite: SuiteConfig = read_suite(values)
+    stages = plan(suite, root=Path.cwd())
+    suite.stages_dir.mkdir(parents=True)
+    for name, result in evaluations.items():
+        (suite.stages_dir / f"{name}.json").write_text(json.dumps(result))
+    records = {stage.name: Record("", "finished", 61.0, {}, dict(MACHINE)) for stage in stages}
+    return collect_results(suite, stages, records, command="python reproduce.py --config configs/suite.yaml")
+
+
+@pytest.fixture
+def evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    write_suite(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return {name: evaluation(quality, ("random", "distance")) for name, quality in FIGURES.items()}
+
+
+def cells(text: str, heading: str) -> list[list[str]]:
+    """The rows of the table below a heading, the header first, without the rule."""
+    lines = text.partition(f"## {heading}\n")[2].partition("\n#")[0].splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    return [rows[0], *rows[2:]]
+
+
+def test_rows_without_backfilling(evaluations: dict[str, Any]) -> None:
+    header, old, new, side_info = cells(
+        report(results_of(suite_values(), evaluations)), "Retrieval without backfilling"
+    )
+    assert header == ["case", "side-info", "CMC-1", "published", "CMC-5", "published", "mAP", "published"]
+    assert old == ["old/old", "-", "20.0", "34.2", "30.0", "60.6", "10.0", "16.5"]
+    assert new == ["new/new", "-", "60.0", "-", "70.0", "-", "50.0", "-"]
+    assert side_info == ["FCT new/old", "yes", "not run", "50.2", "not run", "73.7", "not run", "32.2"]
+
+
+def test_rows_with_backfilling(evaluations: dict[str, Any]) -> None:
+    evaluations["eval_new_old"]["backfilling"]["distance"]["auc"] = {"cmc_top1": 0, "cmc_top5": 0, "map": 0}  # no row's
+    _, fct, side_info = cells(report(results_of(suite_values(), evaluations)), "Area under the backfilling curve")
+    # Gain: (0.5 - 0.2) / (0.6 - 0.2) for CMC-1; (0.4 - 0.1) / (0.5 - 0.1) for mAP.
+    assert fct == ["FCT new/old", "no", "random", "50.0", "-", "60.0", "-", "40.0", "-", "75.0", "75.0"]
+    assert side_info[2:] == ["random", "not run", "64.7", "not run", "82.4", "not run", "42.6", "-", "-"]
+
+
+def test_columns_of_published_figures_only_where_there_are_any(evaluations: dict[str, Any]) -> None:
+    values = suite_values()
+    for rows in values["tables"].values():
+        for row in rows:
+            row.pop("published", None)
+    assert "published" not in tables(results_of(values, evaluations))
+
+
+def test_without_map(evaluations: dict[str, Any]) -> None:
+    for result in evaluations.values():
+        result["metrics"]["map"] = None
+        for curve in result["backfilling"].values():
+            curve["auc"]["map"] = None
+    _, fct, _ = cells(tables(results_of(suite_values(), evaluations)), "Area under the backfilling curve")
+    assert fct[7] == "-"
+    assert fct[9:] == ["75.0", "-"]
+
+
+@pytest.mark.parametrize(
+    ("auc", "old", "new", "share"),
+    [(0.2, 0.2, 0.6, 0.0), (0.6, 0.2, 0.6, 1.0), (0.7, 0.2, 0.6, 1.25), (0.1, 0.2, 0.6, -0.25)],
+)
+def test_gain_recovered(auc: float, old: float, new: float, share: float) -> None:
+    assert gain_recovered(auc, old, new) == pytest.approx(share)
+
+
+def test_no_gain_to_recover() -> None:
+    assert gain_recovered(0.5, old=0.6, new=0.6) is None
+
+
+def test_the_report_says_how_it_was_made(evaluations: dict[str, Any]) -> None:
+    text = report(results_of(suite_values() | {"notes": ["Mind the gap."]}, evaluations))
+    assert text.startswith("# A fake suite\n\n    python reproduce.py --config configs/suite.yaml\n")
+    assert "- Hardware: a GPU, 2 CPU cores, Python 3.11, torch 2.11\n" in text
+    assert "- Seed: 0\n" in text
+    assert "- Time: 7 min 7 s in all\n" in text
+    assert "\nMind the gap.\n" in text
+    assert "(backfilling.png)" in text
+    assert "(retrieval_examples.png)" in text
+    assert ["eval_new_old", "1 min 1 s"] in cells(text, "Time of each stage")
+
+
+def test_a_seed_for_each_stage_is_told(evaluations: dict[str, Any]) -> None:
+    values = suite_values()
+    values["stages"]["old"]["overrides"] = {"seed": 3}
+    assert results_of(values, evaluations)["seed"] == [0, 3]
+
+
+def test_results_are_plain_values_with_all_that_was_measured(evaluations: dict[str, Any]) -> None:
+    results = results_of(suite_values(), evaluations)
+    assert json.loads(json.dumps(results)) == results
+    assert list(results["stages"]) == ["data", *CONFIGS]
+    assert results["evaluations"] == evaluations
+    assert results["no_backfilling"][0]["measured"] == evaluations["eval_old_old"]["metrics"]
+    assert results["no_backfilling"][0]["published"] == {"cmc_top1": 34.2, "cmc_top5": 60.6, "map": 16.5}
+    assert results["baselines"]["new_new"]["cmc_top1"] == 0.6
+    assert {"python", "torch", "device", "cores"} <= results["environment"].keys()
