@@ -41,7 +41,10 @@ def main() -> None:
         needs_classifier = config.objective_params.discriminative_loss is not None
         descriptions = {
             role: read_description(
-                path, where=f"{role}_model_path", torchscript=not (role == "new" and needs_classifier)
+                path,
+                where=f"{role}_model_path",
+                torchscript=not (role == "new" and needs_classifier),
+                transformation=False,
             )
             for role, path in model_paths.items()
         }

@@ -2,17 +2,16 @@
 
 import io
 import pickle
-import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from tqdm import tqdm
 
-from data.preparation import encode_png, write_files
+from data.preparation import encode_png, open_tar, write_files
 from utils.errors import NO_SPACE, UserError
 
 NUM_CLASSES = 100
@@ -73,16 +72,12 @@ def read_source(source: Path) -> dict[str, bytes]:
 def _read_archive(source: Path) -> dict[str, bytes]:
     """Read from a tar file in memory; nothing of it is extracted, so that no name in it can lead anywhere."""
     contents = {}
-    try:
-        with tarfile.open(source) as archive:
-            for member in archive:
-                path = Path(member.name)
-                if path.name in FILES and path.parent.name in ("", FOLDER):
-                    file = archive.extractfile(member)
-                    if file is not None:  # None of a folder
-                        contents[path.name] = file.read()
-    except (tarfile.TarError, EOFError, OSError, KeyError) as error:
-        raise UserError(f"--source: {source} cannot be read as a tar file ({error})") from None
+    with open_tar(source) as archive:
+        for member in archive:
+            path = PurePosixPath(member.name)
+            file = archive.extractfile(member) if member.isfile() else None
+            if file is not None and path.name in FILES and path.parent.name in ("", FOLDER):
+                contents[path.name] = file.read()
     return contents
 
 

@@ -3,6 +3,7 @@
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +33,9 @@ class EmbeddingSet:
 def write_embeddings(path: str | Path, items: EmbeddingSet) -> None:
     """Write an embedding file (.npz) atomically."""
     arrays = {"embeddings": items.embeddings, "ids": items.ids, "labels": items.labels, "sigma": items.log_variance}
-    present = {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
+    present: dict[str, Any] = {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **present)
+        np.savez(file, **present)
 
 
 def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
@@ -57,12 +58,12 @@ def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
             f"got {embeddings.shape} {embeddings.dtype}"
         )
     for name, array in arrays.items():
-        if len(array) != len(embeddings):
-            raise UserError(f"{where}: {path}: {name} has {len(array)} rows, embeddings {len(embeddings)}")
+        if array.shape[:1] != embeddings.shape[:1]:
+            raise UserError(f"{where}: {path}: {name} is {array.shape}, embeddings {embeddings.shape}")
         if name in ("ids", "labels") and (array.ndim != 1 or array.dtype.kind not in "iu"):
             raise UserError(f"{where}: {path}: {name} should be (n,) whole numbers, got {array.shape} {array.dtype}")
-    if "sigma" in arrays and arrays["sigma"].dtype.kind != "f":
-        raise UserError(f"{where}: {path}: sigma should be floating point log variances")
+    if "sigma" in arrays and (arrays["sigma"].ndim > 2 or arrays["sigma"].dtype.kind != "f"):
+        raise UserError(f"{where}: {path}: sigma should be (n,) or (n, d) floating point log variances")
     labels, sigma = arrays.get("labels"), arrays.get("sigma")
     return EmbeddingSet(
         embeddings=_tensor(embeddings),
@@ -82,9 +83,10 @@ def _read_arrays(path: Path, where: str) -> dict[str, np.ndarray]:
         if path.is_dir():
             files = {name: path / f"{name}.npy" for name in ARRAYS}
             return {name: np.load(file, mmap_mode="c") for name, file in files.items() if file.exists()}
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise ValueError("a single array")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise ValueError("a single array")
+        with archive:
             return {name: archive[name] for name in ARRAYS if name in archive}
     except FileNotFoundError:
         raise UserError(f"{where}: there is no embedding file {path}") from None

@@ -7,13 +7,13 @@ their labels beside: the official devkit, Kaggle's LOC_val_solution.csv or valid
 
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from tqdm import tqdm
 
 from data.folders import SUFFIXES
 from data.matlab import read_struct_array
+from data.preparation import open_tar
 from utils.errors import UserError
 
 FOLDERS = {"training": ("train", "training"), "validation": ("val", "validation")}
@@ -51,7 +51,9 @@ def lay_out(folder: Path, source: Path | None) -> dict[str, int]:
             _link_images(origin, folder / split, labels)
         else:
             _extract_images(origin, folder / split, labels)
-    return {split: _count_images(folder / split, origins[split]) for split in origins}
+    counts = {split: _count_images(folder / split, origins[split]) for split in origins}
+    _check_same_classes(folder, source)
+    return counts
 
 
 def _find(source: Path, split: str, tar: str) -> Path:
@@ -84,6 +86,14 @@ def _count_images(folder: Path, origin: Path) -> int:
                 raise UserError(f"--source: {origin}: the class `{entry.name}` has no image")
             total += count
     return total
+
+
+def _check_same_classes(folder: Path, source: Path) -> None:
+    """Labels are places among the class folders, so that a class missing from one split would shift all after it."""
+    training, validation = ({entry.name for entry in (folder / split).iterdir() if entry.is_dir()} for split in FOLDERS)
+    for name, ours, others in (("training", training, validation), ("validation", validation, training)):
+        if ours - others:
+            raise UserError(f"--source: {source}: the class `{min(ours - others)}` is in the {name} images only")
 
 
 def _read_labels(source: Path) -> dict[str, str]:
@@ -120,7 +130,7 @@ def _read_devkit(path: Path) -> dict[str, str]:
     """The devkit numbers the classes (meta.mat) and lists the class number of validation image 1, 2, ..."""
     contents = {}
     try:
-        with tarfile.open(path) as archive:
+        with open_tar(path) as archive:
             for member in archive:
                 name = PurePosixPath(member.name).name
                 if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and member.isfile():
@@ -131,28 +141,38 @@ def _read_devkit(path: Path) -> dict[str, str]:
         if not all(_is_wnid(wnid) for wnid in wnids.values()):
             raise ValueError("its meta.mat names classes that are no WordNet ids")
         return {f"ILSVRC2012_val_{index:08d}": wnids[number] for index, number in enumerate(numbers, start=1)}
-    except (tarfile.TarError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(f"{path}: cannot be read as the ILSVRC2012 devkit ({error})") from None
 
 
 def _link_images(origin: Path, folder: Path, labels: dict[str, str]) -> None:
     """Sort flat images into class folders, as links."""
-    for image in tqdm(sorted(_images(origin)), "validation", unit=" images"):
+    images = sorted(_images(origin))
+    for image in tqdm(images, "validation", unit=" images"):
         (_class_folder(folder, image.name, labels) / image.name).symlink_to(image)
+    _check_all(origin, len(images), labels)
 
 
 def _extract_images(origin: Path, folder: Path, labels: dict[str, str]) -> None:
     """Sort the images of a flat tar file into class folders."""
-    with _open_tar(origin) as archive:
+    with open_tar(origin) as archive:
+        count = 0
         for member in tqdm(archive, "validation", total=len(labels), unit=" images"):
             if _is_image(member):
                 _extract(archive, member, _class_folder(folder, PurePosixPath(member.name).name, labels))
+                count += 1
+    _check_all(origin, count, labels)
+
+
+def _check_all(origin: Path, count: int, labels: dict[str, str]) -> None:
+    if count != len(labels):
+        raise UserError(f"--source: {origin} has {count:,} images, but labels for {len(labels):,} are given")
 
 
 def _extract_classes(origin: Path, folder: Path) -> None:
     """Unpack a tar file that holds one WNID.tar of images a class."""
     with (
-        _open_tar(origin) as archive,
+        open_tar(origin) as archive,
         tqdm(total=origin.stat().st_size, desc="training", unit="B", unit_scale=True) as bar,
     ):
         for member in archive:
@@ -166,16 +186,6 @@ def _extract_classes(origin: Path, folder: Path) -> None:
                     for image in filter(_is_image, images):
                         _extract(images, image, folder / name.stem)
             bar.update(archive.fileobj.tell() - bar.n if archive.fileobj else 0)
-
-
-@contextmanager
-def _open_tar(path: Path) -> Iterator[tarfile.TarFile]:
-    """Open a tar file; damage found anywhere in the block is the user's to mend."""
-    try:
-        with tarfile.open(path) as archive:
-            yield archive
-    except (tarfile.TarError, EOFError) as error:
-        raise UserError(f"{path}: is damaged or no tar file ({error})") from None
 
 
 def _is_image(member: tarfile.TarInfo) -> bool:

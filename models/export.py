@@ -1,5 +1,6 @@
 """Export of models for use without this code: TorchScript, torch.export and ONNX."""
 
+import io
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ import torch
 from torch import nn
 
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import write_bytes
 
 SUFFIXES = {"torchscript": ".torchscript.pt", "pt2": ".pt2", "onnx": ".onnx"}
 
@@ -37,19 +38,23 @@ def export_model(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: str |
         UserError: ONNX is asked for and its packages are not installed.
     """
     path = Path(path)
-    writers: dict[str, Callable[[nn.Module, tuple[torch.Tensor, ...], Path], None]] = {
+    exporters: dict[str, Callable[[nn.Module, tuple[torch.Tensor, ...]], bytes]] = {
         "torchscript": _torchscript,
         "pt2": _pt2,
         "onnx": _onnx,
     }
     for name in formats:
-        with atomic_path(path.with_name(path.stem + SUFFIXES[name])) as temporary, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters' own deprecations
-            writers[name](_Outputs(model).eval(), inputs, temporary)
+            content = exporters[name](_Outputs(model).eval(), inputs)
+        # From memory: torch's own writer aborts the process where the disk is full.
+        write_bytes(path.with_name(path.stem + SUFFIXES[name]), content)
 
 
-def _torchscript(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> None:
-    torch.jit.trace(model, inputs, check_trace=False).save(str(path))
+def _torchscript(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(model, inputs, check_trace=False), buffer)
+    return buffer.getvalue()
 
 
 def _free_batch(inputs: tuple[torch.Tensor, ...]) -> tuple[tuple[dict[int, object], ...]]:
@@ -57,16 +62,16 @@ def _free_batch(inputs: tuple[torch.Tensor, ...]) -> tuple[tuple[dict[int, objec
     return (tuple({0: batch} for _ in inputs),)
 
 
-def _pt2(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> None:
-    program = torch.export.export(model, inputs, dynamic_shapes=_free_batch(inputs))
-    with path.open("wb") as file:
-        torch.export.save(program, file)
+def _pt2(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
+    buffer = io.BytesIO()
+    torch.export.save(torch.export.export(model, inputs, dynamic_shapes=_free_batch(inputs)), buffer)
+    return buffer.getvalue()
 
 
-def _onnx(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: Path) -> None:
+def _onnx(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
     try:
         program = torch.onnx.export(model, inputs, dynamic_shapes=_free_batch(inputs), dynamo=True, verbose=False)
     except ImportError as error:
         raise UserError(f"export_formats: onnx needs more packages: pip install onnx onnxscript ({error})") from None
     assert program is not None
-    program.save(str(path))
+    return program.model_proto.SerializeToString()

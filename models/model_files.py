@@ -6,7 +6,6 @@ of their own and are loaded only where the user names one.
 """
 
 import datetime
-import pickle
 import platform
 import warnings
 import zipfile
@@ -20,7 +19,7 @@ from models.embedding import TransformedModel
 from models.resnet import ResNet, build_backbone
 from models.transformations import FCTTransformation, build_transformation
 from utils.errors import UserError
-from utils.files import sha256_of, write_torch
+from utils.files import read_torch, sha256_of, write_torch
 from utils.provenance import git_revision
 
 FORMAT = "refill-model"
@@ -63,13 +62,16 @@ def save_model(path: str | Path, description: Description, *, config: dict[str, 
     write_torch(path, {"format": FORMAT, "version": VERSION, "provenance": provenance, **description})
 
 
-def read_description(path: str | Path, *, where: str, torchscript: bool = True) -> Description:
+def read_description(
+    path: str | Path, *, where: str, torchscript: bool = True, transformation: bool = True
+) -> Description:
     """Read a model file of ours, or refer to a TorchScript archive by its path and hash.
 
     Args:
         path: the file.
         where: the config key that names it, for error messages.
         torchscript: whether an archive will do in this place.
+        transformation: whether a transformation alone, which takes no images, will do.
 
     Raises:
         UserError: there is no such file, or it is not a model that will do here; says what it is.
@@ -82,13 +84,15 @@ def read_description(path: str | Path, *, where: str, torchscript: bool = True) 
             raise UserError(f"{where}: {path} is a TorchScript archive; this place needs a model file written here")
         return {"kind": "torchscript", "path": str(path), "sha256": sha256_of(path)}
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        content = read_torch(path)
+    except ValueError as error:
         raise UserError(f"{where}: {path} is no model file ({_what_it_is(path)})") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{where}: {path} is no model file of ours (a {type(content).__name__} saved by torch)")
     if content["version"] > VERSION:
         raise UserError(f"{where}: {path} has format version {content['version']}; this code reads up to {VERSION}")
+    if content["kind"] == "transformation" and not transformation:
+        raise UserError(f"{where}: {path} is a transformation alone; this place needs a model that takes images")
     return content
 
 
@@ -132,9 +136,8 @@ def build_model(description: Description, *, where: str) -> nn.Module:
     try:
         model.load_state_dict(description["state_dict"])
     except RuntimeError as error:
-        raise UserError(
-            f"{where}: the file's weights do not fit its architecture ({str(error).splitlines()[0]})"
-        ) from None
+        first = str(error).splitlines()[1].strip()  # below the title
+        raise UserError(f"{where}: the file's weights do not fit its architecture ({first})") from None
     return model.eval()
 
 
@@ -146,10 +149,13 @@ def _load_torchscript(description: Description, where: str) -> nn.Module:
         raise UserError(f"{where}: the TorchScript archive {path} is not the one that was trained with")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated, and is what the published files are
-        return torch.jit.load(path, map_location="cpu").eval()
+        try:
+            return torch.jit.load(path, map_location="cpu").eval()
+        except RuntimeError as error:
+            raise UserError(f"{where}: the TorchScript archive {path} cannot be read; it may be damaged") from error
 
 
-def load_model(path: str | Path, *, where: str = "model") -> nn.Module:
+def load_model(path: str | Path, *, where: str = "model", transformation: bool = True) -> nn.Module:
     """Load a model file, ours or TorchScript, in eval mode on the CPU.
 
     Returns:
@@ -158,4 +164,4 @@ def load_model(path: str | Path, *, where: str = "model") -> nn.Module:
     Raises:
         UserError: see `read_description` and `build_model`.
     """
-    return build_model(read_description(path, where=where), where=where)
+    return build_model(read_description(path, where=where, transformation=transformation), where=where)

@@ -19,7 +19,10 @@ from utils.schema import EvalConfig, Precision
 
 def freeze(model: nn.Module, world: World) -> nn.Module:
     """Put a model on the device, in eval mode, without gradients."""
-    return model.to(world.device).eval().requires_grad_(False)
+    model = model.to(world.device).eval()
+    for parameter in model.parameters():  # a TorchScript module has no requires_grad_ of its own
+        parameter.requires_grad_(False)
+    return model
 
 
 def embedding_dim(model: nn.Module, image_size: int, world: World) -> int:
@@ -90,10 +93,11 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
     assert config.query_model_path is not None
     assert config.gallery_model_path is not None
     assert config.dataset_params is not None
-    query_model = freeze(load_model(config.query_model_path, where="query_model_path"), world)
+    query_model = freeze(load_model(config.query_model_path, where="query_model_path", transformation=False), world)
     gallery_model = query_model
     if config.gallery_model_path != config.query_model_path:
-        gallery_model = freeze(load_model(config.gallery_model_path, where="gallery_model_path"), world)
+        gallery_model = load_model(config.gallery_model_path, where="gallery_model_path", transformation=False)
+        gallery_model = freeze(gallery_model, world)
     images = open_images(config.dataset_params, "validation", world, seed=config.seed, all_classes=True)
     embedded, ids = embed_images(
         {"query": query_model, "gallery": gallery_model},

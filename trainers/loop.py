@@ -71,7 +71,7 @@ class Trainer(Generic[BatchT]):
         """Train to the last epoch, from the last checkpoint where there is one.
 
         Raises:
-            UserError: the loss is not finite, or the checkpoint cannot be taken.
+            UserError: the loss is not finite, or there is no image to train on.
         """
         history = self._restore()
         with self._progress(len(history)) as bar:

@@ -53,22 +53,29 @@ def load_config(schema: type[Config], parser: argparse.ArgumentParser, argv: lis
     return build(schema, values, source=path)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back: a text that looks like `5e-4` stands in quotes."""
+
+
 class _Loader(yaml.SafeLoader):
     """YAML without its two traps: `5e-4` is a number, and a key that stands twice is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            name = self.construct_object(key_node, deep=True)
-            if name in seen:
-                raise yaml.MarkedYAMLError(problem=f"the key `{name}` stands twice", problem_mark=key_node.start_mark)
-            seen.add(name)
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key should be a text", problem_mark=key_node.start_mark)
+            if key_node.value in seen:
+                problem = f"the key `{key_node.value}` stands twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
+            seen.add(key_node.value)
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
+for _kind in (_Loader, _Dumper):
+    _kind.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+    )
 
 
 def parse_yaml(text: str) -> Any:
@@ -210,7 +217,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 def to_yaml(config: Any) -> str:
     """The resolved config: every key with its value, loadable by the same script."""
-    return yaml.safe_dump(to_dict(config), sort_keys=False)
+    return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False)
 
 
 def paths(config: Any, role: Literal["input", "output"], prefix: str = "") -> Iterator[tuple[str, str]]:

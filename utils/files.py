@@ -1,11 +1,12 @@
 """Files that are whole or absent: write to a temporary name, then rename."""
 
+import errno
 import hashlib
 import io
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,28 +14,33 @@ import torch
 
 from utils.errors import NO_SPACE, UserError
 
+UNWRITABLE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the name `path` when the block ends well, and goes otherwise.
 
     Raises:
-        UserError: the disk is full or the folder cannot be written.
+        UserError: the disk is full, the folder cannot be written, or `path` is a folder.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         yield temporary
         temporary.replace(path)
     except OSError as error:
         if error.errno in NO_SPACE:
             raise UserError(f"{path}: no space left on the disk; free some and run the command again") from error
-        if isinstance(error, PermissionError | NotADirectoryError):
+        if isinstance(error, UNWRITABLE):
             raise UserError(f"{path}: cannot be written ({error.strerror})") from error
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -60,6 +66,20 @@ def write_torch(path: str | Path, value: Any) -> None:
     buffer = io.BytesIO()
     torch.save(value, buffer)
     write_bytes(path, buffer.getvalue())
+
+
+def read_torch(path: str | Path) -> Any:
+    """`torch.load` of plain values and tensors, onto the CPU; no code in the file is run.
+
+    Raises:
+        ValueError: the file is not of torch.save, holds more than plain values, or is cut short.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # foreign bytes are read as operations of a pickle, and fail in any way that these can
+        raise ValueError(f"{path}: cannot be read by torch.load ({error})") from error
 
 
 def sha256_of(path: str | Path) -> str:

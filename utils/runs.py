@@ -2,16 +2,13 @@
 
 import hashlib
 import json
-import pickle
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from utils.config import paths, to_dict, to_yaml
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import sha256_of, write_text, write_torch
+from utils.files import read_torch, sha256_of, write_text, write_torch
 
 # Keys that do not change the weights that a run ends with.
 NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats"}
@@ -21,6 +18,9 @@ class Run:
     """The files of one training run, named after its output: `old.pt` has `old.config.yaml`, `old.log.jsonl`, ...
 
     Only the main process writes. A checkpoint belongs to one config and to the content of its input files.
+
+    Raises:
+        UserError: there is a checkpoint that is damaged, or belongs to another config or other input files.
     """
 
     def __init__(self, output: str, config: Any, world: World) -> None:
@@ -30,6 +30,7 @@ class Run:
         self.checkpoint_path = stem.with_name(f"{stem.name}.checkpoint.pt")
         self.world, self.config = world, config
         self.identity = fingerprint(config)
+        self._found = self._read_checkpoint()  # before anything is written: the run may not be ours to go on with
         if world.is_main:
             write_text(self.config_path, to_yaml(config))
 
@@ -40,11 +41,11 @@ class Run:
             write_text(self.log_path, "".join(json.dumps(record) + "\n" for record in history))
 
     def restore(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-        """The last checkpoint's state and history, or None where there is nothing to go on from.
+        """The last checkpoint's state and history, or None where there is nothing to go on from."""
+        found, self._found = self._found, None  # so that the trainer alone holds on to it
+        return found
 
-        Raises:
-            UserError: the checkpoint is damaged, or belongs to another config or other input files.
-        """
+    def _read_checkpoint(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         path = self.checkpoint_path
         if not self.config.resume and self.world.is_main:
             path.unlink(missing_ok=True)  # or a run that is killed in its first epoch would leave the old one behind
@@ -52,10 +53,10 @@ class Run:
             return None
         advice = "delete it, or pass resume=False to start again"
         try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+            checkpoint = read_torch(path)
+        except ValueError:
             raise UserError(f"{path}: the checkpoint cannot be read; {advice}") from None
-        if checkpoint["identity"] != self.identity:
+        if not isinstance(checkpoint, dict) or checkpoint.get("identity") != self.identity:
             raise UserError(f"{path}: the checkpoint belongs to another config or other input models; {advice}")
         return checkpoint["state"], checkpoint["history"]
 
