@@ -34,30 +34,47 @@ class DistanceTable:
     they come from. Equal embeddings are one column of the matrix product, so their distances are equal to the last bit.
     """
 
-    queries: Tensor  # (n_q, d) float64
-    query_squares: Tensor  # (n_q,)
-    points: Tensor  # (m, d) float64: the gallery's distinct embeddings
-    point_squares: Tensor  # (m,)
+    # (q, |q|^2, 1) and (-2g, 1, |g|^2), whose product is |q|^2 - 2qg + |g|^2 without a pass over it for each term
+    queries: Tensor  # (n_q, d + 2) float64
+    points: Tensor  # (m, d + 2) float64: the gallery's distinct embeddings
     columns: Tensor | None  # (S * n_g,) the point of each embedding; None where that is the identity
     sources: int  # S
     floor: float  # distances below are rounding only
 
-    def rows(self, index: Tensor) -> Tensor:
-        """The distances of the queries `index` (c,) -> (c, S, n_g) float32."""
-        queries, squares = self.queries[index], self.query_squares[index, None]
-        table = torch.addmm(self.point_squares, queries, self.points.T, alpha=-2).add_(squares)  # (c, m)
-        # The cheap bound of a row first, then that of the pair.
-        pairs = (table < NEAR * (squares + self.point_squares.max())).nonzero()
-        row, column = pairs.unbind(1)
-        pairs = pairs[table[row, column] < NEAR * (squares[row, 0] + self.point_squares[column])]
-        for part in pairs.split(max(1, REFINED_ELEMENTS // queries.shape[1])):
-            row, column = part.unbind(1)
-            exact = (queries[row] - self.points[column]).square().sum(1)
-            table[row, column] = exact.clamp_(min=self.floor)
+    def rows(self, index: Tensor, itself: Tensor) -> Tensor:
+        """The distances of the queries `index` (c,) -> (c, S, n_g) float32, infinite to the item `itself` (c,).
+
+        `itself` is -1 where the gallery does not hold the query.
+        """
+        queries = self.queries[index]
+        (row,) = (itself >= 0).nonzero(as_tuple=True)
+        item = itself[row]
+        table = queries @ self.points.T  # (c, m)
+        if self.columns is None:  # before what follows, which most queries then need not do
+            table.view(len(index), self.sources, -1)[row, :, item] = torch.inf
+        self._refine(table, queries)
         table = table.float()
         if self.columns is not None:
             table = table.index_select(1, self.columns)
-        return table.view(len(index), self.sources, -1)
+        table = table.view(len(index), self.sources, -1)
+        table[row, :, item] = torch.inf
+        return table
+
+    def _refine(self, table: Tensor, queries: Tensor) -> None:
+        """Compute the distances that cancellation has spoilt again, from the differences, in place."""
+        query_squares, point_squares = queries[:, -2], self.points[:, -1]
+        # The bound of a row, which is cheap; where a distance is within it, the bound of the pair.
+        bound = NEAR * (query_squares + point_squares.max())
+        (near,) = (table.amin(1) < bound).nonzero(as_tuple=True)
+        row, column = (table[near] < bound[near, None]).nonzero(as_tuple=True)
+        row = near[row]
+        spoilt = table[row, column] < NEAR * (query_squares[row] + point_squares[column])
+        pairs = torch.stack([row[spoilt], column[spoilt]], dim=1)
+        vectors, minus_twice_points = queries[:, :-2], self.points[:, :-2]
+        for part in pairs.split(max(1, REFINED_ELEMENTS // queries.shape[1])):
+            row, column = part.unbind(1)
+            difference = vectors[row] + minus_twice_points[column] / 2
+            table[row, column] = difference.square().sum(1).clamp_(min=self.floor)
 
 
 def distance_table(query: Tensor, galleries: Sequence[Tensor], distance: str) -> DistanceTable:
@@ -70,11 +87,10 @@ def distance_table(query: Tensor, galleries: Sequence[Tensor], distance: str) ->
     points, columns = rows.unique(dim=0, return_inverse=True)
     if len(points) == len(rows):  # all distinct, as most galleries are: their own order needs no look-up
         points, columns = rows, None
+    query_squares, point_squares = _squares(queries, distance), _squares(points, distance)
     return DistanceTable(
-        queries=queries,
-        query_squares=_squares(queries, distance),
-        points=points,
-        point_squares=_squares(points, distance),
+        queries=torch.cat([queries, query_squares, torch.ones_like(query_squares)], dim=1),
+        points=torch.cat([-2 * points, torch.ones_like(point_squares), point_squares], dim=1),
         columns=columns,
         sources=len(galleries),
         floor=SAME_DIRECTION if distance == "cosine" else 0.0,
@@ -89,8 +105,8 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 def _squares(vectors: Tensor, distance: str) -> Tensor:
-    """What makes squares_q + squares_g - 2qg the distance: |v|^2, or for cosine 1, also where a vector is zero."""
-    return torch.ones_like(vectors[:, 0]) if distance == "cosine" else vectors.square().sum(1)
+    """What makes squares_q + squares_g - 2qg the distance: |v|^2, or for cosine 1, also where v is zero; -> (n, 1)."""
+    return torch.ones_like(vectors[:, :1]) if distance == "cosine" else vectors.square().sum(1, keepdim=True)
 
 
 def _centred(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 CMC and AP need only how many items are as near as each relevant item. At cut-off c an item's distance is that of its
 *new* embedding if it is among the first c of the backfilling order, else that of its *old* one: so whatever the
-cut-off, every relevant distance is among the 2R of the R relevant items. These are the thresholds. Per chunk of queries:
+cut-off, every relevant distance is among the 2R of the R relevant items, the thresholds. Per chunk of queries:
 
 1. both distances of every item, once                                                    (c, 2, n)
 2. the bin of each: how many thresholds are below it                                     (c, 2, n)
@@ -25,16 +25,17 @@ from retrieval.metrics import average_precision, first_relevant_rank
 
 # Elements of a chunk's largest tensors. On a CPU, what stays in the caches and in memory that malloc reuses; but at
 # least so many queries that the matrix product is efficient, up to a bound on memory.
-CHUNK_ELEMENTS = {"cpu": 2**21, "cuda": 2**27}
+CHUNK_ELEMENTS = {"cpu": 2**21}
+GPU_CHUNK_ELEMENTS = 2**27
 MIN_QUERIES = 64
 MAX_ELEMENTS = 2**27
-CELLS_PER_THRESHOLD = 16
+CELLS_PER_THRESHOLD = 32
 
 
 class Ranking(NamedTuple):
     """What the metrics of each query need, at each of P points."""
 
-    first_ranks: Tensor  # (n_q, P) int64: rank of the nearest relevant item
+    first_ranks: Tensor  # (n_q, P) int32: rank of the nearest relevant item
     average_precisions: Tensor | None  # (n_q, P) float64
 
 
@@ -74,7 +75,7 @@ def rank_queries(
     `points` if none. It has no effect if the table has one embedding an item. `progress` is told the queries done.
     """
     n, device = len(relevant.by_class), queries.device
-    first_ranks = {name: torch.empty(len(queries), points, dtype=torch.int64, device=device) for name in blocks}
+    first_ranks = {name: torch.empty(len(queries), points, dtype=torch.int32, device=device) for name in blocks}
     precisions = {name: torch.empty(len(queries), points, dtype=torch.float64, device=device) for name in blocks}
     # Queries of like class size share a chunk, so that little of its (c, R) is padding.
     by_size = relevant.size[queries].argsort(descending=True, stable=True)
@@ -86,11 +87,11 @@ def rank_queries(
         chunk = queries[places]
         bins, relevant_items, relevant_bins, last = _bin_chunk(table, relevant, chunk, largest)
         for name, block in blocks.items():
-            retrieved = _count(bins, block, points, last)
-            of_relevant = _count(relevant_bins, block[relevant_items], points, last)
-            first_ranks[name][places] = first_relevant_rank(of_relevant, retrieved)
+            retrieved = _count_within(bins, block, points, last)
+            found = _count_within(relevant_bins, block[relevant_items], points, last)
+            first_ranks[name][places] = first_relevant_rank(found, retrieved)
             if compute_map:
-                precisions[name][places] = average_precision(of_relevant, retrieved)
+                precisions[name][places] = average_precision(found, retrieved)
         done += len(places)
         if progress is not None:
             progress(done)
@@ -101,7 +102,7 @@ def _chunk_length(n: int, sources: int, largest: int, points: int, device: torch
     """Queries a chunk, from the elements that a query takes: its distances, histograms and look-up table."""
     width = sources * largest + 1
     per_query = sources * n + width * (sources * (points + 1) + CELLS_PER_THRESHOLD)
-    wanted = CHUNK_ELEMENTS.get(device.type, CHUNK_ELEMENTS["cuda"]) // per_query
+    wanted = CHUNK_ELEMENTS.get(device.type, GPU_CHUNK_ELEMENTS) // per_query
     return max(1, wanted, min(MIN_QUERIES, MAX_ELEMENTS // per_query))
 
 
@@ -113,11 +114,8 @@ def _bin_chunk(
     Returns the bins (c, S, n) of all items, the relevant items (c, R), their bins (c, S, R), and the number of
     thresholds S * R: the bin of what lies beyond all of them, of the query itself and of padding.
     """
-    distances = table.rows(chunk)
     itself = relevant.self_item[chunk]
-    (row,) = (itself >= 0).nonzero(as_tuple=True)
-    distances[row, :, itself[row]] = torch.inf
-
+    distances = table.rows(chunk, itself)
     place = torch.arange(largest, device=chunk.device)
     padding = place >= relevant.size[chunk, None]  # (c, R)
     items = relevant.by_class[torch.where(padding, 0, relevant.start[chunk, None] + place)]
@@ -131,8 +129,8 @@ def _bin_chunk(
     return bins, items, relevant_bins, last
 
 
-def _count(bins: Tensor, block: Tensor, points: int, last: int) -> Tensor:
-    """How many items lie in each bin at each point: bins (c, S, m), block (m,) or (c, m) -> (c, points, last) int32.
+def _count_within(bins: Tensor, block: Tensor, points: int, last: int) -> Tensor:
+    """How many items lie up to each bin at each point: bins (c, S, m), block (m,) or (c, m) -> (c, points, last) int32.
 
     The bin `last` is left out.
     """
@@ -146,10 +144,10 @@ def _count(bins: Tensor, block: Tensor, points: int, last: int) -> Tensor:
         for source in keys.unbind(1)
     ]
     counts = histograms[0].sum(1, keepdim=True, dtype=torch.int32)
-    if len(histograms) == 1:
-        return counts.expand(-1, points, -1)
-    old, new = histograms
-    return counts + (new - old)[:, :points].cumsum(1, dtype=torch.int32)
+    if len(histograms) == 2:
+        old, new = histograms
+        counts = counts + (new - old)[:, :points].cumsum_(1)
+    return counts.expand(-1, points, -1).cumsum(2, dtype=torch.int32)
 
 
 def count_below(thresholds: Tensor, values: Tensor) -> Tensor:
@@ -161,22 +159,21 @@ def count_below(thresholds: Tensor, values: Tensor) -> Tensor:
     """
     rows, width = thresholds.shape
     cells = CELLS_PER_THRESHOLD * width + 3
-    low = thresholds[:, :1]
-    high = torch.where(thresholds.isinf(), 0, thresholds).amax(1, keepdim=True)
+    finite = torch.where(thresholds.isinf(), 0, thresholds)
+    low, high = finite[:, :1], finite.amax(1, keepdim=True)
     scale = (cells - 3) / (high - low).clamp(min=1e-30)
+    first_cell = torch.arange(0, rows * cells, cells, dtype=torch.int32, device=values.device)[:, None]
 
     def cell(numbers: Tensor) -> Tensor:
-        """A cell that never falls as the number grows: 0 below `low`, the last beyond `high`; (c, m) -> (c * m,)."""
-        inner = (numbers - low).mul_(scale).add_(1).clamp_(0, cells - 1).int()
-        return inner.add_(torch.arange(0, rows * cells, cells, dtype=torch.int32, device=numbers.device)[:, None]).view(
-            -1
-        )
+        """A cell that never falls as the number grows: a row's first below `low`, its last beyond `high`."""
+        inner = (numbers - low).mul_(scale).clamp_(-1, cells - 2).int()  # -1 .. cells - 2
+        return inner.add_(first_cell + 1).view(-1)
 
     held = torch.bincount(cell(thresholds), minlength=rows * cells).view(rows, cells)
     held[:, -1] = 0  # infinite thresholds: they are below no value
-    below = held.cumsum(1, dtype=torch.int32) - held
-    lookup = torch.where(held > 0, -1, below).int()
-    counts = lookup.view(-1).index_select(0, cell(values))
+    below = held.cumsum(1) - held
+    lookup = torch.where(held > 0, -1, below).int().view(-1)
+    counts = lookup.index_select(0, cell(values))
     (unsure,) = (counts < 0).nonzero(as_tuple=True)
     row = unsure // values.shape[1]
     every_row = torch.arange(rows, device=values.device)

@@ -1,6 +1,7 @@
 """Checks of what the evaluator is given: each a UserError of one line, before any work."""
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -78,7 +79,7 @@ def check_orders(orders: Mapping[str, Tensor], n: int) -> None:
 def check_cutoffs(cutoffs: Sequence[int], n: int) -> None:
     """Raise a UserError unless the cut-offs rise, within 0 .. n."""
     steps = [0, *cutoffs, n]
-    if not cutoffs or any(after < before for before, after in zip(steps[:-1], steps[1:], strict=True)):
+    if not cutoffs or any(after < before for before, after in pairwise(steps)):
         raise UserError(f"cut-offs: should rise from 0 or more to {n} or less, got {list(cutoffs)}")
 
 

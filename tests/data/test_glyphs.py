@@ -1,0 +1,86 @@
+"""Glyphs are reproducible, different from one another, and harder than they look."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import glyphs
+
+
+@pytest.mark.parametrize("split", ["training", "validation"])
+def test_an_image_is_a_pure_function_of_its_key(split: glyphs.Split) -> None:
+    first = glyphs.render(3, split, 17, 5)
+    glyphs.render(3, split, 18, 6)  # rendering another in between leaves no trace
+    assert first.shape == (glyphs.SIZE, glyphs.SIZE, 3)
+    assert first.dtype == np.uint8
+    assert np.array_equal(first, glyphs.render(3, split, 17, 5))
+
+
+def test_seed_split_class_and_index_all_change_the_image() -> None:
+    keys: list[tuple[int, glyphs.Split, int, int]] = [
+        (0, "training", 0, 0),
+        (1, "training", 0, 0),
+        (0, "validation", 0, 0),
+        (0, "training", 1, 0),
+        (0, "training", 0, 1),
+    ]
+    images = {glyphs.render(*key).tobytes() for key in keys}
+    assert len(images) == len(keys)
+
+
+def test_families_share_some_strokes_and_no_class_is_another() -> None:
+    prototypes = [glyphs.class_strokes(0, label) for label in range(glyphs.NUM_CLASSES)]
+    for label, strokes in enumerate(prototypes):
+        relative = prototypes[label // glyphs.CLASSES_PER_FAMILY * glyphs.CLASSES_PER_FAMILY]
+        stranger = prototypes[(label + glyphs.CLASSES_PER_FAMILY) % glyphs.NUM_CLASSES]
+        shared = glyphs.FAMILY_STROKES
+        assert np.array_equal(strokes[:shared], relative[:shared])
+        assert not np.isclose(strokes, stranger).any()
+    assert len({strokes.tobytes() for strokes in prototypes}) == glyphs.NUM_CLASSES
+
+
+def test_strokes_cover_the_pixels_that_they_pass() -> None:
+    horizontal = np.array([[[-0.5, 0.0], [0.0, 0.0], [0.5, 0.0]]])
+    coverage = glyphs._coverage(horizontal, half_width=0.125)[..., 0]
+    # Four of 32 rows lie within 0.125 of y = 0; x runs from pixel 8 to pixel 23, and the ends are round.
+    assert (coverage[14:18, 8:24] > 0.4).all()
+    assert not coverage[:13].any()
+    assert not coverage[19:].any()
+    assert not coverage[:, :5].any()
+    assert not coverage[:, 27:].any()
+    assert np.allclose(coverage, coverage[:, ::-1])
+
+
+def test_blur_keeps_a_plain_image_and_the_texture_has_the_asked_strength() -> None:
+    plain = np.full((glyphs.SIZE, glyphs.SIZE, 3), 0.25)
+    assert np.allclose(glyphs._blur(plain, 1.5), plain)
+    texture = glyphs._texture(np.random.default_rng(0), (0.2, 0.2))
+    assert texture.shape == plain.shape
+    assert 0.05 < np.abs(texture).max() <= 0.2
+
+
+def test_nuisance_outweighs_class() -> None:
+    """Nearest neighbours in pixel space know hardly anything: what a model gets, it has learnt."""
+    labels = np.repeat(np.arange(20), 10)
+    images = np.stack([glyphs.render(0, "validation", label, i) for i, label in enumerate(labels.tolist())])
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    norms = (flat**2).sum(axis=1)
+    distances = norms[:, None] + norms - 2 * flat @ flat.T
+    np.fill_diagonal(distances, np.inf)
+    assert np.mean(labels[distances.argmin(axis=1)] == labels) < 0.25
+
+
+def test_class_names_sort_as_labels() -> None:
+    names = [glyphs.class_name(label) for label in range(glyphs.NUM_CLASSES)]
+    assert names == sorted(names)
+
+
+def test_lay_out_writes_what_render_returns(tmp_path: Path) -> None:
+    counts = glyphs.lay_out(tmp_path, seed=4, train_per_class=2, validation_per_class=1)
+    assert counts == {"training": 200, "validation": 100}
+    assert len(list(tmp_path.glob("training/*/*.png"))) == 200
+    assert len(list(tmp_path.glob("validation/*/*.png"))) == 100
+    with Image.open(tmp_path / "training" / "42" / "00001.png") as image:
+        assert np.array_equal(np.asarray(image), glyphs.render(4, "training", 42, 1))

@@ -1,0 +1,224 @@
+"""Folders are whole or absent, pickles execute nothing, MATLAB structs are read as scipy wrote them."""
+
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io  # type: ignore[import-untyped]
+
+from data import cifar100
+from data.matlab import read_struct_array
+from data.preparation import STAMP, Recipe, prepare, read_stamp
+from utils.errors import UserError
+
+RECIPE = Recipe("toy", parameters={"seed": 0})
+
+
+def fill(folder: Path) -> dict[str, int]:
+    for split in ("training", "validation"):
+        (folder / split / "a").mkdir(parents=True)
+        (folder / split / "a" / "0.png").write_bytes(b"image")
+    return {"training": 1, "validation": 1}
+
+
+def names(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir()]
+
+
+def refuse(folder: Path) -> dict[str, int]:
+    raise AssertionError("a finished folder was filled again")
+
+
+class TestPrepare:
+    def test_makes_the_folder_once(self, tmp_path: Path) -> None:
+        output = tmp_path / "deep" / "toy"
+        assert prepare(output, RECIPE, fill) is True
+        assert prepare(output, RECIPE, refuse) is False
+        assert (output / "training" / "a" / "0.png").read_bytes() == b"image"
+        assert read_stamp(output)["images"] == {"training": 1, "validation": 1}
+        assert names(output.parent) == ["toy"]
+
+    @pytest.mark.parametrize("error", [UserError("bad"), KeyboardInterrupt(), OSError(28, "No space left on device")])
+    def test_a_failure_leaves_nothing(self, tmp_path: Path, error: BaseException) -> None:
+        def fail(folder: Path) -> dict[str, int]:
+            fill(folder)
+            raise error
+
+        with pytest.raises(type(error)):
+            prepare(tmp_path / "toy", RECIPE, fail)
+        assert names(tmp_path) == []
+
+    def test_what_a_killed_run_left_is_cleared(self, tmp_path: Path) -> None:
+        stale = tmp_path / ".toy.partial" / "training" / "stale"
+        stale.mkdir(parents=True)
+        (stale / "0.png").write_bytes(b"half")
+        prepare(tmp_path / "toy", RECIPE, fill)
+        assert names(tmp_path / "toy" / "training") == ["a"]
+        assert names(tmp_path) == ["toy"]
+
+    def test_clearing_does_not_follow_links(self, tmp_path: Path) -> None:
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        (elsewhere / "precious").write_text("kept")
+        (tmp_path / ".toy.partial").mkdir()
+        (tmp_path / ".toy.partial" / "training").symlink_to(elsewhere)
+        prepare(tmp_path / "toy", RECIPE, fill)
+        assert (elsewhere / "precious").read_text() == "kept"
+
+    def test_foreign_files_stay(self, tmp_path: Path) -> None:
+        (tmp_path / "toy").mkdir()
+        (tmp_path / "toy" / "thesis.txt").write_text("precious")
+        with pytest.raises(UserError, match="did not write"):
+            prepare(tmp_path / "toy", RECIPE, fill)
+        assert (tmp_path / "toy" / "thesis.txt").read_text() == "precious"
+
+    def test_an_empty_folder_and_a_link_to_one_are_filled(self, tmp_path: Path) -> None:
+        (tmp_path / "disk").mkdir()
+        (tmp_path / "toy").symlink_to("disk")
+        assert prepare(tmp_path / "toy", RECIPE, fill)
+        assert (tmp_path / "toy").is_symlink()
+        assert (tmp_path / "disk" / STAMP).is_file()
+
+    def test_another_recipe_is_refused(self, tmp_path: Path) -> None:
+        prepare(tmp_path / "toy", RECIPE, fill)
+        with pytest.raises(UserError, match="parameters"):
+            prepare(tmp_path / "toy", Recipe("toy", parameters={"seed": 1}), refuse)
+        with pytest.raises(UserError, match="source"):
+            prepare(tmp_path / "toy", Recipe("toy", source="/elsewhere", parameters={"seed": 0}), refuse)
+
+    def test_a_recipe_without_source_accepts_any(self, tmp_path: Path) -> None:
+        prepare(tmp_path / "toy", Recipe("toy", source="/elsewhere"), fill)
+        assert prepare(tmp_path / "toy", Recipe("toy"), refuse) is False
+
+    def test_a_split_that_went_is_noticed(self, tmp_path: Path) -> None:
+        (tmp_path / "origin").mkdir()
+
+        def link(folder: Path) -> dict[str, int]:
+            counts = fill(folder)
+            (folder / "training").rename(tmp_path / "moved")
+            (folder / "training").symlink_to(tmp_path / "origin")
+            return counts
+
+        prepare(tmp_path / "toy", RECIPE, link)
+        (tmp_path / "origin").rmdir()
+        with pytest.raises(UserError, match="`training` is gone"):
+            prepare(tmp_path / "toy", RECIPE, refuse)
+
+    def test_two_runs_at_once(self, tmp_path: Path) -> None:
+        def meet(folder: Path) -> dict[str, int]:
+            with pytest.raises(UserError, match="another run"):
+                prepare(tmp_path / "toy", RECIPE, refuse)
+            return fill(folder)
+
+        assert prepare(tmp_path / "toy", RECIPE, meet)
+
+
+def batch(count: int = 3, **changes: Any) -> dict[str, Any]:
+    pixels = np.random.default_rng(0).integers(0, 256, size=(count, 3072), dtype=np.uint8)
+    return {"data": pixels, "fine_labels": [7 * i for i in range(count)], "coarse_labels": [0] * count} | changes
+
+
+class TestCifar100:
+    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+    @pytest.mark.parametrize("key", [str, str.encode])
+    def test_reads_every_protocol(self, protocol: int, key: Callable[[str], Any]) -> None:
+        values = batch()
+        content = pickle.dumps({key(name): value for name, value in values.items()}, protocol)
+        split = cifar100.parse(content, "train")
+        assert split.labels.tolist() == [0, 7, 14]
+        # The original order is all red, all green, all blue, each row by row.
+        assert split.images[1, 2, 3].tolist() == [values["data"][1, c * 1024 + 2 * 32 + 3] for c in range(3)]
+
+    def test_reads_what_python_2_wrote(self) -> None:
+        # Python 2 wrote keys and array bytes as its one kind of text, opcodes T and U, and numpy under its old names.
+        pixels = bytes(range(256)) * 12
+        content = (
+            b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+            b"(K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
+            b"K\x00tb\x89T\x00\x0c\x00\x00" + pixels + b"tbU\x0bfine_labels]K\x13au."
+        )
+        split = cifar100.parse(content, "train")
+        assert split.labels.tolist() == [19]
+        assert split.images.transpose(0, 3, 1, 2).tobytes() == pixels
+
+    @pytest.mark.parametrize(
+        "malicious",
+        [
+            b"cos\nsystem\n(S'touch %s'\ntR.",
+            b'c__builtin__\neval\n(S\'open("%s", "w")\'\ntR.',
+            b"cnumpy\nsave\n(S'%s'\nI1\ntR.",
+            b"\x80\x04\x8c\x05posix\x8c\x06system\x93(X\x0a\x00\x00\x00touch pwnd\x85R.",
+        ],
+    )
+    def test_a_pickle_that_executes_is_refused(self, tmp_path: Path, malicious: bytes) -> None:
+        victim = tmp_path / "victim"
+        content = malicious.replace(b"%s", bytes(victim))
+        with pytest.raises(UserError, match="refused; it asks for"):
+            cifar100.parse(content, "train")
+        assert not victim.exists()
+
+    def test_only_latin_text_is_encoded(self) -> None:
+        content = b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00hextR."
+        with pytest.raises(UserError, match="text in hex"):
+            cifar100.parse(content, "train")
+
+    @pytest.mark.parametrize(
+        ("value", "message"),
+        [
+            ([1, 2], "no dictionary"),
+            ({"data": np.zeros((1, 3072), np.uint8)}, "no `fine_labels`"),
+            ({"fine_labels": [0]}, "no `data`"),
+            (batch(data=np.zeros((3, 3072), np.float32)), "uint8 of shape"),
+            (batch(data=np.zeros((3, 3071), np.uint8)), "uint8 of shape"),
+            (batch(data=[1, 2, 3]), "got list"),
+            (batch(0), "no image"),
+            (batch(fine_labels=[0, 1]), "3 images but 2"),
+            (batch(fine_labels=[0, 1, 100]), "span 0..100"),
+            (batch(fine_labels=[-1, 1, 9]), "span -1..9"),
+            (batch(fine_labels=["a", "b", "c"]), "whole numbers"),
+            (batch(fine_labels=[[0], [1, 2], 3]), "whole numbers"),
+            (batch(fine_labels=None), "whole numbers"),
+        ],
+    )
+    def test_bad_content_is_named(self, value: Any, message: str) -> None:
+        with pytest.raises(UserError, match=message) as caught:
+            cifar100.parse(pickle.dumps(value, 4), "some/train")
+        assert str(caught.value).startswith("some/train: ")
+
+    @pytest.mark.parametrize("damage", [b"", b"not a pickle", pickle.dumps(batch(), 4)[:-400]])
+    def test_damaged_content_is_named(self, damage: bytes) -> None:
+        with pytest.raises(UserError, match="is not a CIFAR-100 file"):
+            cifar100.parse(damage, "train")
+
+
+class TestMatlab:
+    @pytest.mark.parametrize("compressed", [True, False])
+    def test_reads_structs_as_scipy_writes_them(self, compressed: bool) -> None:
+        synsets = np.zeros(3, dtype=[("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("gloss", object)])
+        for i, (wnid, words) in enumerate([("n02119789", "kit fox"), ("n02100735", "English setter"), ("n1", "é")]):
+            synsets[i] = (float(i + 1), wnid, words, np.arange(i + 2, dtype=np.uint8))
+        buffer = io.BytesIO()
+        scipy.io.savemat(buffer, {"other": np.ones((2, 3)), "synsets": synsets}, do_compression=compressed)
+        read = read_struct_array(buffer.getvalue())
+        assert [entry["WNID"] for entry in read] == ["n02119789", "n02100735", "n1"]
+        assert [entry["words"] for entry in read] == ["kit fox", "English setter", "é"]
+        assert [entry["ILSVRC2012_ID"].tolist() for entry in read] == [[1.0], [2.0], [3.0]]
+        assert [entry["gloss"].tolist() for entry in read] == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
+
+    def test_other_content_is_an_error(self) -> None:
+        buffer = io.BytesIO()
+        scipy.io.savemat(buffer, {"numbers": np.ones((2, 3))})
+        with pytest.raises(ValueError, match="no struct array"):
+            read_struct_array(buffer.getvalue())
+        with pytest.raises(ValueError, match="not a MATLAB 5 file"):
+            read_struct_array(b"MATLAB? no")
+        synsets = np.zeros(2, dtype=[("WNID", object)])
+        synsets["WNID"] = "n02119789"
+        buffer = io.BytesIO()
+        scipy.io.savemat(buffer, {"synsets": synsets})
+        with pytest.raises(ValueError, match="truncated"):
+            read_struct_array(buffer.getvalue()[:-40])

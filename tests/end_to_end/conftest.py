@@ -1,0 +1,103 @@
+"""What the end-to-end tests share, so that each model is trained once: a tiny upgrade, finished and interrupted."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import ENVIRONMENT, OLD_MODEL, TIMEOUT, command_of, succeed, write_configs, write_images
+
+# Epochs enough to be killed in the middle of.
+LONG = {
+    "train_backbone.py": ("--config", "backbone.yaml", "epochs=12", "validate_every=5"),
+    "train_transformation.py": ("--config", "transformation.yaml", "epochs=100"),
+}
+OUTPUT = {"train_backbone.py": "checkpoints/new", "train_transformation.py": "checkpoints/transformation"}
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, configs, and the old, the new and the transformed model; not to be written to."""
+    folder = tmp_path_factory.mktemp("trained")
+    write_images(folder / "data", classes=6, training=24, validation=8)
+    write_configs(folder)
+    succeed("train_backbone.py", "--config", "backbone.yaml", cwd=folder)
+    succeed("train_backbone.py", "--config", "backbone.yaml", *OLD_MODEL, cwd=folder, processes=None)
+    succeed("train_transformation.py", "--config", "transformation.yaml", cwd=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with all that one evaluation writes."""
+    folder = tmp_path_factory.mktemp("evaluated")
+    arguments = [
+        f"eval_params.embeddings_output_dir={folder}/embeddings",
+        f"eval_params.backfilling_result_path={folder}/curves.npy",
+        "dataset_params.batch_size=8",
+    ]
+    table = succeed(
+        "eval.py", "--config", "eval.yaml", "--output", str(folder / "result.json"), *arguments, cwd=trained
+    )
+    assert "AUC, sigma order" in table
+    return folder
+
+
+def copy_of(trained: Path, folder: Path) -> Path:
+    """A folder to write to, with everything that `trained` has."""
+    shutil.copytree(trained / "checkpoints", folder / "checkpoints")
+    (folder / "data").symlink_to(trained / "data")
+    write_configs(folder)
+    return folder
+
+
+@pytest.fixture
+def work(trained: Path, tmp_path: Path) -> Path:
+    """A folder of the test's own, with everything that `trained` has."""
+    return copy_of(trained, tmp_path)
+
+
+@pytest.fixture(scope="session", params=list(LONG))
+def interrupted(
+    request: pytest.FixtureRequest, trained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """A script, and a folder in which it was killed after its first epochs; not to be written to."""
+    script: str = request.param
+    folder = copy_of(trained, tmp_path_factory.mktemp("interrupted"))
+    for output in folder.glob(f"{OUTPUT[script]}*"):
+        output.unlink()
+    kill_after(script, folder, epochs=2, delay=0.0)
+    return script, folder
+
+
+def start(script: str, folder: Path) -> subprocess.Popen[str]:
+    """Start the long run of `script` in `folder`."""
+    command, environment = command_of(script, *LONG[script]), os.environ | ENVIRONMENT
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def kill_after(script: str, folder: Path, *, epochs: int, delay: float) -> str:
+    """Start or resume the long run, SIGKILL it `delay` seconds after so many more epochs -> its standard output."""
+    log = folder / f"{OUTPUT[script]}.log.jsonl"
+
+    def epochs_done() -> int:
+        return len(log.read_text().splitlines()) if log.exists() else 0
+
+    epochs += epochs_done()
+    process = start(script, folder)
+    deadline = time.monotonic() + TIMEOUT
+    while epochs_done() < epochs:
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    time.sleep(delay)
+    process.kill()
+    output, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    return output

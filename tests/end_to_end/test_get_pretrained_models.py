@@ -1,0 +1,157 @@
+"""get_pretrained_models.sh against a server on this machine: whole, resumed, damaged, absent."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import zipfile
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "get_pretrained_models.sh"
+NAMES = ["imagenet_250_simclr.pt", "imagenet_500_simclr.pt", "imagenet_1000_simclr.pt"]
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("curl") is None and shutil.which("wget") is None, reason="needs curl or wget"
+)
+
+
+def archive(name: str) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:  # stored, so that damage stays within a member
+        file.writestr(f"{name}/data.pkl", name.encode() * 5000)
+    return buffer.getvalue()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves bytes by name, from the asked offset on, and remembers the offsets."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = {name: archive(name) for name in NAMES}
+        self.offsets: dict[str, list[int]] = {name: [] for name in NAMES}
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self._answer(body=True)
+
+    def _answer(self, body: bool) -> None:
+        name = self.path.rpartition("/")[2]
+        content = self.server.files.get(name)
+        if content is None:
+            self.send_error(404)
+            return
+        offset = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        if body:
+            self.server.offsets[name].append(offset)
+        self.send_response(206 if offset else 200)
+        self.send_header("Content-Length", str(len(content) - offset))
+        if offset:
+            self.send_header("Content-Range", f"bytes {offset}-{len(content) - 1}/{len(content)}")
+        self.end_headers()
+        if body:
+            self.wfile.write(content[offset:])
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Keep quiet."""
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with Server() as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def fetch(folder: Path, url: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    own = {"REFILL_MODELS_URL": url, "REFILL_MODELS_DIR": str(folder), "no_proxy": "127.0.0.1"}
+    return subprocess.run(
+        ["bash", SCRIPT], env=os.environ | own | environment, capture_output=True, text=True, timeout=60
+    )
+
+
+def address(server: Server) -> str:
+    return f"http://127.0.0.1:{server.server_port}/models"
+
+
+def test_fetches_all_then_nothing(server: Server, tmp_path: Path) -> None:
+    result = fetch(tmp_path, address(server))
+    assert result.returncode == 0, result.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == server.files
+    assert result.stdout.count("sha256") == 3
+    again = fetch(tmp_path, "http://127.0.0.1:9/gone")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("is there already") == 3
+
+
+def test_resumes_where_a_download_stopped(server: Server, tmp_path: Path) -> None:
+    content = server.files[NAMES[0]]
+    (tmp_path / f"{NAMES[0]}.part").write_bytes(content[:1000])
+    (tmp_path / f"{NAMES[1]}.part").write_bytes(server.files[NAMES[1]])
+    result = fetch(tmp_path, address(server))
+    assert result.returncode == 0, result.stderr
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == server.files
+    assert server.offsets == {NAMES[0]: [1000], NAMES[1]: [], NAMES[2]: [0]}
+
+
+@pytest.mark.skipif(shutil.which("wget") is None, reason="needs wget")
+def test_wget_serves_where_curl_is_not_installed(server: Server, tmp_path: Path) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name in ["bash", "dirname", "tr", "awk", "wc", "wget", "sha256sum", "cut", "rm", "mkdir", "mv"]:
+        (programs / name).symlink_to(shutil.which(name) or pytest.skip(f"needs {name}"))
+    python = programs / "python3"  # no link: Python finds its library from where it lies
+    python.write_text(f'#!{shutil.which("bash")}\nexec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / f"{NAMES[0]}.part").write_bytes(server.files[NAMES[0]][:1000])
+    result = fetch(folder, address(server), PATH=str(programs))
+    assert result.returncode == 0, result.stderr
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == server.files
+    assert server.offsets[NAMES[0]] == [1000]
+
+
+def damaged(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize("content", [b"<html>a captive portal</html>", damaged(archive(NAMES[1]))])
+def test_a_damaged_file_is_refused_and_removed(server: Server, tmp_path: Path, content: bytes) -> None:
+    server.files[NAMES[1]] = content
+    result = fetch(tmp_path, address(server))
+    assert result.returncode == 2
+    assert f"{NAMES[1]}: what came from" in result.stderr
+    assert "no intact TorchScript archive" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [NAMES[0]]
+
+
+def test_a_part_longer_than_the_file_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
+    (tmp_path / f"{NAMES[0]}.part").write_bytes(server.files[NAMES[0]] + b"more")
+    result = fetch(tmp_path, address(server))
+    assert result.returncode == 2
+    assert "the server reports" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_offline_it_says_so(tmp_path: Path) -> None:
+    result = fetch(tmp_path, "http://127.0.0.1:9/models")
+    assert result.returncode == 2
+    assert "cannot reach http://127.0.0.1:9/models/imagenet_250_simclr.pt; is there a network?" in result.stderr
+    assert list(tmp_path.iterdir()) == []

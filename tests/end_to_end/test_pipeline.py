@@ -1,0 +1,178 @@
+"""The whole way: old and new model, transformation, evaluation from models and from embedding files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from models.model_files import load_model
+from tests.tiny import same_bits, state_of, succeed, write_torchscript
+
+FIGURES = ["cmc_top1", "cmc_top5", "map"]
+ORDERS = ["sigma", "random", "distance"]
+
+
+def evaluate(folder: Path, *arguments: str, config: str = "eval.yaml") -> dict[str, Any]:
+    """eval.py's result file."""
+    succeed("eval.py", "--config", config, "--output", "result.json", *arguments, cwd=folder, processes=None)
+    return read(folder)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "result.json").read_text())
+
+
+def train(folder: Path, *arguments: str) -> list[float]:
+    """Train a transformation -> the loss of each epoch."""
+    succeed("train_transformation.py", "--config", "transformation.yaml", *arguments, cwd=folder, processes=None)
+    log = (folder / "checkpoints" / "transformation.log.jsonl").read_text()
+    return [json.loads(line)["loss"] for line in log.splitlines()]
+
+
+# --------------------------------------------------------------------------------------------------------- the result
+
+
+def test_the_result_has_the_shape_that_readers_rely_on(evaluated: Path) -> None:
+    result = read(evaluated)
+    assert list(result) == ["num_queries", "num_skipped", "num_gallery", "distance_metric", "metrics", "backfilling"]
+    assert (result["num_queries"], result["num_skipped"], result["num_gallery"]) == (48, 0, 48)
+    assert result["distance_metric"] == "l2"
+    assert list(result["metrics"]) == FIGURES
+    assert list(result["backfilling"]) == ORDERS
+    for curve in result["backfilling"].values():
+        assert list(curve) == ["cutoffs", "fractions", *FIGURES, "auc"]
+        assert curve["cutoffs"] == [0, 12, 24, 36, 48]
+        assert curve["fractions"] == [0.0, 0.25, 0.5, 0.75, 1.0]
+        assert list(curve["auc"]) == FIGURES
+        for name in FIGURES:
+            assert all(0 <= value <= 1 for value in curve[name])
+            assert curve["auc"][name] == pytest.approx(sum(curve[name]) / 5, abs=1e-15)
+            assert curve[name][0] == result["metrics"][name]
+
+
+def test_a_curve_ends_at_the_new_model_in_both_roles(evaluated: Path, work: Path) -> None:
+    new_new = evaluate(work, "gallery_model_path=checkpoints/new.pt", "eval_params.backfilling=null")
+    assert "backfilling" not in new_new
+    for curve in read(evaluated)["backfilling"].values():
+        assert {name: curve[name][-1] for name in FIGURES} == pytest.approx(new_new["metrics"])
+
+
+@pytest.mark.parametrize("point", [0, 2, 4])
+def test_the_figures_are_scikit_learns(evaluated: Path, point: int) -> None:
+    with np.load(evaluated / "embeddings" / "query.npz") as file:
+        new, labels = file["embeddings"].astype(np.float64), file["labels"]
+    with np.load(evaluated / "embeddings" / "gallery.npz") as file:
+        gallery, sigma = file["embeddings"].astype(np.float64), file["sigma"]
+    curve = read(evaluated)["backfilling"]["sigma"]
+    backfilled = np.argsort(-sigma[:, 0], kind="stable")[: curve["cutoffs"][point]]
+    gallery[backfilled] = new[backfilled]
+    expected = []
+    for query in range(len(new)):
+        others = np.arange(len(new)) != query
+        distance = np.linalg.norm(gallery - new[query], axis=1)[others].astype(np.float32)  # so are ties the same
+        relevant = labels[others] == labels[query]
+        nearest = relevant[np.argsort(distance)]
+        expected.append([nearest[0], nearest[:5].any(), average_precision_score(relevant, -distance)])
+    assert [curve[name][point] for name in FIGURES] == pytest.approx(np.mean(expected, axis=0), abs=1e-6)
+
+
+def test_the_curves_as_an_array_are_those_of_the_result(evaluated: Path) -> None:
+    curves = np.load(evaluated / "curves.npy")
+    result = read(evaluated)["backfilling"]
+    expected = [np.transpose([result[order][name] for name in FIGURES]) for order in ORDERS]
+    assert np.array_equal(curves, expected)
+
+
+def test_embedding_files_give_the_same_figures(evaluated: Path, tmp_path: Path) -> None:
+    (tmp_path / "eval.yaml").write_text(
+        f"eval_params: {{backfilling: 3, backfilling_list: [sigma, random, distance]}}\n"
+        f"embeddings_params: {{query: {evaluated}/embeddings/query.npz, gallery: {evaluated}/embeddings/gallery.npz}}\n"
+    )
+    assert evaluate(tmp_path) == read(evaluated)
+
+
+def test_without_map_it_is_null(work: Path) -> None:
+    result = evaluate(work, "eval_params.compute_map=False", "eval_params.backfilling_result_path=curves.npy")
+    assert result["metrics"]["map"] is None
+    for curve in result["backfilling"].values():
+        assert curve["map"] is None
+        assert curve["auc"]["map"] is None
+        assert len(curve["cmc_top5"]) == 5
+    assert np.array_equal(np.isnan(np.load(work / "curves.npy")).any((0, 1)), [False, False, True])
+
+
+# ------------------------------------------------------------------------------------------------------- the trainings
+
+
+def test_config_and_log_stand_beside_the_model(trained: Path) -> None:
+    names = {path.name for path in (trained / "checkpoints").iterdir()}
+    assert names == {
+        *("old.pt", "old.config.yaml", "old.log.jsonl", "new.pt", "new.config.yaml", "new.log.jsonl"),
+        *("transformation.pt", "transformation.config.yaml", "transformation.log.jsonl", "old_transformed.pt"),
+    }
+    log = [json.loads(line) for line in (trained / "checkpoints" / "new.log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in log] == [1, 2]
+    assert log[1]["loss"] < log[0]["loss"]
+    assert 0 <= log[1]["validation_accuracy"] <= 1
+
+
+def test_a_resolved_config_gives_the_same_weights_again(work: Path) -> None:
+    train(work)
+    outputs = ["output_transformation_path=again.pt", "output_transformed_old_model_path=again_transformed.pt"]
+    config = "checkpoints/transformation.config.yaml"
+    succeed("train_transformation.py", "--config", config, *outputs, cwd=work, processes=None)
+    assert same_bits(state_of(work / "again.pt"), state_of(work / "checkpoints" / "transformation.pt"))
+
+
+def test_fct_under_its_published_name(work: Path) -> None:
+    train(work, "arch_params.arch=MLP_BN_SIDE_PROJECTION", "objective_params=null")
+    result = evaluate(work, "eval_params.backfilling_list=[random, distance]")
+    assert list(result["backfilling"]) == ["random", "distance"]
+
+
+@pytest.mark.parametrize(("archive", "dim"), [(False, 16), (True, 24)])
+def test_side_information_from_a_model_of_ours_and_from_torchscript(work: Path, archive: bool, dim: int) -> None:
+    path = "checkpoints/new.pt"
+    if archive:
+        path = "side.pt"
+        write_torchscript(work / path, dim)
+    train(work, f"side_info_model_path={path}")
+    assert state_of(work / "checkpoints" / "transformation.pt")["p2.0.0.weight"].shape == (2 * dim, dim)
+    assert len(evaluate(work)["backfilling"]["sigma"]["map"]) == 5
+
+
+def test_embedding_every_epoch_trains_as_embedding_once(work: Path) -> None:
+    """Without augmentation there is one view, so the two differ by rounding alone."""
+    arguments = ["dataset_params.augmentation=none", "precision=fp32"]
+    assert train(work, *arguments, "cache_embeddings=off") == pytest.approx(train(work, *arguments), rel=1e-3)
+
+
+def test_one_log_variance_a_dimension(work: Path) -> None:
+    train(work, "arch_params.sigma_dim=16")
+    assert len(evaluate(work, "eval_params.embeddings_output_dir=.")["backfilling"]["sigma"]["map"]) == 5
+    with np.load(work / "gallery.npz") as file:
+        assert file["sigma"].shape == (48, 16)
+
+
+@pytest.mark.parametrize("loss", ["l1", "cosine"])
+def test_the_other_similarities(work: Path, loss: str) -> None:
+    losses = train(work, f"objective_params.similarity_loss.name={loss}", "epochs=4")
+    assert losses[-1] < losses[0]
+
+
+def test_cosine_distance(work: Path, evaluated: Path) -> None:
+    result = evaluate(work, "eval_params.distance_metric_name=cosine")
+    assert result["distance_metric"] == "cosine"
+    assert result["metrics"] != read(evaluated)["metrics"]
+
+
+def test_a_model_file_embeds_images_from_python(trained: Path) -> None:
+    transformed = load_model(trained / "checkpoints" / "old_transformed.pt")
+    with torch.inference_mode():
+        output = transformed(torch.zeros(2, 3, 16, 16))
+    assert output.embedding.shape == (2, 16)
+    assert output.log_variance.shape == (2, 1)

@@ -1,0 +1,310 @@
+"""prepare_dataset.py as a user runs it: every data set, twice, killed, offline, on bad input."""
+
+import io
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.io  # type: ignore[import-untyped]
+from PIL import Image
+
+from data import glyphs
+from data.folders import list_images
+
+SCRIPT = Path(__file__).parents[2] / "prepare_dataset.py"
+GLYPHS = ["--dataset", "glyphs", "--train-per-class", "1", "--validation-per-class", "1"]
+OFFLINE = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+
+
+def run(folder: Path, *arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *map(str, arguments)]
+    return subprocess.run(
+        command, cwd=folder, env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def succeed(folder: Path, *arguments: str | Path) -> str:
+    result = run(folder, *arguments)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def fail(folder: Path, *arguments: str | Path, **environment: str) -> str:
+    """The error of a run that must fail as a user's mistake does: exit code 2, two lines at most, no traceback."""
+    result = run(folder, *arguments, **environment)
+    assert result.returncode == 2, result.stderr
+    lines = [line for line in result.stderr.splitlines() if line and "\r" not in line and "%|" not in line]
+    start = next(i for i, line in enumerate(lines) if line.startswith("error: "))
+    assert len(lines) - start <= 2, result.stderr
+    assert "Traceback" not in result.stderr
+    return "\n".join(lines[start:])
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# ---------------------------------------------------------------------------------------------------------- CIFAR-100
+
+
+def write_cifar(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Write small `train` and `test` files; returns their values."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    values = {}
+    for name, count in (("train", 6), ("test", 4)):
+        pixels = rng.integers(0, 256, size=(count, 3072), dtype=np.uint8)
+        values[name] = {"data": pixels, "fine_labels": [99, 0, 10, 2, 99, 0][:count]} | changes
+        (folder / name).write_bytes(pickle.dumps(values[name], 4))
+    return values
+
+
+@pytest.mark.parametrize("form", ["folder", "parent", "archive"])
+def test_cifar100_from_a_local_copy(tmp_path: Path, form: str) -> None:
+    values = write_cifar(tmp_path / "copy" / "cifar-100-python")
+    source = {"folder": tmp_path / "copy" / "cifar-100-python", "parent": tmp_path / "copy"}.get(form)
+    if source is None:
+        source = tmp_path / "copy.tar.gz"
+        with tarfile.open(source, "w:gz") as archive:
+            archive.add(tmp_path / "copy" / "cifar-100-python", "cifar-100-python")
+    assert "6 training and 4 validation images" in succeed(tmp_path, "--source", source)
+
+    root = tmp_path / "data_store" / "cifar-100-python"
+    assert sorted(path.name for path in (root / "training").iterdir()) == ["0", "10", "2", "99"]
+    for split, name in (("training", "train"), ("validation", "test")):
+        for path in (root / split).glob("*/*.png"):
+            index = int(path.stem)
+            assert int(path.parent.name) == values[name]["fine_labels"][index]
+            with Image.open(path) as image:
+                pixels = np.asarray(image).transpose(2, 0, 1).reshape(-1)
+            assert np.array_equal(pixels, values[name]["data"][index])
+    before = tree(root)
+    assert "already prepared" in succeed(tmp_path, "--source", source)
+    assert "already prepared" in succeed(tmp_path)  # whatever its source was
+    assert tree(root) == before
+
+
+def test_offline_it_says_how_to_pass_a_source(tmp_path: Path) -> None:
+    message = fail(tmp_path, **OFFLINE, no_proxy="", NO_PROXY="")
+    assert "cannot download" in message
+    assert "--source" in message
+    assert list((tmp_path / "data_store").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fine_labels": [0]}, "train: has 6 images but 1 `fine_labels`"),
+        ({"data": np.zeros((6, 10), np.uint8)}, "train: `data` should be uint8 of shape"),
+        ({"extra": os.system}, "refused; it asks for `posix.system`"),
+    ],
+)
+def test_bad_cifar100_files(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    write_cifar(tmp_path / "copy", **changes)
+    assert message in fail(tmp_path, "--source", "copy", "--output", "out/cifar")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_bad_sources(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.tar.gz").write_text("no archive")
+    write_tar(tmp_path / "damaged.tar.gz", {"train": np.random.default_rng(0).bytes(100_000)}, "w:gz")
+    content = (tmp_path / "damaged.tar.gz").read_bytes()
+    (tmp_path / "damaged.tar.gz").write_bytes(content[:50_000] + b"\0" * 1000 + content[51_000:])
+    for source, message in [
+        ("absent", "there is no absent"),
+        ("empty", "has no file `train`"),
+        ("text.tar.gz", "text.tar.gz: is damaged or no tar file"),
+        ("damaged.tar.gz", "damaged.tar.gz: is damaged or no tar file"),
+    ]:
+        assert message in fail(tmp_path, "--source", source, "--output", "out/cifar")
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# ------------------------------------------------------------------------------------------------------------- glyphs
+
+
+def test_glyphs_again_and_after_a_kill(tmp_path: Path) -> None:
+    succeed(tmp_path, *GLYPHS, "--seed", "5")
+    root = tmp_path / "data_store" / "glyphs"
+    whole = tree(root)
+    assert len(whole) == 201
+    assert json.loads((root / "prepared.json").read_text())["parameters"]["seed"] == 5
+    with Image.open(root / "training" / "07" / "00000.png") as image:
+        assert np.array_equal(np.asarray(image), glyphs.render(5, "training", 7, 0))
+    assert len(list_images(root, "training", num_classes=50).classes) == 50
+
+    assert "already prepared" in succeed(tmp_path, *GLYPHS, "--seed", "5")
+    assert "delete the folder or choose another --output" in fail(tmp_path, *GLYPHS, "--seed", "6")
+    assert tree(root) == whole
+
+    command = [sys.executable, str(SCRIPT), *GLYPHS, "--seed", "5", "--train-per-class", "40", "--output", "killed"]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
+    partial = tmp_path / ".killed.partial"
+    deadline = time.monotonic() + 60
+    while not any(partial.glob("training/*/*.png")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert partial.is_dir()
+    assert not (tmp_path / "killed").exists()
+    succeed(tmp_path, *GLYPHS, "--seed", "5", "--output", "killed")
+    assert tree(tmp_path / "killed") == whole
+    assert not partial.exists()
+
+
+def test_bad_flags(tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").write_text("precious")
+    for arguments, message in [
+        (["--seed", "1"], "--seed: is for --dataset glyphs only"),
+        ([*GLYPHS, "--train-per-class", "0"], "--train-per-class: should be at least 1"),
+        ([*GLYPHS, "--source", "x"], "have no source"),
+        (["--dataset", "imagenet"], "--source: ImageNet has to be fetched by hand"),
+        ([*GLYPHS, "--output", "full"], "files that prepare_dataset.py did not write"),
+        ([*GLYPHS, "--output", "full/thesis.txt"], "thesis.txt: is a file"),
+        ([*GLYPHS, "--output", "full/thesis.txt/glyphs"], "cannot be made"),
+    ]:
+        assert message in fail(tmp_path, *arguments)
+    assert tree(tmp_path)["full/thesis.txt"] == b"precious"
+
+
+# ----------------------------------------------------------------------------------------------------------- ImageNet
+
+WNIDS = ["n01440764", "n02119789"]
+
+
+def jpeg(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), (shade, shade, shade)).save(buffer, "jpeg")
+    return buffer.getvalue()
+
+
+def write_classes(folder: Path, count: int) -> None:
+    for wnid in WNIDS:
+        (folder / wnid).mkdir(parents=True)
+        for index in range(count):
+            (folder / wnid / f"{wnid}_{index}.JPEG").write_bytes(jpeg(index))
+
+
+def write_tar(path: Path, files: dict[str, bytes], mode: Any = "w") -> None:
+    with tarfile.open(path, mode) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+
+
+def write_training_tar(source: Path) -> None:
+    classes = {}
+    for wnid in WNIDS:
+        write_tar(source / "class.tar", {f"{wnid}_1.JPEG": jpeg(1), f"../../{wnid}_2.JPEG": jpeg(2)})
+        classes[f"{wnid}.tar"] = (source / "class.tar").read_bytes()
+    (source / "class.tar").unlink()
+    write_tar(source / "ILSVRC2012_img_train.tar", classes)
+
+
+VALIDATION = {f"ILSVRC2012_val_{i:08d}.JPEG": jpeg(10 * i) for i in (1, 2, 3)}
+VALIDATION_FILES = {  # what the three images must become: of class 1, 0 and 1
+    f"{WNIDS[1]}/ILSVRC2012_val_00000001.JPEG": jpeg(10),
+    f"{WNIDS[0]}/ILSVRC2012_val_00000002.JPEG": jpeg(20),
+    f"{WNIDS[1]}/ILSVRC2012_val_00000003.JPEG": jpeg(30),
+}
+
+
+def write_devkit(source: Path) -> None:
+    """Class numbers in an order of their own, and a number for a class that groups others, as in the official file."""
+    synsets = np.zeros(3, dtype=[("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)])
+    synsets[:] = [(1.0, WNIDS[1], 0.0), (2.0, WNIDS[0], 0.0), (3.0, "n00001740", 2.0)]
+    buffer = io.BytesIO()
+    scipy.io.savemat(buffer, {"synsets": synsets}, do_compression=True)
+    folder = "ILSVRC2012_devkit_t12/data"
+    files = {f"{folder}/meta.mat": buffer.getvalue(), f"{folder}/ILSVRC2012_validation_ground_truth.txt": b"1\n2\n1\n"}
+    write_tar(source / "ILSVRC2012_devkit_t12.tar.gz", files, "w:gz")
+
+
+def write_kaggle_labels(source: Path) -> None:
+    lines = ["ImageId,PredictionString", *(f"ILSVRC2012_val_{i:08d},{WNIDS[i % 2]} 1 2 3 4" for i in (3, 1, 2))]
+    (source / "LOC_val_solution.csv").write_text("\n".join(lines) + "\n")
+
+
+def write_plain_labels(source: Path) -> None:
+    lines = [f"ILSVRC2012_val_{i:08d}.JPEG {WNIDS[i % 2]}" for i in (1, 2, 3)]
+    (source / "validation_labels.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("names", [("train", "val"), ("training", "validation")])
+def test_imagenet_folders_are_linked(tmp_path: Path, names: tuple[str, str]) -> None:
+    source = tmp_path / "ilsvrc"
+    write_classes(source / names[0], 3)
+    write_classes(source / names[1], 1)
+    out = succeed(tmp_path, "--dataset", "imagenet", "--source", "ilsvrc")
+    assert "6 training and 2 validation images" in out
+    root = tmp_path / "data_store" / "imagenet-1.0.2" / "data" / "raw"
+    assert (root / "training").resolve() == source / names[0]
+    assert (root / "validation").resolve() == source / names[1]
+    assert list_images(root, "training").classes == WNIDS
+    assert "already prepared" in succeed(tmp_path, "--dataset", "imagenet", "--source", "ilsvrc")
+
+
+@pytest.mark.parametrize("write_labels", [write_devkit, write_kaggle_labels, write_plain_labels])
+def test_imagenet_tar_files(tmp_path: Path, write_labels: Any) -> None:
+    write_training_tar(tmp_path)
+    write_tar(tmp_path / "ILSVRC2012_img_val.tar", VALIDATION)
+    write_labels(tmp_path)
+    succeed(tmp_path, "--dataset", "imagenet", "--source", ".", "--output", "raw")
+    assert tree(tmp_path / "raw" / "validation") == VALIDATION_FILES
+    # A name that points elsewhere stays within its class's folder.
+    expected = {f"{wnid}/{wnid}_{i}.JPEG": jpeg(i) for wnid in WNIDS for i in (1, 2)}
+    assert tree(tmp_path / "raw" / "training") == expected
+
+
+def test_imagenet_flat_validation_folder_is_linked_image_by_image(tmp_path: Path) -> None:
+    write_classes(tmp_path / "train", 1)
+    (tmp_path / "val").mkdir()
+    for name, content in VALIDATION.items():
+        (tmp_path / "val" / name).write_bytes(content)
+    arguments = ["--dataset", "imagenet", "--source", ".", "--output", "raw"]
+    assert "their classes are not given" in fail(tmp_path, *arguments)
+    write_kaggle_labels(tmp_path)
+    succeed(tmp_path, *arguments)
+    assert tree(tmp_path / "raw" / "validation") == VALIDATION_FILES
+    assert all(path.is_symlink() for path in (tmp_path / "raw" / "validation").glob("*/*"))
+
+
+def test_bad_imagenet_sources(tmp_path: Path) -> None:
+    arguments = ["--dataset", "imagenet", "--source", "ilsvrc", "--output", "out/raw"]
+    source = tmp_path / "ilsvrc"
+    assert "there is no folder" in fail(tmp_path, *arguments)
+    source.mkdir()
+    assert "`train` or `training`" in fail(tmp_path, *arguments)
+    write_classes(source / "train", 1)
+    assert "`val` or `validation`" in fail(tmp_path, *arguments)
+    write_tar(source / "ILSVRC2012_img_val.tar", VALIDATION)
+    (source / "validation_labels.txt").write_text("ILSVRC2012_val_00000001.JPEG fox\n")
+    assert "validation_labels.txt, line 1: should be `FILE WNID`" in fail(tmp_path, *arguments)
+    (source / "validation_labels.txt").write_text(f"ILSVRC2012_val_00000001.JPEG {WNIDS[0]}\n")
+    assert "do not name ILSVRC2012_val_00000002.JPEG" in fail(tmp_path, *arguments)
+    write_plain_labels(source)
+    content = (source / "ILSVRC2012_img_val.tar").read_bytes()
+    (source / "ILSVRC2012_img_val.tar").write_bytes(content[:1200])
+    assert "is damaged or no tar file" in fail(tmp_path, *arguments)
+    write_tar(source / "ILSVRC2012_img_val.tar", dict(list(VALIDATION.items())[:2]))
+    assert "has 2 images, but labels for 3 are given" in fail(tmp_path, *arguments)
+    (source / "ILSVRC2012_img_val.tar").write_bytes(content)
+    (source / "train" / WNIDS[0]).rename(tmp_path / "away")
+    assert f"the class `{WNIDS[0]}` is in the validation images only" in fail(tmp_path, *arguments)
+    (source / "train" / "n00000000").mkdir()
+    assert "the class `n00000000` has no image" in fail(tmp_path, *arguments)
+    assert list((tmp_path / "out").iterdir()) == []

@@ -1,0 +1,47 @@
+"""Two processes by torchrun, on CPUs with gloo, do what one does."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from models.model_files import load_model
+from models.resnet import ResNet
+from tests.tiny import run_script, succeed
+
+FIGURES = ["cmc_top1", "cmc_top5", "map"]
+
+
+def test_two_processes_evaluate_to_the_figures_of_one(trained: Path, evaluated: Path, work: Path) -> None:
+    """With twice the batch over both, each image is embedded in a batch of the same images as by one process."""
+    arguments = ["--config", "eval.yaml", "--output", "result.json", "dataset_params.batch_size=16"]
+    table = succeed("eval.py", *arguments, cwd=work, processes=2)
+    assert table.count("AUC, sigma order") == 1
+    one, two = (json.loads((folder / "result.json").read_text()) for folder in (evaluated, work))
+    assert two["num_queries"] == one["num_queries"]
+    assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-12)
+    for order, curve in one["backfilling"].items():
+        for name in FIGURES:
+            assert two["backfilling"][order][name] == pytest.approx(curve[name], abs=1e-12)
+
+
+def test_two_processes_train_one_model(work: Path) -> None:
+    output = succeed(
+        "train_backbone.py", "--config", "backbone.yaml", "output_model_path=two.pt", cwd=work, processes=2
+    )
+    assert output.count("model: two.pt") == 1
+    log = [json.loads(line) for line in (work / "two.log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in log] == [1, 2]
+    assert log[1]["loss"] < log[0]["loss"]
+    assert isinstance(load_model(work / "two.pt"), ResNet)
+    assert {path.name for path in work.glob("*two*")} == {"two.pt", "two.config.yaml", "two.log.jsonl"}
+
+
+def test_a_batch_that_the_processes_do_not_divide_is_refused(work: Path) -> None:
+    arguments = ["--config", "backbone.yaml", "output_model_path=two.pt", "dataset_params.batch_size=33"]
+    done = run_script("train_backbone.py", *arguments, cwd=work, processes=2)
+    assert done.returncode != 0
+    assert (
+        "error: dataset_params.batch_size: 33 is the batch over all processes and cannot be divided by 2" in done.stderr
+    )
+    assert not list(work.glob("*two*"))

@@ -1,0 +1,96 @@
+"""The ImageNet suite from photographs to report, changed by overrides on the command line alone."""
+
+import json
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tiny import REPOSITORY, succeed
+from utils.config import build, read_yaml
+from utils.suites import SCHEMAS, SuiteConfig
+
+CONFIGS = REPOSITORY / "configs"
+STAGES = 8
+OVERRIDES = (
+    *("overrides.dataset_params.data_root=images", "overrides.dataset_params.num_classes=4"),
+    *("overrides.dataset_params.image_size=64", "overrides.dataset_params.batch_size=5"),
+    *("overrides.dataset_params.num_workers=1", "overrides.dataset_params.max_unreadable=0.1"),
+    *("overrides.arch_params.num_classes=4", "overrides.arch_params.width=0.125", "overrides.arch_params.inner_dim=64"),
+    *(
+        "stages.backbone_old.overrides.arch_params.arch=ResNet18",
+        "stages.backbone_new.overrides.arch_params.arch=ResNet18",
+    ),
+    *("stages.backbone_old.overrides.dataset_params.num_classes=2", "overrides.epochs=1"),
+)
+
+
+def write_photographs(root: Path) -> None:
+    """JPEGs of about 500 x 375: 4 classes of 5 for training, 3 for validation; one of each split is cut short."""
+    rng = np.random.default_rng(0)
+    patterns = rng.uniform(0, 255, (4, 5, 4, 3))
+    for split, count in (("training", 5), ("validation", 3)):
+        for label in range(4):
+            folder = root / split / f"n0{label}"
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = np.clip(patterns[label] + rng.normal(0, 30, (5, 4, 3)), 0, 255).astype(np.uint8)
+                size = (500 - 7 * i, 375) if i % 2 else (375, 500 + 3 * i)
+                mode = {(0, 1): "L", (1, 1): "CMYK"}.get((label, i), "RGB")
+                path = folder / f"{i}.JPEG"
+                Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).convert(mode).save(path, "JPEG")
+                if (label, i) == (3, 2):
+                    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def reproduce(folder: Path, *overrides: str, processes: int | None = 1) -> str:
+    suite = ("--config", str(CONFIGS / "suites" / "imagenet.yaml"), *OVERRIDES)
+    return succeed("reproduce.py", *suite, *overrides, cwd=folder, processes=processes)
+
+
+def test_the_imagenet_suite_end_to_end(tmp_path: Path) -> None:
+    write_photographs(tmp_path / "images")
+    output = reproduce(tmp_path)
+    assert "unreadable image, left out (1 of 20 so far): images/training/n03/2.JPEG" in output
+    assert "unreadable image, left out (1 of 12 so far): images/validation/n03/2.JPEG" in output
+    assert output.count(": done in ") == STAGES
+    results = tmp_path / "results" / "imagenet"
+    report = (results / "report.md").read_text()
+    for case in ("old/old", "new/new", "FCT new/old", "FastFill new/old", "46.4", "66.5"):
+        assert case in report
+    evaluations = json.loads((results / "results.json").read_text())["evaluations"]
+    assert {name: evaluation["num_gallery"] for name, evaluation in evaluations.items()} == dict.fromkeys(
+        ["eval_old_old", "eval_new_new", "eval_old_new_fct", "eval_old_new_fastfill"], 11
+    )
+    for plot in ("backfilling.png", "retrieval_examples.png"):
+        with Image.open(results / plot) as image:
+            image.verify()
+
+    with mock.patch("signal.signal"):  # it runs within this process, whose signals are not its own
+        assert reproduce(tmp_path, processes=None).count(": up to date\n") == STAGES
+
+    changed = reproduce(tmp_path, "stages.eval_old_new_fct.overrides.eval_params.backfilling=2")
+    assert changed.count(": up to date\n") == STAGES - 1
+    assert "eval_old_new_fct: running\n" in changed
+    curves = json.loads((results / "results.json").read_text())["evaluations"]["eval_old_new_fct"]["backfilling"]
+    assert len(curves["random"]["map"]) == 4
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_config_is_read_by_the_script_that_its_comment_names(path: Path) -> None:
+    comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
+    (command,) = [line for line in comment if "python " in line]
+    script, option, name = command.removeprefix("#").split()[1:4]
+    assert (option, name) == ("--config", f"configs/{path.name}")
+    build(SCHEMAS[script], read_yaml(path), source=path)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("suites/*.yaml")), ids=lambda path: path.stem)
+def test_a_suite_is_read_and_so_are_its_stages(path: Path) -> None:
+    assert path.read_text().startswith(f"# python reproduce.py --config configs/suites/{path.name}")
+    suite = build(SuiteConfig, read_yaml(path), source=path)
+    for stage in suite.stages.values():
+        if stage.config is not None:
+            build(SCHEMAS[stage.script], read_yaml(REPOSITORY / stage.config), source=stage.config)

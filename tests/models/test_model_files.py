@@ -1,0 +1,301 @@
+"""Model files: what is saved comes back, and what is no model is refused without running it."""
+
+import errno
+import os
+import pickle
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from models import Transformed, TransformedModel, embed
+from models.model_files import (
+    VERSION,
+    Description,
+    build_model,
+    describe_backbone,
+    describe_transformation,
+    describe_transformed,
+    is_torchscript,
+    load_model,
+    read_description,
+    save_model,
+)
+from models.resnet import build_backbone
+from models.transformations import build_transformation
+from utils.errors import UserError
+
+ARGUMENTS: dict[str, Any] = {"arch": "ResNet18", "num_classes": 4, "embedding_dim": 6, "width": 0.0625, "stem": "cifar"}
+MAP: dict[str, Any] = {
+    "arch": "fastfill",
+    "old_embedding_dim": 6,
+    "new_embedding_dim": 8,
+    "side_info_dim": 6,
+    "inner_dim": 10,
+}
+IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Side(nn.Module):
+    """A side-information model as ml-fct publishes them: (logits, embedding)."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        means = images.mean((2, 3), keepdim=True)
+        embedding = torch.cat([means, self.scale * means], dim=1)  # (B, 6, 1, 1)
+        return means, embedding
+
+
+def write_torchscript(path: Path, scale: float = 2.0) -> Path:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.script(Side(scale)).save(str(path))
+    return path
+
+
+def backbone() -> tuple[nn.Module, Description]:
+    model = build_backbone(**ARGUMENTS).train()
+    model(torch.randn(8, 3, 16, 16))  # statistics that differ from fresh ones
+    return model.eval(), describe_backbone(model, ARGUMENTS)
+
+
+def transformation() -> tuple[nn.Module, Description]:
+    model = build_transformation(**MAP).train()
+    model(torch.randn(8, 6))
+    return model.eval(), describe_transformation(model, MAP)
+
+
+def save(path: Path, description: Description) -> Path:
+    save_model(path, description, config={"epochs": 3}, seed=5)
+    return path
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return save(tmp_path / "model.pt", backbone()[1])
+
+
+def test_a_backbone_comes_back(tmp_path: Path) -> None:
+    model, description = backbone()
+    loaded = load_model(save(tmp_path / "new" / "b.pt", description))
+    assert not loaded.training
+    for actual, expected in zip(loaded(IMAGES), model(IMAGES), strict=True):
+        assert torch.equal(actual, expected)
+
+
+def test_a_transformation_comes_back(tmp_path: Path) -> None:
+    model, description = transformation()
+    loaded = load_model(save(tmp_path / "t.pt", description))
+    old = torch.randn(5, 6)
+    for actual, expected in zip(loaded(old), model(old), strict=True):
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.parametrize("with_side", [False, True])
+def test_a_transformed_model_comes_back_whole(tmp_path: Path, with_side: bool) -> None:
+    (old, old_file), (h, h_file), (side, side_file) = backbone(), transformation(), backbone()
+    description = describe_transformed(old_file, side_file if with_side else None, h_file)
+    loaded = load_model(save(tmp_path / "x.pt", description))
+    assert isinstance(loaded, TransformedModel)
+    with torch.inference_mode():
+        expected = h(old(IMAGES)[1].flatten(1), side(IMAGES)[1].flatten(1) if with_side else None)
+        actual = embed(loaded, IMAGES)
+    assert torch.equal(actual.embedding, expected.embedding)
+    assert torch.equal(actual.log_variance, expected.log_variance)  # type: ignore[arg-type]
+
+
+def test_a_torchscript_archive_is_a_model(tmp_path: Path) -> None:
+    path = write_torchscript(tmp_path / "side.pt")
+    assert is_torchscript(path)
+    model = load_model(path)
+    torch.testing.assert_close(embed(model, IMAGES).embedding[:, 3:], 2 * IMAGES.mean((2, 3)))
+    with pytest.raises(UserError, match=r"new_model_path: .*side\.pt is a TorchScript archive; this place needs"):
+        read_description(path, where="new_model_path", torchscript=False)
+
+
+def test_a_torchscript_part_is_kept_by_path_and_hash(tmp_path: Path) -> None:
+    archive = write_torchscript(tmp_path / "side.pt")
+    side = read_description(archive, where="side_info_model_path")
+    (old, old_file), (h, h_file) = backbone(), transformation()
+    path = save(tmp_path / "x.pt", describe_transformed(old_file, side, h_file))
+    with torch.inference_mode():
+        expected = h(old(IMAGES)[1], Side(2.0)(IMAGES)[1])
+        assert torch.equal(embed(load_model(path), IMAGES).embedding, expected.embedding)
+    write_torchscript(archive, scale=3.0)
+    with pytest.raises(UserError, match=r"gallery: the TorchScript archive .*side\.pt is not the one"):
+        load_model(path, where="gallery")
+    archive.unlink()
+    with pytest.raises(UserError, match=r"gallery: needs the TorchScript archive .*side\.pt, which is not there"):
+        load_model(path, where="gallery")
+
+
+def test_a_damaged_torchscript_archive_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "side.pt", "w") as archive:
+        archive.writestr("side/constants.pkl", "nothing")
+    with pytest.raises(UserError, match=r"where: the TorchScript archive .*side\.pt cannot be read"):
+        load_model(tmp_path / "side.pt", where="where")
+
+
+def test_the_file_holds_plain_values_with_their_provenance(saved: Path) -> None:
+    content = torch.load(saved, weights_only=True)
+    assert content["arguments"] == ARGUMENTS
+    provenance = content["provenance"]
+    assert provenance["config"] == {"epochs": 3}
+    assert provenance["seed"] == 5
+    assert provenance["versions"]["torch"] == str(torch.__version__)
+    assert {"git_revision", "created"} <= set(provenance)
+    assert not is_torchscript(saved)
+
+
+def test_saving_does_not_alias_the_weights() -> None:
+    model, description = backbone()
+    nn.init.zeros_(model.get_parameter("fc.weight"))
+    assert description["state_dict"]["fc.weight"].abs().sum() > 0
+
+
+class Bomb:
+    """A pickle that touches a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
+    trace = tmp_path / "executed"
+    torch.save({"format": "refill-model", "version": 1, "bomb": Bomb(trace)}, tmp_path / "zip.pt")
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Bomb(trace), protocol=2))
+    for name in ("zip.pt", "plain.pt"):
+        with pytest.raises(UserError, match=rf"old_model_path: .*{name} is no model file"):
+            load_model(tmp_path / name, where="old_model_path")
+    assert not trace.exists()
+    pickle.loads((tmp_path / "plain.pt").read_bytes())
+    assert trace.exists()  # the bomb was live
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"is no model file \(it is empty\)"),
+        (b"some words, not a model\n", r"is no model file \(neither written by torch\.save"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is no model file"),
+        (b".gitignore", "is no model file"),
+        (b"\x89PNG\r\n\x1a\n", "is no model file"),
+        (b"PK\x03\x04 torn", "is no model file"),
+    ],
+)
+def test_what_is_no_model_is_said(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "m.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=rf"where: .*m\.pt {message}"):
+        load_model(path, where="where")
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
+def test_any_bytes_are_refused_as_a_users_mistake(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "m.pt"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="no model file"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
+def test_a_file_cut_short_is_refused(saved: Path, share: float) -> None:
+    content = saved.read_bytes()
+    saved.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(UserError, match=r"is no model file \(neither written by torch\.save nor TorchScript, or cut"):
+        load_model(saved)
+
+
+def test_what_torch_saved_for_others_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.pt"
+    for foreign in (backbone()[0].state_dict(), torch.zeros(3), [1, 2], {"format": "another"}):
+        torch.save(foreign, path)
+        with pytest.raises(UserError, match=r"is no model file of ours \(a \w+ saved by torch\)"):
+            load_model(path)
+    torch.save(backbone()[0], path)  # a pickled module
+    with pytest.raises(UserError, match=r"is no model file \(a zip archive without"):
+        load_model(path)
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    with pytest.raises(UserError, match=r"is no model file \(a zip archive without"):
+        load_model(path)
+
+
+def test_a_transformation_alone_where_images_are_embedded(tmp_path: Path) -> None:
+    path = save(tmp_path / "t.pt", transformation()[1])
+    with pytest.raises(UserError, match=r"query: .*t\.pt is a transformation alone; this place needs a model that"):
+        load_model(path, where="query", transformation=False)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(UserError, match=f"where: there is no model file {path}"):
+            load_model(path, where="where")
+
+
+def test_weights_of_another_architecture_name_the_first_difference() -> None:
+    description = {**backbone()[1], "arguments": {**ARGUMENTS, "num_classes": 9}}
+    with pytest.raises(
+        UserError, match=r"where: the file's weights do not fit its architecture \(size mismatch for fc"
+    ):
+        build_model(description, where="where")
+    missing = backbone()[1]
+    del missing["state_dict"]["fc.weight"]
+    with pytest.raises(UserError, match=r'architecture \(Missing key\(s\) in state_dict: "fc\.weight"'):
+        build_model(missing, where="where")
+
+
+def test_a_newer_format_and_an_unknown_kind(tmp_path: Path, saved: Path) -> None:
+    content = torch.load(saved, weights_only=True)
+    torch.save({**content, "version": VERSION + 1}, saved)
+    with pytest.raises(UserError, match=rf"format version {VERSION + 1}; this code reads up to {VERSION}"):
+        load_model(saved)
+    torch.save({**content, "kind": "gan"}, saved)
+    with pytest.raises(UserError, match="unknown kind of model, 'gan'"):
+        load_model(saved)
+
+
+def test_a_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    before = saved.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"model\.pt: no space left"):
+        save(saved, backbone()[1])
+    assert saved.read_bytes() == before
+    assert list(saved.parent.iterdir()) == [saved]
+
+
+def test_embed_takes_any_models_output() -> None:
+    raw = torch.arange(6.0, dtype=torch.bfloat16).view(2, 3)
+
+    class Gives(nn.Module):
+        def __init__(self, output: object) -> None:
+            super().__init__()
+            self.output = output
+
+        def forward(self, images: torch.Tensor) -> object:
+            return self.output
+
+    for output in (raw, raw[:, :, None, None], (raw.new_zeros(2, 9), raw[:, :, None, None]), Transformed(raw, None)):
+        embedded = embed(Gives(output), IMAGES)
+        assert embedded.log_variance is None
+        assert embedded.embedding.dtype == torch.float32
+        assert torch.equal(embedded.embedding, raw.float())
+    uncertain = embed(Gives(Transformed(raw, raw[:, :1])), IMAGES)
+    assert uncertain.log_variance is not None
+    assert uncertain.log_variance.tolist() == [[0.0], [3.0]]

@@ -1,0 +1,167 @@
+"""Backbones: the published sizes, and torchvision's own networks as the oracle for their arithmetic."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from models.resnet import BACKBONES, ResNet, build_backbone
+from utils.errors import UserError
+
+PARAMETERS = {
+    "ResNet18": 7_272_256,
+    "ResNet50": 22_796_352,
+    "WideResNet50_2": 65_139_520,
+    "WideResNet101_2": 123_142_976,
+}
+TORCHVISION: dict[str, Callable[..., torchvision.models.ResNet]] = {
+    "ResNet18": torchvision.models.resnet18,
+    "ResNet50": torchvision.models.resnet50,
+    "ResNet101": torchvision.models.resnet101,
+    "WideResNet50_2": torchvision.models.wide_resnet50_2,
+    "WideResNet101_2": torchvision.models.wide_resnet101_2,
+}
+
+
+def tiny(**options: object) -> ResNet:
+    return build_backbone("ResNet18", **{"num_classes": 5, "embedding_dim": 8, "width": 0.125, **options})
+
+
+def oracle_for(arch: str, *, num_classes: int, embedding_dim: int) -> torchvision.models.ResNet:
+    """torchvision's network with the last block and the classifier that the paper describes."""
+    network = TORCHVISION[arch](num_classes=num_classes)
+    block: Any = network.layer4[-1]
+    inputs = block.conv1.in_channels
+
+    def conv(channels: int, kernel: int) -> nn.Conv2d:
+        return nn.Conv2d(channels, embedding_dim, kernel, padding=kernel // 2, bias=False)
+
+    if hasattr(block, "conv3"):
+        block.conv3, block.bn3 = conv(block.conv2.out_channels, 1), nn.BatchNorm2d(embedding_dim)
+    else:
+        block.conv1, block.bn1 = conv(inputs, 3), nn.BatchNorm2d(embedding_dim)
+        block.conv2, block.bn2 = conv(embedding_dim, 3), nn.BatchNorm2d(embedding_dim)
+    if inputs != embedding_dim:
+        block.downsample = nn.Sequential(conv(inputs, 1), nn.BatchNorm2d(embedding_dim))
+    network.fc = nn.Linear(embedding_dim, num_classes, bias=False)
+    return network
+
+
+def randomise_statistics(model: nn.Module) -> None:
+    """Make every BN layer do something: fresh ones are nearly the identity."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.1)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 1.5)
+
+
+@pytest.mark.parametrize("arch", sorted(BACKBONES))
+def test_every_architecture_has_torchvisions_names_and_the_published_size(arch: str) -> None:
+    with torch.device("meta"):  # shapes only
+        model = build_backbone(arch, num_classes=100)
+        expected = oracle_for(arch, num_classes=100, embedding_dim=128)
+        logits, embedding = model(torch.zeros(2, 3, 224, 224))
+    assert logits.shape == (2, 100)
+    assert embedding.shape == (2, 128, 1, 1)
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    assert shapes.pop("fc.weight") == (100, 128, 1, 1)
+    assert shapes == {name: tensor.shape for name, tensor in expected.state_dict().items() if name != "fc.weight"}
+    if arch in PARAMETERS:
+        assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[arch]
+
+
+@pytest.mark.parametrize("arch", ["ResNet18", "ResNet50"])
+def test_the_same_weights_give_torchvisions_activations(arch: str) -> None:
+    torch.manual_seed(0)
+    model = build_backbone(arch, num_classes=10, embedding_dim=24).eval()
+    randomise_statistics(model)
+    oracle = oracle_for(arch, num_classes=10, embedding_dim=24).eval()
+    weights = model.state_dict()
+    oracle.load_state_dict({**weights, "fc.weight": weights["fc.weight"].flatten(1)})
+    activations: dict[str, list[torch.Tensor]] = {}
+    stages = ("maxpool", "layer1", "layer2", "layer3", "layer4")
+    for network in (model, oracle):
+        for name in stages:
+            network.get_submodule(name).register_forward_hook(
+                lambda module, inputs, output, name=name: activations.setdefault(name, []).append(output)
+            )
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        logits, _ = model(images)
+        expected = oracle(images)
+    for name in stages:
+        torch.testing.assert_close(*activations[name])
+    torch.testing.assert_close(logits, expected)
+
+
+def test_logits_are_the_classifier_applied_to_the_embedding() -> None:
+    model = tiny().eval()
+    logits, embedding = model(torch.randn(3, 3, 32, 32))
+    assert embedding.shape == (3, 8, 1, 1)
+    torch.testing.assert_close(logits, embedding.flatten(1) @ model.fc.weight.flatten(1).T)
+    assert model.fc.bias is None
+
+
+@pytest.mark.parametrize("arch", ["ResNet18", "ResNet50"])
+def test_last_nonlin_decides_whether_the_embedding_may_be_negative(arch: str) -> None:
+    torch.manual_seed(0)
+    options = {"num_classes": 5, "embedding_dim": 16, "width": 0.125}
+    rectified = build_backbone(arch, **options).train()
+    free = build_backbone(arch, **options, last_nonlin=False).train()
+    free.load_state_dict(rectified.state_dict())
+    maps: list[torch.Tensor] = []
+    free.layer4.register_forward_hook(lambda module, inputs, output: maps.append(output))
+    images = torch.randn(4, 3, 64, 64)
+    embedding, linear = rectified(images)[1], free(images)[1]
+    assert (embedding >= 0).all()
+    assert (linear < 0).any()
+    torch.testing.assert_close(linear.flatten(1), maps[0].mean((2, 3)))
+    torch.testing.assert_close(embedding.flatten(1), maps[0].relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("stem", "size", "sides"),
+    [("imagenet", 64, [16, 8, 4, 2]), ("cifar", 32, [32, 16, 8, 4]), ("cifar", 28, [28, 14, 7, 4])],
+)
+def test_spatial_sizes_of_the_stems(stem: str, size: int, sides: list[int]) -> None:
+    model, seen = tiny(stem=stem), []
+    for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
+        stage.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[2:])))
+    model(torch.randn(2, 3, size, size))
+    assert seen == [(side, side) for side in sides]
+    assert model.conv1.kernel_size == ((7, 7) if stem == "imagenet" else (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("arch", "expansion", "inner"), [("ResNet18", 1, 32), ("ResNet50", 4, 32), ("WideResNet50_2", 4, 64)]
+)
+def test_width_scales_every_layer_but_the_embedding(arch: str, expansion: int, inner: int) -> None:
+    model = build_backbone(arch, num_classes=5, embedding_dim=128, width=0.5)
+    assert model.conv1.out_channels == 32
+    assert model.get_parameter("layer1.0.conv1.weight").shape[0] == inner
+    assert model.layer1(torch.randn(2, 32, 8, 8)).shape[1] == 32 * expansion
+    assert model.get_parameter("layer4.1.conv1.weight").shape[1] == 256 * expansion
+    assert model.fc.in_channels == 128
+
+
+def test_a_single_image_keeps_its_batch_dimension() -> None:
+    logits, embedding = tiny().eval()(torch.randn(1, 3, 32, 32))
+    assert (logits.shape, embedding.shape) == ((1, 5), (1, 8, 1, 1))
+
+
+def test_gradients_reach_every_parameter() -> None:
+    model = tiny()
+    model(torch.randn(4, 3, 32, 32))[0].square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_an_unknown_architecture_is_named_with_the_nearest() -> None:
+    with pytest.raises(UserError, match=r"arch_params\.arch: unknown 'Resnet50'; did you mean ResNet50\?"):
+        build_backbone("Resnet50", num_classes=5)

@@ -1,0 +1,139 @@
+"""Transformations: the published sizes, and the published 1x1 convolutions as the oracle."""
+
+import pytest
+import torch
+from torch import nn
+
+from models.transformations import TRANSFORMATIONS, FCTTransformation, build_transformation, transformation_arguments
+from utils.errors import UserError
+from utils.schema import TransformationArch
+
+DIMS = {"old_embedding_dim": 6, "new_embedding_dim": 8, "side_info_dim": 10, "inner_dim": 12}
+FASTFILL = [name for name in TRANSFORMATIONS if "fastfill" in name or "SIGMA" in name]
+
+
+def conv(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+class Published(nn.Module):
+    """The network of the paper's figure 3 on (N, C, 1, 1)."""
+
+    def __init__(self, old: int, new: int, side: int, inner: int) -> None:
+        super().__init__()
+        self.p1 = nn.Sequential(*conv(old, 2 * old), *conv(2 * old, 2 * new))
+        self.p2 = nn.Sequential(*conv(side, 2 * side), *conv(2 * side, 2 * new))
+        self.mixer = nn.Sequential(*conv(4 * new, inner), *conv(inner, inner), nn.Conv2d(inner, new, 1))
+
+    def forward(self, old: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
+        return self.mixer(torch.cat([self.p1(old), self.p2(side)], dim=1))
+
+    def copy_weights(self, model: FCTTransformation) -> None:
+        """Copy layer by layer in the order of the forward pass, whatever the layers are called."""
+        mine = [m for m in self.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+        other = [m for part in (model.p1, model.p2, model.mixer) for m in part.modules()]
+        other = [m for m in other if isinstance(m, nn.Linear | nn.BatchNorm1d)]
+        for target, source in zip(mine, other, strict=True):
+            state = source.state_dict()
+            if isinstance(target, nn.Conv2d):
+                state["weight"] = state["weight"][:, :, None, None]
+            target.load_state_dict(state)
+
+
+@pytest.mark.parametrize("arch", sorted(TRANSFORMATIONS))
+def test_published_parameter_counts(arch: str) -> None:
+    with torch.device("meta"):
+        model = build_transformation(arch, old_embedding_dim=128, new_embedding_dim=128, side_info_dim=128)
+    expected = 5_712_129 if arch in FASTFILL else 5_712_000
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+def test_both_methods_go_by_two_names() -> None:
+    assert TRANSFORMATIONS["fct"] is TRANSFORMATIONS["MLP_BN_SIDE_PROJECTION"]
+    assert TRANSFORMATIONS["fastfill"] is TRANSFORMATIONS["MLP_BN_SIDE_PROJECTION_SIGMA"]
+    assert TRANSFORMATIONS["fct"] is not TRANSFORMATIONS["fastfill"]
+
+
+@pytest.mark.parametrize("arch", ["fct", "fastfill"])
+@pytest.mark.parametrize("training", [True, False])
+def test_equals_the_published_convolutions(arch: str, training: bool) -> None:
+    torch.manual_seed(0)
+    model = build_transformation(arch, **DIMS)
+    published = Published(*DIMS.values())
+    old, side = torch.randn(16, 6, 1, 1), torch.randn(16, 10, 1, 1)
+    model(old, side)  # moves the BN statistics
+    published.copy_weights(model)
+    model.train(training)
+    published.train(training)
+    expected = published(old, side)
+    torch.testing.assert_close(model(old, side).embedding, expected.flatten(1))
+    torch.testing.assert_close(model(old.flatten(1), side.flatten(1)).embedding, expected.flatten(1))
+
+
+def test_without_side_information_the_old_embedding_stands_in() -> None:
+    model = build_transformation("fct", **{**DIMS, "side_info_dim": 6}).eval()
+    old = torch.randn(4, 6)
+    assert torch.equal(model(old).embedding, model(old, old).embedding)
+    assert model(old).log_variance is None
+
+
+@pytest.mark.parametrize("sigma_dim", [None, 1, 8])
+def test_the_log_variance_is_a_linear_function_of_h_and_not_detached(sigma_dim: int | None) -> None:
+    options = {} if sigma_dim is None else {"sigma_dim": sigma_dim}
+    model = build_transformation("fastfill", **DIMS, **options).eval()
+    h, s = model(torch.randn(4, 6), torch.randn(4, 10))
+    assert s is not None
+    assert s.shape == (4, sigma_dim or 1)
+    head = model.get_submodule("uncertainty_head")
+    assert isinstance(head, nn.Linear)
+    torch.testing.assert_close(s, h @ head.weight.T + head.bias)
+    s.sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.mixer.parameters())
+
+
+def test_a_single_item_in_eval_mode() -> None:
+    h, s = build_transformation("fastfill", **DIMS).eval()(torch.randn(1, 6, 1, 1), torch.randn(1, 10, 1, 1))
+    assert h.shape == (1, 8)
+    assert s is not None
+    assert s.shape == (1, 1)
+
+
+def test_bad_architectures() -> None:
+    with pytest.raises(UserError, match=r"arch_params\.arch: unknown 'fastfil'; did you mean fastfill\?"):
+        build_transformation("fastfil", **DIMS)
+    with pytest.raises(UserError, match=r"arch_params\.sigma_dim: fct has no uncertainty"):
+        build_transformation("fct", **DIMS, sigma_dim=1)
+    with pytest.raises(UserError, match=r"arch_params\.sigma_dim: should be 1 or new_embedding_dim 8, got 3"):
+        build_transformation("fastfill", **DIMS, sigma_dim=3)
+
+
+def test_arguments_are_completed_by_the_models_dimensions() -> None:
+    arch = TransformationArch(arch="fastfill", inner_dim=12, sigma_dim=8)
+    arguments = transformation_arguments(arch, {"old": 6, "new": 8, "side_info": 10})
+    assert arguments == {"arch": "fastfill", **DIMS, "sigma_dim": 8}
+    alone = transformation_arguments(TransformationArch(arch="fct", old_embedding_dim=6), {"old": 6, "new": 8})
+    assert alone == {
+        "arch": "fct",
+        "old_embedding_dim": 6,
+        "new_embedding_dim": 8,
+        "side_info_dim": 6,
+        "inner_dim": 2048,
+    }
+
+
+@pytest.mark.parametrize(
+    ("stated", "dims", "message"),
+    [
+        ({"old_embedding_dim": 5}, {"old": 6, "new": 8}, "old_embedding_dim: says 5, the model has 6"),
+        ({"new_embedding_dim": 5}, {"old": 6, "new": 8}, "new_embedding_dim: says 5, the model has 8"),
+        ({"side_info_dim": 5}, {"old": 6, "new": 8, "side_info": 10}, "side_info_dim: says 5, the model has 10"),
+        (
+            {"side_info_dim": 5},
+            {"old": 6, "new": 8},
+            "side_info_dim: says 5, the old embedding that stands in for it has 6",
+        ),
+    ],
+)
+def test_a_stated_dimension_must_be_the_models(stated: dict[str, int], dims: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=rf"arch_params\.{message}"):
+        transformation_arguments(TransformationArch(arch="fct", **stated), dims)

@@ -1,0 +1,97 @@
+"""Every mistake in the input is one line, raised before any work."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from retrieval import backfilling_curve, evaluate
+from utils.errors import UserError
+
+EMBEDDINGS = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+LABELS = torch.arange(12) // 3
+ORDER = torch.arange(12).flip(0)
+
+
+def spoilt(value: float) -> torch.Tensor:
+    embeddings = EMBEDDINGS.clone()
+    embeddings[[3, 7], [1, 2]] = value
+    return embeddings
+
+
+@pytest.fixture(autouse=True)
+def _no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(*arguments: object) -> None:
+        raise AssertionError("work began")
+
+    monkeypatch.setattr("retrieval.evaluation.distance_table", work)
+
+
+COMMON: list[tuple[dict[str, Any], str]] = [
+    ({"query": spoilt(torch.nan)}, r"query: 2 of 12 rows hold NaN or infinity, the first is row 3$"),
+    ({"query": EMBEDDINGS[:, :3]}, r"-dimensional, but those of query 3"),
+    ({"query": EMBEDDINGS[:0]}, r"query: the set of embeddings is empty, \(0, 4\)"),
+    ({"query": EMBEDDINGS[0]}, r"query: embeddings should be \(n, d\), got \(4,\)"),
+    ({"query": EMBEDDINGS[:5], "query_labels": LABELS[:5]}, "gallery_labels: should be given, since there are 5"),
+    (
+        {"query": EMBEDDINGS[:5], "query_labels": LABELS[:5], "gallery_labels": LABELS},
+        "query_ids and gallery_ids: should be given, since there are 5 queries and 12 gallery items",
+    ),
+    ({"query_labels": LABELS[:-1]}, r"query_labels: should be \(12,\), one an embedding, got \(11,\)"),
+    ({"query_labels": LABELS[:, None]}, r"query_labels: should be \(12,\), one an embedding, got \(12, 1\)"),
+    ({"query_labels": LABELS.float()}, "query_labels: should be whole numbers, got torch.float32"),
+    ({"gallery_labels": LABELS[:-1]}, r"gallery_labels: should be \(12,\)"),
+    ({"query_labels": torch.arange(12)}, "labels: none of the 12 queries has an item of its label"),
+    ({"query_ids": torch.arange(11)}, r"query_ids: should be \(12,\)"),
+    ({"query_ids": torch.arange(12) // 2}, "query_ids: 6 ids occur more than once, the first is 0"),
+    ({"gallery_ids": torch.arange(12)}, "query_ids: should be given along with gallery_ids"),
+    (
+        {"query_ids": torch.arange(12), "gallery_ids": torch.arange(12).clamp(max=10)},
+        "gallery_ids: 1 ids occur more than once, the first is 10",
+    ),
+    ({"query_ids": torch.arange(12), "gallery_ids": torch.arange(3)}, r"gallery_ids: should be \(12,\)"),
+    ({"distance": "euclid"}, r"distance: unknown 'euclid'; \(choices: l2, cosine\)"),
+    ({"top_k": (1, 0)}, r"top_k: should be 1 or more each, got \[1, 0\]"),
+]
+
+
+def expect(message: str, call: Any, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        call(**arguments)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("change", "message"), COMMON)
+def test_evaluate(change: dict[str, Any], message: str) -> None:
+    expect(message, evaluate, {"query": EMBEDDINGS, "gallery": EMBEDDINGS, "query_labels": LABELS, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *COMMON,
+        ({"transformed": spoilt(torch.inf)}, "transformed: 2 of 12 rows hold NaN or infinity, the first is row 3"),
+        ({"new": spoilt(-torch.inf)}, "new: 2 of 12 rows hold NaN or infinity, the first is row 3"),
+        ({"new": EMBEDDINGS[:-1]}, "transformed: has 12 rows, but new 11; they should be the same items"),
+        ({"orders": {}}, "orders: there is none"),
+        ({"orders": {"mine": ORDER.clamp(max=9)}}, "order `mine`: is no permutation of the 12 gallery items"),
+        ({"orders": {"mine": ORDER[:-1]}}, "order `mine`: is no permutation of the 12 gallery items"),
+        ({"orders": {"mine": ORDER + 1}}, "order `mine`: is no permutation"),
+        ({"orders": {"mine": ORDER.float()}}, "order `mine`: is no permutation"),
+        ({"cutoffs": [0, 13]}, r"cut-offs: should rise from 0 or more to 12 or less, got \[0, 13\]"),
+        ({"cutoffs": [-1, 12]}, r"cut-offs: should rise"),
+        ({"cutoffs": [4, 3]}, r"cut-offs: should rise"),
+        ({"cutoffs": []}, r"cut-offs: should rise"),
+    ],
+)
+def test_backfilling_curve(change: dict[str, Any], message: str) -> None:
+    arguments = {
+        "query": EMBEDDINGS,
+        "transformed": EMBEDDINGS,
+        "new": EMBEDDINGS,
+        "query_labels": LABELS,
+        "orders": {"mine": ORDER},
+        "cutoffs": [0, 12],
+        **change,
+    }
+    expect(message, backfilling_curve, arguments)

@@ -1,0 +1,208 @@
+"""`evaluate` against scikit-learn's average precision and a naive CMC."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from retrieval import RetrievalMetrics, evaluate
+from tests.retrieval.oracle import evaluate_slowly
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def clusters(n: int, d: int, classes: int, seed: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Embeddings (n, d) around a centre for each class, and their labels."""
+    generator = seeded(seed)
+    labels = torch.randint(classes, (n,), generator=generator)
+    centres = torch.randn(classes, d, generator=generator)
+    return centres[labels] + spread * torch.randn(n, d, generator=generator), labels
+
+
+CASES = {
+    "random": (torch.randn(120, 8, generator=seeded(0)), torch.randint(6, (120,), generator=seeded(1))),
+    "clustered": clusters(150, 16, 10, seed=2, spread=0.5),
+    "integer grid, full of ties": (
+        torch.randint(3, (120, 3), generator=seeded(3)).float(),
+        torch.randint(8, (120,), generator=seeded(4)),
+    ),
+    "wide integer grid": (
+        torch.randint(-50, 50, (120, 2), generator=seeded(5)).float(),
+        torch.randint(8, (120,), generator=seeded(6)),
+    ),
+    "duplicates": (clusters(40, 8, 4, seed=7)[0].repeat(3, 1), torch.randint(5, (120,), generator=seeded(8))),
+    "all at one point": (torch.ones(30, 4), torch.randint(3, (30,), generator=seeded(9))),
+    "single-item classes": (
+        torch.randn(60, 8, generator=seeded(10)),
+        torch.cat([torch.arange(30), torch.full((30,), -7)]),
+    ),
+    "one big and many small classes": (
+        torch.randn(200, 8, generator=seeded(11)),
+        torch.cat([torch.zeros(120, dtype=torch.int64), torch.arange(80) // 2 + 10**12]),
+    ),
+    "two items": (torch.tensor([[0.0], [1.0]]), torch.tensor([3, 3])),
+    "half precision": (clusters(120, 8, 6, seed=12)[0].half(), clusters(120, 8, 6, seed=12)[1]),
+}
+
+
+# Under cosine the oracle's own rounding would break the grids' ties between parallel vectors.
+L2_AND_COSINE = [("l2", name) for name in CASES] + [("cosine", name) for name in CASES if "grid" not in name]
+
+
+@pytest.mark.parametrize(("distance", "name"), L2_AND_COSINE)
+def test_agrees_with_oracle(distance: str, name: str) -> None:
+    embeddings, labels = CASES[name]
+    if distance == "cosine" and name == "two items":
+        embeddings = embeddings + 1  # the oracle knows no zero vector
+    metrics = evaluate(embeddings, embeddings, labels, distance=distance, top_k=(1, 3, 5))
+    expected = evaluate_slowly(embeddings, embeddings, labels, distance=distance, top_k=(1, 3, 5))
+    assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    n=st.integers(2, 25),
+    classes=st.integers(1, 6),
+    values=st.integers(1, 4),
+    d=st.integers(1, 3),
+    seed=st.integers(0, 10**6),
+)
+def test_agrees_with_oracle_on_any_small_grid(n: int, classes: int, values: int, d: int, seed: int) -> None:
+    generator = seeded(seed)
+    embeddings = torch.randint(values, (n, d), generator=generator).float()
+    labels = torch.randint(classes, (n,), generator=generator)
+    labels[1] = labels[0]
+    metrics = evaluate(embeddings, embeddings, labels)
+    assert metrics.to_json() == pytest.approx(evaluate_slowly(embeddings, embeddings, labels), abs=1e-6)
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_different_sets_with_shared_items(distance: str) -> None:
+    query, query_labels = clusters(50, 8, 5, seed=20)
+    gallery, gallery_labels = clusters(90, 8, 7, seed=21)
+    query_ids = torch.arange(50) * 3
+    gallery_ids = torch.randperm(150, generator=seeded(22))[:90]
+    gallery_labels[0] = 99
+    query_labels[:2] = torch.tensor([99, 98])  # one has a single relevant item, one has none
+    arguments = (query, gallery, query_labels, gallery_labels)
+    metrics = evaluate(*arguments, query_ids=query_ids, gallery_ids=gallery_ids, distance=distance)
+    expected = evaluate_slowly(*arguments, query_ids=query_ids, gallery_ids=gallery_ids, distance=distance)
+    assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
+    without_ids = evaluate_slowly(*arguments, query_ids=-query_ids - 1, gallery_ids=gallery_ids, distance=distance)
+    assert expected != without_ids  # self-matches matter here
+
+
+def test_item_never_retrieves_itself() -> None:
+    embeddings = torch.tensor([[0.0], [0.1], [5.0], [5.2]])
+    labels = torch.tensor([0, 1, 0, 1])
+    assert evaluate(embeddings, embeddings, labels).cmc[1] == 0.0
+    everything = evaluate(embeddings, embeddings, labels, query_ids=torch.arange(4), gallery_ids=torch.arange(4) + 4)
+    assert everything.cmc[1] == 1.0
+    shuffled = torch.tensor([2, 0, 3, 1])
+    same = evaluate(
+        embeddings, embeddings[shuffled], labels, labels[shuffled], query_ids=torch.arange(4), gallery_ids=shuffled
+    )
+    assert same.to_json() == evaluate(embeddings, embeddings, labels).to_json()
+
+
+def test_queries_without_relevant_items_are_counted() -> None:
+    embeddings = torch.randn(7, 3, generator=seeded(30))
+    metrics = evaluate(embeddings, embeddings, torch.tensor([0, 0, 0, 1, 2, 3, 3]))
+    assert metrics.num_queries == 5
+    assert metrics.num_skipped == 2
+    assert metrics.num_gallery == 7
+    assert metrics.distance_metric == "l2"
+
+
+def test_ties_do_not_depend_on_the_order_of_the_gallery() -> None:
+    embeddings, labels = torch.zeros(4, 2), torch.tensor([0, 0, 1, 1])
+    for order in ([0, 1, 2, 3], [0, 2, 3, 1]):
+        metrics = evaluate(embeddings[order], embeddings[order], labels[order], top_k=(1, 2, 3))
+        assert metrics.cmc == {1: 0.0, 2: 0.0, 3: 1.0}  # the two irrelevant items first
+        assert metrics.mean_average_precision == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_no_cancellation_far_from_the_origin(distance: str) -> None:
+    """Near-duplicates: float32 norm expansion would see nothing of differences of 1e-3 at an offset of 1000."""
+    generator = seeded(40)
+    labels = torch.arange(150) % 5
+    embeddings = 1e3 + 1e-3 * labels[:, None] * torch.ones(8) + 3e-4 * torch.randn(150, 8, generator=generator)
+    metrics = evaluate(embeddings, embeddings, labels, distance=distance)
+    assert metrics.to_json() == pytest.approx(evaluate_slowly(embeddings, embeddings, labels, distance=distance))
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_no_cancellation_within_tight_clusters(distance: str) -> None:
+    """Far clusters, each of pairs 1e-6 apart: there even a centred float64 expansion keeps too few digits."""
+    generator = seeded(41)
+    centres = torch.randn(6, 8, generator=generator, dtype=torch.float64)[torch.arange(120) % 6]
+    labels = torch.arange(120) // 6 % 4
+    inner = torch.randn(4, 8, generator=generator, dtype=torch.float64)[labels]
+    noise = torch.randn(120, 8, generator=generator, dtype=torch.float64)
+    embeddings = 1e3 * centres + 1e-6 * (inner + 0.3 * noise)
+    metrics = evaluate(embeddings, embeddings, labels, distance=distance)
+    expected = evaluate_slowly(embeddings, embeddings, labels, distance=distance)
+    assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
+    assert expected["cmc_top1"] > 0.5
+
+
+def test_equal_directions_tie_under_cosine() -> None:
+    direction = torch.tensor([[1.0, 2.0, -3.0, 5.0]])
+    gallery = torch.tensor([[3.0], [2.0], [11.0], [7.0]]) * direction  # exact, so all are parallel
+    labels, ids = (torch.tensor([0]), torch.tensor([0, 1, 1, 1])), (torch.tensor([9]), torch.arange(4))
+    l2, cosine = (
+        evaluate(direction, gallery, *labels, query_ids=ids[0], gallery_ids=ids[1], distance=distance)
+        for distance in ("l2", "cosine")
+    )
+    assert (l2.cmc[1], l2.mean_average_precision) == (0.0, 0.5)
+    assert (cosine.cmc[1], cosine.mean_average_precision) == (0.0, 0.25)
+
+
+@pytest.mark.parametrize("exponent", [-100, 90])
+def test_scale_of_the_embeddings_has_no_effect(exponent: int) -> None:
+    """Their squares would leave the range of float32."""
+    embeddings, labels = CASES["clustered"]
+    scaled = embeddings * 2.0**exponent
+    assert evaluate(scaled, scaled, labels) == evaluate(embeddings, embeddings, labels)
+
+
+def test_zero_vector_has_cosine_zero() -> None:
+    query = torch.tensor([[1.0, 0.0]])
+    gallery = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, 0.1]])  # cosines 0, 0.7, -1
+    labels, ids = (torch.tensor([0]), torch.tensor([0, 1, 1])), (torch.tensor([9]), torch.arange(3))
+    metrics = evaluate(query, gallery, *labels, query_ids=ids[0], gallery_ids=ids[1], distance="cosine", top_k=(1, 2))
+    assert metrics.cmc == {1: 0.0, 2: 1.0}
+
+
+def test_autocast_has_no_effect() -> None:
+    embeddings, labels = CASES["clustered"]
+    expected = evaluate(embeddings, embeddings, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert evaluate(embeddings, embeddings, labels) == expected
+
+
+def test_without_map() -> None:
+    embeddings, labels = CASES["clustered"]
+    metrics = evaluate(embeddings, embeddings, labels, compute_map=False)
+    assert metrics.to_json() == {**evaluate(embeddings, embeddings, labels).to_json(), "map": None}
+
+
+def test_result_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    embeddings, labels = CASES["one big and many small classes"]
+    expected = evaluate(embeddings, embeddings, labels)
+    chunks: list[int] = []
+
+    def evaluate_in_chunks() -> RetrievalMetrics:
+        chunks.clear()
+        return evaluate(embeddings, embeddings, labels, progress=chunks.append)
+
+    assert evaluate_in_chunks() == expected
+    assert chunks == [200]
+    monkeypatch.setattr("retrieval.engine.CHUNK_ELEMENTS", {"cpu": 1})
+    monkeypatch.setattr("retrieval.engine.MIN_QUERIES", 7)
+    assert evaluate_in_chunks() == expected
+    assert chunks == [*range(7, 200, 7), 200]

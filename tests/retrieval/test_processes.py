@@ -1,0 +1,43 @@
+"""Two processes share the queries and get the figures of one, to the last bit."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from retrieval import BackfillingCurve, RetrievalMetrics, backfilling_curve, cutoffs, evaluate
+from utils.distributed import World
+
+SIZE = 2
+
+
+def run(world: World) -> tuple[RetrievalMetrics, dict[str, BackfillingCurve], list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(9, (101,), generator=generator)
+    labels[7] = 1000  # no relevant item
+    new, transformed = torch.randn(2, 101, 8, generator=generator)
+    done: list[int] = []
+    metrics = evaluate(new, new, labels, world=world, progress=done.append)
+    orders = {"order": torch.randperm(101, generator=generator)}
+    curves = backfilling_curve(new, transformed, new, labels, orders=orders, cutoffs=cutoffs(101, 3), world=world)
+    return metrics, curves, done
+
+
+def process(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=SIZE)
+    torch.save(run(World(rank, SIZE)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_agree_with_one(tmp_path: Path) -> None:
+    mp.spawn(process, args=(str(tmp_path),), nprocs=SIZE)
+    metrics, curves, done = run(World())
+    assert done[-1] == 101
+    assert metrics.num_skipped == 1
+    for rank, share in enumerate((50, 51)):
+        their_metrics, their_curves, their_done = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert their_metrics == metrics
+        assert their_curves == curves
+        assert their_done[-1] == share

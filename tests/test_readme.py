@@ -1,0 +1,31 @@
+"""README agrees with the code: its key table is the schema's, and what it names exists."""
+
+import re
+
+import pytest
+
+from tests.tiny import REPOSITORY
+from utils.key_table import key_tables
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+
+def test_key_table_is_the_schema() -> None:
+    assert key_tables().strip() in README, "run `python -m utils.key_table` and put its output into README.md"
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted(
+        set(re.findall(r"(?:configs|docs|benchmarks|results|data|utils)/[\w./-]+\.(?:yaml|md|py|png|json)", README))
+    ),
+)
+def test_named_file_exists(path: str) -> None:
+    assert (REPOSITORY / path).is_file()
+
+
+def test_commands_name_scripts() -> None:
+    scripts = set(re.findall(r"(?<![\w/])(\w+\.(?:py|sh))\b", README))
+    assert scripts
+    for script in scripts:
+        assert any(REPOSITORY.glob(script)) or any(REPOSITORY.glob(f"*/{script}")), script

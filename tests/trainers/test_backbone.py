@@ -1,0 +1,40 @@
+"""Training a backbone: it learns, and validates when it is asked to."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.datasets import open_images
+from models.resnet import build_backbone
+from tests.tiny import BACKBONE, write_images
+from trainers.backbone import train_backbone
+from utils.config import build, parse_yaml, to_dict
+from utils.distributed import World
+from utils.runs import Run
+from utils.schema import BackboneConfig
+
+
+@pytest.mark.parametrize(("every", "validated"), [(0, []), (2, [2, 3]), (10, [3])])
+def test_accuracy_on_the_validation_split_is_logged_when_asked_for(
+    tmp_path: Path, every: int, validated: list[int]
+) -> None:
+    write_images(tmp_path / "data", classes=3, training=12, validation=4)
+    values = {**parse_yaml(BACKBONE), "epochs": 3, "validate_every": every, "precision": "fp32"}
+    config = build(BackboneConfig, values, source="tiny")
+    config.dataset_params.data_root, config.dataset_params.batch_size = str(tmp_path / "data"), 12
+    torch.manual_seed(0)
+    model = build_backbone(**to_dict(config.arch_params))
+    training, validation = (
+        open_images(config.dataset_params, split, World(), seed=0) for split in ("training", "validation")
+    )
+    train_backbone(model, config, training, validation, Run(str(tmp_path / "m.pt"), config, World()), World())
+    records = [json.loads(line) for line in (tmp_path / "m.log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records if "validation_accuracy" in record] == validated
+    assert records[-1]["loss"] < records[0]["loss"]
+    if validated:
+        (batch,) = validation.view_batches(0, 12)
+        with torch.inference_mode():
+            right = model.eval()(batch.images)[0].argmax(1) == batch.labels
+        assert records[-1]["validation_accuracy"] == pytest.approx(right.double().mean().item())

@@ -1,0 +1,241 @@
+"""The loop: what it logs, that an interruption leaves no trace in the weights, and that N processes are one."""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from models.resnet import build_backbone
+from tests.tiny import same_bits
+from tests.utils.processes import run_processes
+from trainers.loop import Step, Trainer
+from trainers.optimizers import build_optimizer
+from utils.config import key
+from utils.distributed import World
+from utils.errors import UserError
+from utils.runs import Run
+from utils.schema import OptimizerParams
+from utils.seeds import generator
+
+ITEMS, CLASSES, STEPS = 12, 3, 3
+SGD = OptimizerParams("sgd", lr=0.1, momentum=0.9, weight_decay=1e-3)
+ADAM = OptimizerParams("adam", lr=0.01)
+
+
+@dataclass
+class Config:
+    resume: bool = key(True, doc="neutral")
+
+
+class Data(NamedTuple):
+    images: torch.Tensor
+    labels: torch.Tensor
+
+
+def epoch_of(epoch: int) -> Iterator[Data]:
+    for step in range(STEPS):
+        g = generator(0, epoch, step)
+        yield Data(torch.randn(ITEMS, 3, 8, 8, generator=g), torch.randint(CLASSES, (ITEMS,), generator=g))
+
+
+def classify(model: nn.Module, batch: Data) -> Step:
+    logits, _ = model(batch.images)
+    return Step(F.cross_entropy(logits, batch.labels), len(batch.labels), (logits.argmax(1) == batch.labels).sum())
+
+
+def small_resnet() -> nn.Module:
+    torch.manual_seed(0)
+    options = {"num_classes": CLASSES, "embedding_dim": 8, "stem": "cifar", "width": 0.0625}
+    return build_backbone("ResNet18", **options)
+
+
+def new_run(folder: Path, world: World | None = None) -> Run:
+    return Run(str(folder / "m.pt"), Config(), world or World())
+
+
+def trainer(folder: Path, model: nn.Module, params: OptimizerParams = SGD, **options: Any) -> Trainer[Data]:
+    world = options.pop("world", World())
+    defaults: dict[str, Any] = {
+        "epochs": 4,
+        "items": ITEMS * STEPS,
+        "batches": epoch_of,
+        "step": classify,
+        "run": new_run(folder, world),
+        "world": world,
+    }
+    schedule: Callable[[int], float] = options.pop("schedule", lambda epoch: params.lr / (1 + epoch))
+    return Trainer(model, build_optimizer(model, params), schedule, **{**defaults, **options})
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "m.log.jsonl").read_text().splitlines()]
+
+
+class Killed(Exception):
+    """An end that the loop does not expect."""
+
+
+@pytest.mark.parametrize("params", [SGD, ADAM], ids=["sgd", "adam"])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
+    tmp_path: Path, params: OptimizerParams, epoch: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = small_resnet()
+    trainer(tmp_path / "whole", whole, params).fit()
+
+    def dies(at: int) -> Iterator[Data]:
+        batches = epoch_of(at)
+        yield next(batches)
+        if at == epoch:
+            raise Killed
+        yield from batches
+
+    with pytest.raises(Killed):
+        trainer(tmp_path, small_resnet(), params, batches=dies).fit()
+    torch.manual_seed(99)
+    torch.rand(7)
+    resumed, seen = small_resnet(), list[int]()
+    if epoch > 0:
+        nn.init.zeros_(resumed.get_parameter("fc.weight"))  # the checkpoint overwrites it
+
+    def noted(at: int) -> Iterator[Data]:
+        seen.append(at)
+        return epoch_of(at)
+
+    trainer(tmp_path, resumed, params, batches=noted).fit()
+    assert seen == list(range(epoch, 4))
+    assert same_bits(resumed.state_dict(), whole.state_dict())
+    logs = [log_of(folder) for folder in (tmp_path, tmp_path / "whole")]
+    for record in logs[0] + logs[1]:
+        del record["seconds"], record["images_per_second"]
+    assert logs[0] == logs[1]
+    assert (f"resuming after epoch {epoch} of 4" in capsys.readouterr().out) == (epoch > 0)
+
+
+def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
+    first = small_resnet()
+    trainer(tmp_path, first).fit()
+    again = small_resnet()
+    trainer(tmp_path, again, batches=lambda epoch: pytest.fail("trained again")).fit()
+    assert same_bits(again.state_dict(), first.state_dict())
+
+
+def test_the_log_has_a_line_an_epoch_with_the_means_over_its_items(tmp_path: Path) -> None:
+    model = small_resnet().eval()
+    batches = [
+        Data(images[:size], labels[:size]) for (images, labels), size in zip(epoch_of(0), (12, 5, 1), strict=True)
+    ]
+    trainer(
+        tmp_path,
+        model,
+        OptimizerParams("sgd", lr=0.0, momentum=0.0),
+        batches=lambda epoch: batches,
+        set_mode=lambda model, epoch: model.eval(),
+        validate=lambda epoch: {"validation_accuracy": 0.5} if epoch == 3 else {},
+    ).fit()
+    with torch.inference_mode():
+        logits = model(torch.cat([batch.images for batch in batches]))[0]
+    labels = torch.cat([batch.labels for batch in batches])
+    records = log_of(tmp_path)
+    assert [record["epoch"] for record in records] == [1, 2, 3, 4]
+    for record in records:
+        assert record["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+        assert record["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+        assert record["lr"] == 0.0
+    assert [record.get("validation_accuracy") for record in records] == [None, None, None, 0.5]
+
+
+def test_the_schedule_sets_the_rate_of_every_epoch(tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    def step(model: nn.Module, batch: Data) -> Step:
+        seen.extend(group["lr"] for group in training.optimizer.param_groups)
+        return classify(model, batch)
+
+    training = trainer(tmp_path, small_resnet(), step=step, schedule=lambda epoch: 0.01 * (epoch + 1))
+    training.fit()
+    assert seen == [0.01 * (epoch + 1) for epoch in range(4) for _ in range(STEPS)]
+    assert [record["lr"] for record in log_of(tmp_path)] == [0.01, 0.02, 0.03, 0.04]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("epoch", [0, 2])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, value: float, epoch: int) -> None:
+    def batches(at: int) -> Iterator[Data]:
+        for step, batch in enumerate(epoch_of(at)):
+            yield batch._replace(images=batch.images * value) if (at, step) == (epoch, 1) else batch
+
+    training = trainer(tmp_path, small_resnet(), batches=batches)
+    checkpoint = re.escape(str(training.run.checkpoint_path))
+    good = rf"the last good checkpoint is {checkpoint} \(epoch {epoch}\)" if epoch else "no checkpoint yet"
+    with pytest.raises(UserError, match=rf"not finite by step [23] of epoch {epoch + 1}; {good}"):
+        training.fit()
+    if epoch:
+        assert len(log_of(tmp_path)) == epoch
+        restored = new_run(tmp_path).restore()
+        assert restored is not None
+        state, history = restored
+        assert len(history) == epoch
+        assert all(tensor.isfinite().all() for tensor in state["model"].values())
+    else:
+        assert new_run(tmp_path).restore() is None
+
+
+def test_an_epoch_without_images(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="epoch 1: there is no image to train on"):
+        trainer(tmp_path, small_resnet(), batches=lambda epoch: []).fit()
+
+
+def train_a_share(world: World, folder: str) -> None:
+    """Train on this process's share of the same global batches, with the BN statistics frozen at odd values."""
+
+    def batches(epoch: int) -> Iterator[Data]:
+        for batch in epoch_of(epoch):
+            yield Data(*(tensor[world.share(ITEMS)] for tensor in batch))
+
+    model = small_resnet()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_var is not None
+            module.running_var.fill_(2.0)
+    gradients: list[dict[str, torch.Tensor]] = []
+
+    def step(parallel: nn.Module, batch: Data) -> Step:
+        if any(p.grad is not None for p in model.parameters()):
+            pytest.fail("gradients of the last step are still there")
+        return classify(parallel, batch)
+
+    training = trainer(
+        Path(folder), model, world=world, epochs=2, batches=batches, step=step, set_mode=lambda m, e: m.eval()
+    )
+    training.optimizer.register_step_pre_hook(
+        lambda *_: gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    )
+    training.fit()
+    result = {"weights": model.state_dict(), "gradients": gradients}
+    torch.save(result, Path(folder) / f"{world.rank}_of_{world.size}.pt")
+
+
+def test_two_processes_have_the_gradients_and_weights_of_one(tmp_path: Path) -> None:
+    (tmp_path / "alone").mkdir()
+    train_a_share(World(), str(tmp_path / "alone"))
+    alone = torch.load(tmp_path / "alone" / "0_of_1.pt")
+    run_processes(train_a_share, 2, str(tmp_path))
+    results = [torch.load(tmp_path / f"{rank}_of_2.pt") for rank in range(2)]
+    assert same_bits(results[0]["weights"], results[1]["weights"])
+    assert len(alone["gradients"]) == 2 * STEPS
+    for result in results:
+        torch.testing.assert_close(result["gradients"], alone["gradients"], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(result["weights"], alone["weights"], rtol=1e-3, atol=1e-5)
+    logs = [log_of(folder) for folder in (tmp_path, tmp_path / "alone")]
+    for record, expected in zip(*logs, strict=True):
+        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert record["accuracy"] == pytest.approx(expected["accuracy"])

@@ -1,0 +1,180 @@
+"""Pairs: what is cached is what streaming would compute, and every frozen model runs once a view."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from data.datasets import open_images
+from data.images import ImageSet, shuffled_batches
+from models.embedding import embed
+from tests.tiny import TRANSFORMATION, write_images
+from trainers.pairs import CachedPairs, PairBatch, StreamedPairs, build_pairs
+from utils.config import build, parse_yaml
+from utils.distributed import World
+from utils.schema import DatasetParams, TransformationConfig
+
+ITEMS, BATCH = 20, 6
+
+
+class Frozen(nn.Module):
+    """A model whose embedding tells an image from its mirror image, and which counts its runs."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.project = nn.Linear(3 * 8 * 8, dim).requires_grad_(False)
+        self.runs: list[int] = []
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.runs.append(len(images))
+        embedding = self.project(images.flatten(1))
+        return embedding, embedding[:, :, None, None]
+
+
+def make_models(*, side_info: bool = True) -> dict[str, Frozen]:
+    torch.manual_seed(0)
+    models = {"old": Frozen(4), "new": Frozen(5), "side_info": Frozen(3)}
+    return models if side_info else {"old": models["old"], "new": models["new"]}
+
+
+def open_set(root: Path, augmentation: Any = "flip", **options: Any) -> ImageSet:
+    params = DatasetParams(
+        name="cifar100", data_root=str(root), batch_size=BATCH, image_size=8, augmentation=augmentation, **options
+    )
+    return open_images(params, "training", World(), seed=0)
+
+
+def cached_pairs(models: dict[str, Frozen], images: ImageSet) -> CachedPairs:
+    return CachedPairs(models, images, batch_size=BATCH, precision="fp32", world=World(), seed=0)
+
+
+def streamed_pairs(models: dict[str, Frozen], images: ImageSet) -> StreamedPairs:
+    return StreamedPairs(models, images, batch_size=BATCH, precision="fp32", world=World())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_images(tmp_path_factory.mktemp("data"), classes=2, training=ITEMS // 2, validation=1, size=8)
+
+
+def view_drawn(batch: PairBatch, items: torch.Tensor, views: list[dict[str, torch.Tensor]]) -> list[int]:
+    """The view that each row of a batch shows; it must be the same one for every model."""
+    drawn = []
+    for row, item in enumerate(items.tolist()):
+        (view,) = [v for v, embeddings in enumerate(views) if torch.allclose(batch.new[row], embeddings["new"][item])]
+        torch.testing.assert_close(batch.old[row], views[view]["old"][item])
+        if batch.side_info is not None:
+            torch.testing.assert_close(batch.side_info[row], views[view]["side_info"][item])
+        drawn.append(view)
+    return drawn
+
+
+@pytest.mark.parametrize("side_info", [False, True])
+def test_cached_and_streamed_batches_hold_the_same_items_in_true_views(root: Path, side_info: bool) -> None:
+    models, images = make_models(side_info=side_info), open_set(root)
+    views = [
+        {
+            name: torch.cat([embed(model, b.images).embedding for b in images.view_batches(view, 7)])
+            for name, model in models.items()
+        }
+        for view in range(2)
+    ]
+    sources = (cached_pairs(models, images), streamed_pairs(models, images))
+    for epoch in range(2):
+        items = shuffled_batches(ITEMS, BATCH, World(), seed=0, epoch=epoch)
+        for source in sources:
+            assert len(source) == ITEMS
+            for rows, batch in zip(items, source.batches(epoch), strict=True):
+                view_drawn(batch, rows, views)
+                assert torch.equal(batch.labels, images.labels[rows])
+                assert (batch.side_info is not None) == side_info
+                assert batch.old.dtype == torch.float32
+                assert not batch.old.is_inference()  # autograd takes it
+
+
+def test_both_views_are_drawn_about_equally_and_anew_every_epoch(root: Path) -> None:
+    pairs = cached_pairs(make_models(), open_set(root))
+    drawn = [
+        tuple(
+            view
+            for rows, batch in zip(
+                shuffled_batches(ITEMS, BATCH, World(), seed=0, epoch=epoch), pairs.batches(epoch), strict=True
+            )
+            for view in view_drawn(batch, rows, pairs.views)
+        )
+        for epoch in range(30)
+    ]
+    # 18 items in each of 30 epochs: 270 mirrored, with a standard deviation of 11.6.
+    assert abs(sum(map(sum, drawn)) - 270) < 50
+    assert len(set(drawn)) == 30
+
+
+def test_batches_are_a_function_of_the_epoch(root: Path) -> None:
+    models, images = make_models(), open_set(root)
+    used, fresh = cached_pairs(models, images), cached_pairs(models, images)
+    list(used.batches(0))
+    for actual, expected in zip(used.batches(3), fresh.batches(3), strict=True):
+        torch.testing.assert_close(tuple(actual), tuple(expected), rtol=0, atol=0)
+
+
+def test_processes_share_the_batches_that_one_process_has(root: Path) -> None:
+    pairs = cached_pairs(make_models(), open_set(root))
+    alone = list(pairs.batches(1))
+    shares = []
+    for rank in range(2):
+        pairs.world = World(rank, 2)
+        shares.append(list(pairs.batches(1)))
+    for batch, *parts in zip(alone, *shares, strict=True):
+        for name in PairBatch._fields:
+            assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+
+
+@pytest.mark.parametrize(("augmentation", "views"), [("none", 1), ("flip", 2)])
+def test_every_model_sees_every_view_of_every_image_once(root: Path, augmentation: str, views: int) -> None:
+    models = make_models(side_info=False)
+    pairs = cached_pairs(models, open_set(root, augmentation))
+    for epoch in range(3):
+        list(pairs.batches(epoch))
+    assert [model.runs for model in models.values()] == [[6, 6, 6, 2] * views] * 2
+
+
+def test_a_model_in_two_places_runs_once(root: Path) -> None:
+    model = Frozen(4)
+    pairs = cached_pairs({"old": model, "new": model}, open_set(root, "none"))
+    assert sum(model.runs) == ITEMS
+    assert torch.equal(pairs.views[0]["old"], pairs.views[0]["new"])
+
+
+def test_streaming_runs_every_model_once_a_batch_without_gradients(root: Path) -> None:
+    models = make_models(side_info=False)
+    models["old"].requires_grad_(True)
+    batches = list(streamed_pairs(models, open_set(root)).batches(0))
+    assert [model.runs for model in models.values()] == [[6, 6, 6]] * 2
+    assert not any(batch.old.requires_grad for batch in batches)
+
+
+def test_unreadable_images_do_not_shift_the_labels(tmp_path: Path) -> None:
+    write_images(tmp_path, classes=2, training=5, validation=1, size=8)
+    (tmp_path / "training" / "0" / "001.png").write_text("no image")
+    models, images = make_models(), open_set(tmp_path, "none", max_unreadable=0.5)
+    pairs = cached_pairs(models, images)
+    assert len(pairs) == 9
+    assert pairs.labels.tolist() == [0] * 4 + [1] * 5
+    assert sum(models["old"].runs) == 9
+
+
+@pytest.mark.parametrize(
+    ("augmentation", "cache", "kind"),
+    [
+        ("flip", "auto", CachedPairs),
+        ("none", "auto", CachedPairs),
+        ("flip", "off", StreamedPairs),
+        ("crop_flip", "auto", StreamedPairs),
+    ],
+)
+def test_few_views_are_cached_unless_it_is_off(root: Path, augmentation: str, cache: str, kind: type) -> None:
+    values = {**parse_yaml(TRANSFORMATION), "cache_embeddings": cache}
+    config = build(TransformationConfig, values, source="tiny")
+    assert type(build_pairs(make_models(), open_set(root, augmentation), config, World())) is kind

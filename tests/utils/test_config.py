@@ -1,0 +1,235 @@
+"""Configs: what is accepted, and that every refusal names the file and the key."""
+
+import argparse
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from utils.config import (
+    apply_override,
+    build,
+    check_inputs,
+    key,
+    load_config,
+    parse_yaml,
+    paths,
+    read_yaml,
+    section,
+    to_dict,
+    to_yaml,
+)
+from utils.errors import UserError
+
+
+@dataclass
+class Inner:
+    lr: float = key(0.1, doc="rate", minimum=0.0)
+    mode: Literal["auto", "on", "off"] = key("auto", doc="mode")
+    file: str | None = key(None, doc="a file", path="input")
+
+
+@dataclass
+class Outer:
+    name: str = key(doc="what it is called")
+    epochs: int = key(3, doc="passes", minimum=1)
+    flag: bool = key(False, doc="a switch")
+    tags: list[Literal["a", "b"]] = key([], doc="tags")
+    table: dict[str, float] = key({}, doc="numbers by name")
+    inner: Inner = section(Inner, doc="a section")
+    optional: Inner | None = key(None, doc="a section that may be absent")
+    output: str = key("out.pt", doc="the result", path="output")
+
+    def __post_init__(self) -> None:
+        if self.name == "forbidden":
+            raise ValueError("name: is taken")
+
+
+def load(values: dict[str, Any]) -> Outer:
+    return build(Outer, {"name": "x", **values}, source="some/file.yaml")
+
+
+def load_file(folder: Path, text: str, *overrides: str) -> Outer:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return load_config(Outer, argparse.ArgumentParser(), ["--config", str(path), *overrides])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epoch": 3}, "unknown key `epoch`; did you mean `epochs`?"),
+        ({"inner": {"lrr": 1}}, "unknown key `inner.lrr`; did you mean `inner.lr`?"),
+        ({"inner": {"zzzzz": 1}}, "unknown key `inner.zzzzz`; (known: lr, mode, file)"),
+        ({7: 1}, "unknown key `7`"),
+        ({"epochs": "3"}, "epochs: should be a whole number, got '3'"),
+        ({"epochs": 3.0}, "epochs: should be a whole number, got 3.0"),
+        ({"epochs": True}, "epochs: should be a whole number, got True"),
+        ({"epochs": None}, "epochs: should be a whole number, got None"),
+        ({"flag": 1}, "flag: should be true or false, got 1"),
+        ({"inner": {"lr": "fast"}}, "inner.lr: should be a number, got 'fast'"),
+        ({"inner": {"lr": False}}, "inner.lr: should be a number, got False"),
+        ({"inner": {"file": 3}}, "inner.file: should be a text, got 3"),
+        ({"inner": [1]}, "inner: should be a section of keys, got [1]"),
+        ({"optional": "yes"}, "optional: should be a section of keys, got 'yes'"),
+        ({"tags": "a"}, "tags: should be a list, got 'a'"),
+        ({"tags": ["a", "c"]}, "tags[1]: unknown 'c'"),
+        ({"table": [1]}, "table: should be a section of keys, got [1]"),
+        ({"table": {"k": "v"}}, "table.k: should be a number, got 'v'"),
+        ({"epochs": 0}, "epochs: should be at least 1, got 0"),
+        ({"inner": {"lr": -1e-9}}, "inner.lr: should be at least 0.0, got -1e-09"),
+        ({"inner": {"mode": "atuo"}}, "inner.mode: unknown 'atuo'; did you mean auto? (choices: auto, on, off)"),
+        ({"inner": {"mode": 1}}, "inner.mode: unknown 1; (choices: auto, on, off)"),
+        ({"name": "forbidden"}, "name: is taken"),
+    ],
+)
+def test_a_refusal_names_the_source_and_the_key(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"some/file.yaml: {message}")):
+        load(values)
+
+
+def test_a_missing_required_key_is_named_with_its_meaning() -> None:
+    with pytest.raises(UserError, match=re.escape("f.yaml: name: is missing (what it is called)")):
+        build(Outer, {}, source="f.yaml")
+
+
+def test_values_take_the_types_of_the_schema() -> None:
+    config = load({"inner": {"lr": 1}, "table": {1: 2}, "tags": ["b", "a"], "optional": None})
+    assert (config.inner.lr, type(config.inner.lr)) == (1.0, float)
+    assert config.table == {"1": 2.0}
+    assert config.tags == ["b", "a"]
+    assert config.optional is None
+    assert load({"optional": {}}).optional == Inner()
+    assert load({"inner": None}).inner == Inner()
+
+
+def test_defaults_are_not_shared() -> None:
+    load({}).tags.append("a")
+    load({}).inner.lr = 9.0
+    assert load({}) == Outer(name="x")
+
+
+@pytest.mark.parametrize("text", ["5e-4", "5E-4", "+5e-4", "0.5e-3", "5.e-4", "0.0005"])
+def test_scientific_notation_is_a_number(text: str) -> None:
+    assert parse_yaml(f"lr: {text}") == {"lr": 5e-4}
+
+
+@pytest.mark.parametrize("text", ["e4", "5e", "1e-x", "0x1e-4y", "'5e-4'"])
+def test_what_only_resembles_scientific_notation_is_text(text: str) -> None:
+    assert parse_yaml(f"lr: {text}") == {"lr": text.strip("'")}
+
+
+def test_bare_on_and_off_are_choices_and_truth_values(tmp_path: Path) -> None:
+    config = load_file(tmp_path, "name: x\nflag: on\ninner: {mode: off}\n")
+    assert config.flag is True
+    assert config.inner.mode == "off"
+
+
+def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path) -> None:
+    text = "name: x\nepochs: 5\ninner: {lr: 1, mode: on}\noptional:\n"
+    config = load_file(
+        tmp_path, text, "epochs=6", "inner.lr=5e-4", "optional.file=a=b", "tags=[a]", "table.k=2", "epochs=7"
+    )
+    assert config.epochs == 7
+    assert config.inner == Inner(lr=5e-4, mode="on")
+    assert config.optional == Inner(file="a=b")
+    assert config.tags == ["a"]
+    assert config.table == {"k": 2.0}
+
+
+def test_options_may_stand_between_overrides_and_only_given_ones_count(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: x\noutput: from_file\n")
+    for argv, output in ((["--output", "o"], "o"), ([], "from_file")):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("--output")
+        config = load_config(Outer, parser, ["epochs=2", *argv, "--config", str(path), "flag=true"])
+        assert (config.epochs, config.flag, config.output) == (2, True, output)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("epochs", "`epochs` is not of the form key=value"),
+        ("=3", "`=3` is not of the form key=value"),
+        ("epochs=[1", "epochs: `[1` is not valid YAML"),
+        ("name.first=1", "name.first: `name` is no section"),
+        ("inner.lr.x=1", "inner.lr.x: `inner.lr` is no section"),
+    ],
+)
+def test_a_bad_override(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"command line: {message}")):
+        apply_override({"name": "x", "inner": {"lr": 1}}, override)
+
+
+def test_a_misspelt_override_is_an_unknown_key(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"config\.yaml: unknown key `inner\.moed`; did you mean `inner\.mode`\?"):
+        load_file(tmp_path, "name: x\n", "inner.moed=on")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a: 1\nb: {c: 1, c: 2}\n", "c.yaml, line 2: is not valid YAML: the key `c` stands twice"),
+        (b"a: 1\nb: 2\na: 3\n", "c.yaml, line 3: is not valid YAML: the key `a` stands twice"),
+        (b"? [a]\n: 1\n", "c.yaml, line 1: is not valid YAML: a key should be a text"),
+        (b"a: [1\n", "c.yaml, line 2: is not valid YAML"),
+        (b"a: !!python/object/apply:os.getcwd []\n", "c.yaml, line 1: is not valid YAML"),
+        (b"a: \x00\n", "c.yaml: is not valid YAML"),
+        (b"\xff\xfe\xff", "c.yaml: cannot be read as a config"),
+        (b"- a\n", "c.yaml: should hold `key: value` lines"),
+        (b"", "c.yaml: should hold `key: value` lines"),
+    ],
+)
+def test_what_is_not_a_config(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        read_yaml(path)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_missing_config_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml: there is no such config file"):
+        read_yaml(tmp_path / "none.yaml")
+    with pytest.raises(UserError, match="cannot be read as a config"):
+        read_yaml(tmp_path)
+
+
+def test_yaml_merges_sections(tmp_path: Path) -> None:
+    config = load_file(tmp_path, "name: x\ninner: &shared {lr: 2, mode: on}\noptional: {<<: *shared, lr: 3}\n")
+    assert config.optional == Inner(lr=3.0, mode="on")
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.builds(
+        Outer,
+        name=st.one_of(st.sampled_from(["5e-4", "on", "null", "1", "a: b", "#", "é\n", "~"]), st.text()),
+        epochs=st.integers(1),
+        flag=st.booleans(),
+        tags=st.lists(st.sampled_from(["a", "b"])),
+        table=st.dictionaries(st.text(), st.floats(allow_nan=False)),
+        inner=st.builds(Inner, lr=st.floats(0), mode=st.sampled_from(["auto", "on", "off"])),
+        optional=st.none() | st.builds(Inner, file=st.none() | st.text()),
+    )
+)
+def test_the_resolved_config_loads_as_itself(config: Outer) -> None:
+    assert build(Outer, parse_yaml(to_yaml(config)), source="resolved") == config
+    assert build(Outer, to_dict(config), source="resolved") == config
+
+
+def test_paths_by_role_and_the_check_of_inputs(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.touch()
+    config = Outer(name="x", inner=Inner(file=str(there)), optional=Inner(file=str(tmp_path / "gone")))
+    assert dict(paths(config, "input")) == {"inner.file": str(there), "optional.file": str(tmp_path / "gone")}
+    assert dict(paths(config, "output")) == {"output": "out.pt"}
+    with pytest.raises(UserError, match=r"config: optional\.file: there is no .*gone"):
+        check_inputs(config)
+    config.optional = None
+    check_inputs(config)

@@ -1,0 +1,109 @@
+"""Files are whole or absent, whatever happens while they are written."""
+
+import errno
+import hashlib
+import json
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from utils.errors import UserError
+from utils.files import atomic_path, sha256_of, write_bytes, write_json, write_text, write_torch
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_writers_write_what_they_say(tmp_path: Path) -> None:
+    write_text(tmp_path / "new" / "folder" / "text", "é\n")
+    assert (tmp_path / "new" / "folder" / "text").read_bytes() == "é\n".encode()
+    write_json(tmp_path / "value.json", {"a": [1, None]})
+    assert json.loads((tmp_path / "value.json").read_text()) == {"a": [1, None]}
+    write_torch(tmp_path / "tensors.pt", {"a": torch.arange(3)})
+    assert torch.load(tmp_path / "tensors.pt")["a"].tolist() == [0, 1, 2]
+    write_bytes(tmp_path / "bytes", b"old")
+    write_bytes(tmp_path / "bytes", b"new")
+    assert (tmp_path / "bytes").read_bytes() == b"new"
+    assert names(tmp_path) == ["bytes", "new", "tensors.pt", "value.json"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("torn"), KeyboardInterrupt(), OSError(errno.EIO, "bad disk")])
+def test_an_interrupted_write_leaves_the_old_content_and_nothing_else(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file"
+    path.write_text("old")
+
+    def write() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_told_to_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    path = tmp_path / "file"
+    path.write_text("old")
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"file: no space left on the disk"):
+        write_torch(path, torch.zeros(3))
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "file" / "x", tmp_path / "file" / "y" / "x", tmp_path / "folder"):
+        with pytest.raises(UserError, match=f"{path}: cannot be written"):
+            write_text(path, "b")
+    assert names(tmp_path) == ["file", "folder"]
+    assert not names(tmp_path / "folder")
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    contents = [bytes([value]) * 200_000 for value in range(2)]
+    write_bytes(path, contents[0])
+    stop, seen = threading.Event(), []
+
+    def read() -> None:
+        while not stop.is_set():
+            seen.append(path.read_bytes())
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for i in range(20):
+        write_bytes(path, contents[i % 2])
+    stop.set()
+    reader.join()
+    assert seen
+    assert set(seen) <= set(contents)
+
+
+def test_processes_do_not_share_a_temporary_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with atomic_path(tmp_path / "file") as mine:
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with atomic_path(tmp_path / "file") as other:
+            assert mine != other
+            assert mine.parent == other.parent == tmp_path  # a rename within one file system
+            other.write_text("other")
+        mine.write_text("mine")
+    assert (tmp_path / "file").read_text() == "mine"
+    assert names(tmp_path) == ["file"]
+
+
+def test_sha256(tmp_path: Path) -> None:
+    content = os.urandom(100_000)
+    (tmp_path / "file").write_bytes(content)
+    assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()

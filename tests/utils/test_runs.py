@@ -1,0 +1,124 @@
+"""A run goes on only from its own checkpoint."""
+
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from utils.config import build, key, read_yaml
+from utils.distributed import World
+from utils.errors import UserError
+from utils.runs import Run, fingerprint
+
+
+@dataclass
+class Config:
+    model: str = key(doc="input", path="input")
+    output: str = key(doc="output", path="output")
+    lr: float = key(0.1, doc="rate")
+    num_workers: int = key(4, doc="neutral")
+    verbose: bool = key(True, doc="neutral")
+    resume: bool = key(True, doc="neutral")
+
+
+HISTORY: list[dict[str, Any]] = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    (tmp_path / "in.pt").write_text("a model")
+    return Config(model=str(tmp_path / "in.pt"), output=str(tmp_path / "runs" / "my.model.pt"))
+
+
+def start(config: Config) -> Run:
+    return Run(config.output, config, World())
+
+
+@pytest.fixture
+def interrupted(config: Config) -> Run:
+    run = start(config)
+    run.save({"weights": torch.arange(3.0), "step": 7}, HISTORY)
+    return run
+
+
+def test_a_run_writes_its_files_beside_its_output(config: Config, interrupted: Run) -> None:
+    folder = Path(config.output).parent
+    files = {path.name for path in folder.iterdir()}
+    assert files == {"my.model.config.yaml", "my.model.log.jsonl", "my.model.checkpoint.pt"}
+    assert build(Config, read_yaml(folder / "my.model.config.yaml"), source="resolved") == config
+    lines = (folder / "my.model.log.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == HISTORY
+    interrupted.finish()
+    assert {path.name for path in folder.iterdir()} == files - {"my.model.checkpoint.pt"}
+
+
+def test_the_same_run_goes_on(config: Config, interrupted: Run) -> None:
+    restored = start(config).restore()
+    assert restored is not None
+    state, history = restored
+    assert state["weights"].tolist() == [0.0, 1.0, 2.0]
+    assert state["step"] == 7
+    assert history == HISTORY
+
+
+def test_a_fresh_run_has_nothing_to_go_on_from(config: Config) -> None:
+    assert start(config).restore() is None
+
+
+def test_resume_off_starts_again(config: Config, interrupted: Run) -> None:
+    assert start(replace(config, resume=False)).restore() is None
+    assert not interrupted.checkpoint_path.exists()
+
+
+def test_neutral_keys_do_not_make_another_run(config: Config, interrupted: Run) -> None:
+    assert start(replace(config, num_workers=0, verbose=False)).restore() is not None
+
+
+def test_another_config_or_other_inputs_are_refused(config: Config, interrupted: Run) -> None:
+    belongs = re.escape(f"{interrupted.checkpoint_path}: the checkpoint belongs to another config or other input")
+    with pytest.raises(UserError, match=belongs):
+        start(replace(config, lr=0.2)).restore()
+    resolved = interrupted.config_path.read_text()
+    Path(config.model).write_text("another model")
+    with pytest.raises(UserError, match=belongs):
+        start(replace(config, num_workers=0)).restore()
+    assert interrupted.config_path.read_text() == resolved  # what was refused has written nothing
+
+
+def test_the_identity_looks_into_nested_sections_and_input_files(config: Config) -> None:
+    before = fingerprint(config)
+    assert fingerprint(replace(config)) == before
+    Path(config.output).parent.mkdir()
+    Path(config.output).write_text("outputs do not matter")
+    assert fingerprint(config) == before
+    Path(config.model).write_text("a Model")
+    assert fingerprint(config) != before
+
+
+@pytest.mark.parametrize("content", [b"", b"not a checkpoint", b".", b"PK\x03\x04torn"])
+def test_a_damaged_checkpoint_is_named(config: Config, interrupted: Run, content: bytes) -> None:
+    interrupted.checkpoint_path.write_bytes(content)
+    with pytest.raises(UserError, match=r"checkpoint\.pt: the checkpoint cannot be read; delete it, or pass resume="):
+        start(config).restore()
+
+
+def test_a_truncated_or_foreign_checkpoint_is_refused(config: Config, interrupted: Run) -> None:
+    path = interrupted.checkpoint_path
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be read"):
+        start(config).restore()
+    for foreign in ({"epoch": 3}, torch.zeros(2), None):
+        torch.save(foreign, path)
+        with pytest.raises(UserError, match="belongs to another"):
+            start(config).restore()
+
+
+def test_only_the_main_process_writes(config: Config) -> None:
+    run = Run(config.output, config, World(rank=1, size=2))
+    run.save({}, HISTORY)
+    run.finish()
+    assert not Path(config.output).parent.exists()
