@@ -1,8 +1,10 @@
 """Glyphs: a data set rendered from code, for the quickstart and for tests. Synthetic; nothing is downloaded.
 
-A class is a set of curved strokes. Classes come in families that share most of their strokes, so that telling the
-members of a family apart needs detail which a model learns only from those classes. An image is the class's strokes
-under much nuisance: hand jitter, affine map, stroke width, colours, texture, distractors, occlusion, blur, noise.
+A class is a set of curved strokes. Classes come in families that share most of their strokes. In the first half of the
+classes colour means nothing; in the second half each member of a family leans towards a tint of its own. So a model of
+the first half has no use for colour and keeps little of it: as in life, the old embeddings lack what nobody had asked
+of them when they were made. An image is the class's strokes under much nuisance: hand jitter, affine map, stroke width,
+colours, texture, distractors, occlusion, blur, noise.
 
 Every image is a pure function of (seed, split, class, index): neither the number of processes nor the number of images
 rendered changes it.
@@ -29,11 +31,16 @@ CLASSES_PER_FAMILY = 5
 _STREAMS = {"family": 0, "member": 1, "training": 2, "validation": 3}
 
 # A glyph: strokes are quadratic Bezier curves in the square [-1, 1]^2, drawn as chains of straight segments.
-FAMILY_STROKES, MEMBER_STROKES = 4, 1
+FAMILY_STROKES, MEMBER_STROKES = 3, 2
 SEGMENTS_PER_STROKE = 4
 STROKE_EXTENT = 0.75  # control points lie within +- this
 STROKE_MIN_LENGTH = 0.6  # between the ends of a stroke
 STROKE_BEND = 0.6  # the largest offset of the middle control point from the chord's middle
+
+# The tints of a family's members: evenly spaced hues, vectors from grey in RGB.
+FIRST_TINTED_CLASS = NUM_CLASSES // 2
+TINT_CHROMA = 0.65  # length of a tint
+TINT_SHARE = 0.35  # of a glyph's colour; the rest is random
 
 # The nuisance. Pairs are the bounds of a uniform distribution. It is balanced so that a small network learns in a few
 # epochs, yet errs often: half as much again and it learns next to nothing, half as much and it hardly errs.
@@ -76,6 +83,8 @@ def render(seed: int, split: Split, label: int, index: int) -> np.ndarray:
     strokes = strokes + rng.normal(scale=JITTER, size=strokes.shape)
     strokes = strokes @ _linear_map(rng) + rng.uniform(*TRANSLATION, size=2)
     background, foreground = _colours(rng)
+    if label >= FIRST_TINTED_CLASS:
+        foreground = _tinted(foreground, member=label % CLASSES_PER_FAMILY)
     half_width = rng.uniform(*HALF_WIDTH)
 
     image = background + _texture(rng, BACKGROUND_TEXTURE)
@@ -138,6 +147,16 @@ def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         background, foreground = rng.uniform(size=(2, 3))
         if foreground.mean() - background.mean() >= MIN_CONTRAST:
             return background, foreground
+
+
+def _tinted(colour: np.ndarray, member: int) -> np.ndarray:
+    """The colour (3,) drawn towards the tint of a family's member, as light as it was."""
+    hue = 2 * np.pi * member / CLASSES_PER_FAMILY
+    tint = TINT_CHROMA * (
+        np.cos(hue) * np.array([1, -1, 0]) / np.sqrt(2) + np.sin(hue) * np.array([1, 1, -2]) / np.sqrt(6)
+    )
+    grey = colour.mean()
+    return grey + (1 - TINT_SHARE) * (colour - grey) + TINT_SHARE * tint
 
 
 def _texture(rng: np.random.Generator, strength: tuple[float, float]) -> np.ndarray:

@@ -41,6 +41,22 @@ def test_families_share_some_strokes_and_no_class_is_another() -> None:
     assert len({strokes.tobytes() for strokes in prototypes}) == glyphs.NUM_CLASSES
 
 
+def test_tints_are_as_light_as_what_they_tint_and_lie_apart() -> None:
+    grey = np.full(3, 0.5)
+    tints = np.stack([glyphs._tinted(grey, member) for member in range(glyphs.CLASSES_PER_FAMILY)])
+    assert np.allclose(tints.mean(axis=1), 0.5)
+    assert np.allclose(tints.mean(axis=0), grey)  # evenly spread around it
+    assert np.allclose(np.linalg.norm(tints - grey, axis=1), glyphs.TINT_SHARE * glyphs.TINT_CHROMA)
+
+
+def test_only_the_second_half_of_the_classes_is_tinted(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = (0, glyphs.FIRST_TINTED_CLASS - 1, glyphs.FIRST_TINTED_CLASS, glyphs.NUM_CLASSES - 1)
+    tinted = [glyphs.render(0, "training", label, 0) for label in labels]
+    monkeypatch.setattr(glyphs, "_tinted", lambda colour, member: colour)
+    plain = [glyphs.render(0, "training", label, 0) for label in labels]
+    assert [np.array_equal(*pair) for pair in zip(tinted, plain, strict=True)] == [True, True, False, False]
+
+
 def test_strokes_cover_the_pixels_that_they_pass() -> None:
     horizontal = np.array([[[-0.5, 0.0], [0.0, 0.0], [0.5, 0.0]]])
     coverage = glyphs._coverage(horizontal, half_width=0.125)[..., 0]
