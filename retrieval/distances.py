@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from retrieval.buffers import PART_ELEMENTS, Buffers, row_parts
 from utils.config import unknown_choice
 from utils.errors import UserError
 
@@ -16,7 +17,6 @@ DISTANCES = ("l2", "cosine")
 NEAR = 1e-6
 # Unit vectors of the same direction differ by rounding in float64; squared, by less than this.
 SAME_DIRECTION = 1e-28
-REFINED_ELEMENTS = 2**21  # (pairs x dimensions) computed again at a time
 
 
 def check_distance(distance: str) -> None:
@@ -34,28 +34,30 @@ class DistanceTable:
     they come from. Equal embeddings are one column of the matrix product, so their distances are equal to the last bit.
     """
 
-    # (q, |q|^2, 1) and (-2g, 1, |g|^2), whose product is |q|^2 - 2qg + |g|^2 without a pass over it for each term
-    queries: Tensor  # (n_q, d + 2) float64
-    points: Tensor  # (m, d + 2) float64: the gallery's distinct embeddings
+    query: Tensor  # (n_q, d) as it was given, perhaps a file that is mapped: only a chunk of it is looked at a time
+    space: "Space"
+    points: Tensor  # (m, d + 2) float64, (-2g, 1, |g|^2) of the gallery's distinct embeddings
     columns: Tensor | None  # (S * n_g,) the point of each embedding; None where that is the identity
     sources: int  # S
-    floor: float  # distances below are rounding only
 
-    def rows(self, index: Tensor, itself: Tensor) -> Tensor:
+    def rows(self, index: Tensor, itself: Tensor, buffers: Buffers) -> Tensor:
         """The distances of the queries `index` (c,) -> (c, S, n_g) float32, infinite to the item `itself` (c,).
 
-        `itself` is -1 where the gallery does not hold the query.
+        They lie in `buffers`. `itself` is -1 where the gallery does not hold the query.
         """
-        queries = self.queries[index]
+        # (q, |q|^2, 1), whose product with the points is |q|^2 - 2qg + |g|^2 without a pass over it for each term
+        queries = self.space.augmented(self.space.placed(self.query[index].double()))
         (row,) = (itself >= 0).nonzero(as_tuple=True)
         item = itself[row]
-        table = queries @ self.points.T  # (c, m)
+        shape = (len(index), len(self.points))  # (c, m)
+        table = torch.mm(queries, self.points.T, out=buffers.take("float64 distances", shape, torch.float64))
         if self.columns is None:  # before what follows, which most queries then need not do
             table.view(len(index), self.sources, -1)[row, :, item] = torch.inf
         self._refine(table, queries)
-        table = table.float()
+        table = buffers.take("distances", shape, torch.float32).copy_(table)
         if self.columns is not None:
-            table = table.index_select(1, self.columns)
+            of_items = buffers.take("distances of items", (len(index), len(self.columns)), torch.float32)
+            table = torch.index_select(table, 1, self.columns, out=of_items)
         table = table.view(len(index), self.sources, -1)
         table[row, :, item] = torch.inf
         return table
@@ -71,30 +73,49 @@ class DistanceTable:
         spoilt = table[row, column] < NEAR * (query_squares[row] + point_squares[column])
         pairs = torch.stack([row[spoilt], column[spoilt]], dim=1)
         vectors, minus_twice_points = queries[:, :-2], self.points[:, :-2]
-        for part in pairs.split(max(1, REFINED_ELEMENTS // queries.shape[1])):
+        for part in pairs.split(max(1, PART_ELEMENTS // queries.shape[1])):
             row, column = part.unbind(1)
             difference = vectors[row] + minus_twice_points[column] / 2
-            table[row, column] = difference.square().sum(1).clamp_(min=self.floor)
+            table[row, column] = difference.square().sum(1).clamp_(min=self.space.floor)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where distances are computed: about the gallery's mean and in a safe range, or for cosine on the unit sphere."""
+
+    distance: str
+    centre: Tensor  # (d,) float64
+    exponent: Tensor  # () every coordinate is divided by this power of two (exact): squares stay in float32's range
+
+    @property
+    def floor(self) -> float:
+        """Distances below are rounding only."""
+        return SAME_DIRECTION if self.distance == "cosine" else 0.0
+
+    def placed(self, vectors: Tensor) -> Tensor:
+        """(n, d) float64 embeddings -> (n, d)."""
+        return unit(vectors) if self.distance == "cosine" else torch.ldexp(vectors - self.centre, -self.exponent)
+
+    def augmented(self, vectors: Tensor) -> Tensor:
+        """(n, d) placed vectors v -> (n, d + 2): (v, |v|^2, 1), for cosine with 1 for |v|^2, also where v is zero."""
+        one = torch.ones_like(vectors[:, :1])
+        squares = one if self.distance == "cosine" else vectors.square().sum(1, keepdim=True)
+        return torch.cat([vectors, squares, one], dim=1)
 
 
 def distance_table(query: Tensor, galleries: Sequence[Tensor], distance: str) -> DistanceTable:
     """Prepare the distances from `query` (n_q, d) to S embeddings, each (n_g, d), of the same gallery items."""
-    queries, rows = query.double(), torch.cat([gallery.double() for gallery in galleries])
-    if distance == "cosine":
-        queries, rows = unit(queries), unit(rows)
-    else:
-        queries, rows = _centred(queries, rows)
+    rows = torch.cat([gallery.double() for gallery in galleries])
+    centre = rows.mean(0)
+    largest = torch.stack([(part.double() - centre).abs().amax() for part in (*row_parts(query), *row_parts(rows))])
+    space = Space(distance, centre, torch.frexp(largest.amax()).exponent)
+    rows = space.placed(rows)
     points, columns = rows.unique(dim=0, return_inverse=True)
     if len(points) == len(rows):  # all distinct, as most galleries are: their own order needs no look-up
         points, columns = rows, None
-    query_squares, point_squares = _squares(queries, distance), _squares(points, distance)
-    return DistanceTable(
-        queries=torch.cat([queries, query_squares, torch.ones_like(query_squares)], dim=1),
-        points=torch.cat([-2 * points, torch.ones_like(point_squares), point_squares], dim=1),
-        columns=columns,
-        sources=len(galleries),
-        floor=SAME_DIRECTION if distance == "cosine" else 0.0,
-    )
+    points = space.augmented(points)[:, [*range(rows.shape[1]), -1, -2]]
+    points[:, :-2] *= -2
+    return DistanceTable(query, space, points, columns, len(galleries))
 
 
 def unit(vectors: Tensor) -> Tensor:
@@ -102,17 +123,3 @@ def unit(vectors: Tensor) -> Tensor:
     largest = vectors.abs().amax(1, keepdim=True)
     vectors = vectors / torch.where(largest > 0, largest, 1)  # or the squares of tiny values would vanish
     return torch.nn.functional.normalize(vectors, dim=1)
-
-
-def _squares(vectors: Tensor, distance: str) -> Tensor:
-    """What makes squares_q + squares_g - 2qg the distance: |v|^2, or for cosine 1, also where v is zero; -> (n, 1)."""
-    return torch.ones_like(vectors[:, :1]) if distance == "cosine" else vectors.square().sum(1, keepdim=True)
-
-
-def _centred(queries: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Take the gallery's mean from both, and a power of two (exact), so that squares stay in float32's range."""
-    mean = rows.mean(0)
-    queries, rows = queries - mean, rows - mean
-    largest = torch.maximum(queries.abs().amax(), rows.abs().amax())
-    _, exponent = torch.frexp(largest)
-    return torch.ldexp(queries, -exponent), torch.ldexp(rows, -exponent)

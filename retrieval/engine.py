@@ -13,30 +13,27 @@ The same of the relevant items alone gives their share of each bin, and from the
 A plain evaluation is the curve with one embedding an item and one point.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from retrieval.binning import cells_of, count_below
+from retrieval.buffers import Buffers
 from retrieval.distances import DistanceTable
-from retrieval.metrics import average_precision, first_relevant_rank
+from retrieval.metrics import average_precision, first_relevant_rank, hit_ranks, hits_within
+from retrieval.results import PerQuery, Wanted
+from retrieval.threads import run_chunks
 
-# Elements of a chunk's largest tensors. On a CPU, what stays in the caches and in memory that malloc reuses; but at
-# least so many queries that the matrix product is efficient, up to a bound on memory.
-CHUNK_ELEMENTS = {"cpu": 2**21}
-GPU_CHUNK_ELEMENTS = 2**27
+# A chunk's memory. On a CPU its elements should stay in the last cache, but it has so many queries that the matrix
+# product is efficient, up to a bound on what all threads take. On a GPU: a share of what is free.
+CPU_CHUNK_ELEMENTS = 2**20
 MIN_QUERIES = 64
-MAX_ELEMENTS = 2**27
-CELLS_PER_THRESHOLD = 32
-
-
-class Ranking(NamedTuple):
-    """What the metrics of each query need, at each of P points."""
-
-    first_ranks: Tensor  # (n_q, P) int32: rank of the nearest relevant item
-    average_precisions: Tensor | None  # (n_q, P) float64
+CPU_BYTES = 2**31
+GPU_SHARE = 0.5
+INDEXABLE = 2**31 - 1  # elements, by int32
+BYTES_PER_ELEMENT = 28  # of a distance in float64 and float32, its cell, bin and histogram cell, and flags
 
 
 @dataclass(frozen=True)
@@ -66,124 +63,125 @@ def rank_queries(
     queries: Tensor,
     blocks: Mapping[str, Tensor],
     points: int,
-    compute_map: bool,
+    wanted: Wanted,
     progress: Callable[[int], None] | None,
-) -> dict[str, Ranking]:
-    """Rank the gallery for `queries` (q,), which all have relevant items, for each order -> Ranking of (q, points).
+) -> dict[str, PerQuery]:
+    """Rank the gallery for `queries` (q,), which all have relevant items, in each order.
 
     `blocks` gives for each order every item's block (n_g,): the first point at which its new embedding stands,
     `points` if none. It has no effect if the table has one embedding an item. `progress` is told the queries done.
     """
-    n, device = len(relevant.by_class), queries.device
-    first_ranks = {name: torch.empty(len(queries), points, dtype=torch.int32, device=device) for name in blocks}
-    precisions = {name: torch.empty(len(queries), points, dtype=torch.float64, device=device) for name in blocks}
-    # Queries of like class size share a chunk, so that little of its (c, R) is padding.
-    by_size = relevant.size[queries].argsort(descending=True, stable=True)
-    sizes = relevant.size[queries[by_size]].tolist()
-    done = 0
-    while done < len(queries):
-        largest = sizes[done]
-        places = by_size[done : done + _chunk_length(n, table.sources, largest, points, device)]
-        chunk = queries[places]
-        bins, relevant_items, relevant_bins, last = _bin_chunk(table, relevant, chunk, largest)
+    num_relevant = relevant.count[queries]
+    rankings = {name: _unfilled(queries, num_relevant, points, wanted) for name in blocks}
+    first_hit = num_relevant.cumsum(0) - num_relevant  # where a query's begin in `hit_ranks`
+
+    def rank(places: Tensor, buffers: Buffers) -> int:
+        bins, relevant_items, relevant_bins, last = _bin_chunk(table, relevant, queries[places], buffers)
         for name, block in blocks.items():
-            retrieved = _count_within(bins, block, points, last)
-            found = _count_within(relevant_bins, block[relevant_items], points, last)
-            first_ranks[name][places] = first_relevant_rank(found, retrieved)
-            if compute_map:
-                precisions[name][places] = average_precision(found, retrieved)
-        done += len(places)
+            retrieved = _count_within(bins, block, points, last, buffers)  # (c, points, last)
+            found = _count_within(relevant_bins, block[relevant_items], points, last, buffers)
+            ranking = rankings[name]
+            ranking.first_ranks[places] = first_relevant_rank(found, retrieved)
+            if ranking.average_precisions is not None:
+                ranking.average_precisions[places] = average_precision(found, retrieved)
+            for i, k in enumerate(wanted.depths):
+                ranking.hits[places, :, i] = hits_within(found, retrieved, k)
+            if ranking.hit_ranks is not None:
+                number = torch.arange(relevant_items.shape[1], device=places.device)
+                query, number = (number < num_relevant[places, None]).nonzero(as_tuple=True)
+                ranks = hit_ranks(found[:, 0], retrieved[:, 0], relevant_items.shape[1])  # (c, R)
+                ranking.hit_ranks[first_hit[places][query] + number] = ranks[query, number]
+        return len(places)
+
+    done = 0
+    for count in run_chunks(rank, _chunks(table, relevant, queries, points), queries.device):
+        done += count
         if progress is not None:
             progress(done)
-    return {name: Ranking(first_ranks[name], precisions[name] if compute_map else None) for name in blocks}
+    return rankings
 
 
-def _chunk_length(n: int, sources: int, largest: int, points: int, device: torch.device) -> int:
+def _unfilled(queries: Tensor, num_relevant: Tensor, points: int, wanted: Wanted) -> PerQuery:
+    """Room for the figures of the queries."""
+    shape = (len(queries), points)
+    return PerQuery(
+        query_index=queries,
+        num_relevant=num_relevant,
+        first_ranks=queries.new_empty(shape, dtype=torch.int32),
+        average_precisions=queries.new_empty(shape, dtype=torch.float64) if wanted.compute_map else None,
+        hits=queries.new_empty((*shape, len(wanted.depths)), dtype=torch.int32),
+        hit_ranks=queries.new_empty(int(num_relevant.sum()), dtype=torch.int32) if wanted.per_query else None,
+    )
+
+
+def _chunks(table: DistanceTable, relevant: Relevance, queries: Tensor, points: int) -> Iterator[Tensor]:
+    """Places in `queries`, in chunks: queries of like class size together, so that little of a chunk is padding."""
+    by_size = relevant.size[queries].argsort(descending=True, stable=True)
+    sizes = relevant.size[queries[by_size]].tolist()
+    memory = _chunk_memory(queries.device)
+    done = 0
+    while done < len(queries):
+        width = table.sources * sizes[done] + 1
+        elements = table.sources * (len(relevant.by_class) + width * (points + 1)) + cells_of(width)
+        length = max(1, _chunk_length(elements, memory, queries.device))
+        yield by_size[done : done + length]
+        done += length
+
+
+def _chunk_memory(device: torch.device) -> int:
+    """The bytes that a chunk may take."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for use again
+        return int(GPU_SHARE * (free + held))
+    return CPU_BYTES // torch.get_num_threads()
+
+
+def _chunk_length(elements: int, memory: int, device: torch.device) -> int:
     """Queries a chunk, from the elements that a query takes: its distances, histograms and look-up table."""
-    width = sources * largest + 1
-    per_query = sources * n + width * (sources * (points + 1) + CELLS_PER_THRESHOLD)
-    wanted = CHUNK_ELEMENTS.get(device.type, GPU_CHUNK_ELEMENTS) // per_query
-    return max(1, wanted, min(MIN_QUERIES, MAX_ELEMENTS // per_query))
+    fitting = min(memory // BYTES_PER_ELEMENT, INDEXABLE) // elements
+    return fitting if device.type == "cuda" else min(fitting, max(MIN_QUERIES, CPU_CHUNK_ELEMENTS // elements))
 
 
 def _bin_chunk(
-    table: DistanceTable, relevant: Relevance, chunk: Tensor, largest: int
+    table: DistanceTable, relevant: Relevance, chunk: Tensor, buffers: Buffers
 ) -> tuple[Tensor, Tensor, Tensor, int]:
-    """Bin the distances of a chunk (c,) of queries, whose classes have up to R = `largest` items.
+    """Bin the distances of a chunk (c,) of queries, whose classes have up to R items.
 
     Returns the bins (c, S, n) of all items, the relevant items (c, R), their bins (c, S, R), and the number of
     thresholds S * R: the bin of what lies beyond all of them, of the query itself and of padding.
     """
     itself = relevant.self_item[chunk]
-    distances = table.rows(chunk, itself)
-    place = torch.arange(largest, device=chunk.device)
+    distances = table.rows(chunk, itself, buffers)
+    place = torch.arange(int(relevant.size[chunk[0]]), device=chunk.device)
     padding = place >= relevant.size[chunk, None]  # (c, R)
     items = relevant.by_class[torch.where(padding, 0, relevant.start[chunk, None] + place)]
     excluded = (padding | (items == itself[:, None]))[:, None]  # (c, 1, R)
     columns = items[:, None].expand(-1, table.sources, -1)  # (c, S, R)
     thresholds = distances.gather(2, columns).masked_fill_(excluded, torch.inf).flatten(1).sort(1).values
 
-    bins = count_below(thresholds, distances.flatten(1)).view_as(distances)
+    bins = count_below(thresholds, distances.flatten(1), buffers).view_as(distances)
     last = thresholds.shape[1]
     relevant_bins = bins.gather(2, columns).masked_fill_(excluded, last)
     return bins, items, relevant_bins, last
 
 
-def _count_within(bins: Tensor, block: Tensor, points: int, last: int) -> Tensor:
+def _count_within(bins: Tensor, block: Tensor, points: int, last: int, buffers: Buffers) -> Tensor:
     """How many items lie up to each bin at each point: bins (c, S, m), block (m,) or (c, m) -> (c, points, last) int32.
 
     The bin `last` is left out.
     """
-    rows = (points + 1) * (last + 1)
-    keys = (bins + (block * (last + 1)).int().view(-1, 1, block.shape[-1])).long()  # (c, S, m)
-    one = torch.ones((), dtype=torch.int32, device=bins.device).expand_as(keys[:, 0])
-    histograms = [
-        torch.zeros(len(keys), rows, dtype=torch.int32, device=keys.device)
-        .scatter_add_(1, source, one)
-        .view(-1, points + 1, last + 1)[..., :last]
-        for source in keys.unbind(1)
-    ]
-    counts = histograms[0].sum(1, keepdim=True, dtype=torch.int32)
-    if len(histograms) == 2:
-        old, new = histograms
+    rows, sources, items = bins.shape
+    width = last + 1
+    histogram = buffers.take("histogram", (rows, sources, points + 1, width), torch.int32).zero_()
+    start = torch.arange(0, histogram.numel(), (points + 1) * width, dtype=torch.int32, device=bins.device)
+    cell = torch.add(bins, start.view(rows, sources, 1), out=buffers.take("histogram cells", bins.shape, torch.int32))
+    cell.add_((block * width).int().view(-1, 1, items))
+    one = torch.ones((), dtype=torch.int32, device=bins.device).expand(cell.numel())
+    histogram.view(-1).index_add_(0, cell.view(-1), one)
+    histogram = histogram[..., :last]
+    counts = histogram[:, 0].sum(1, keepdim=True, dtype=torch.int32)
+    if sources == 2:
+        old, new = histogram.unbind(1)
         counts = counts + (new - old)[:, :points].cumsum_(1)
     return counts.expand(-1, points, -1).cumsum(2, dtype=torch.int32)
-
-
-def count_below(thresholds: Tensor, values: Tensor) -> Tensor:
-    """How many thresholds of its row are below each value: sorted (c, T), (c, m) -> (c, m) int32.
-
-    Both non-negative float32; infinity is allowed. The same as `torch.searchsorted(thresholds, values)`, which takes
-    several times longer on a CPU: here a row's range is cut into even cells, and most cells hold no threshold, so that
-    a table tells the count of their values. Only the values in the other cells are searched.
-    """
-    rows, width = thresholds.shape
-    cells = CELLS_PER_THRESHOLD * width + 3
-    finite = torch.where(thresholds.isinf(), 0, thresholds)
-    low, high = finite[:, :1], finite.amax(1, keepdim=True)
-    scale = (cells - 3) / (high - low).clamp(min=1e-30)
-    first_cell = torch.arange(0, rows * cells, cells, dtype=torch.int32, device=values.device)[:, None]
-
-    def cell(numbers: Tensor) -> Tensor:
-        """A cell that never falls as the number grows: a row's first below `low`, its last beyond `high`."""
-        inner = (numbers - low).mul_(scale).clamp_(-1, cells - 2).int()  # -1 .. cells - 2
-        return inner.add_(first_cell + 1).view(-1)
-
-    held = torch.bincount(cell(thresholds), minlength=rows * cells).view(rows, cells)
-    held[:, -1] = 0  # infinite thresholds: they are below no value
-    below = held.cumsum(1) - held
-    lookup = torch.where(held > 0, -1, below).int().view(-1)
-    counts = lookup.index_select(0, cell(values))
-    (unsure,) = (counts < 0).nonzero(as_tuple=True)
-    row = unsure // values.shape[1]
-    every_row = torch.arange(rows, device=values.device)
-    found = torch.searchsorted(
-        _sort_key(every_row[:, None], thresholds).view(-1), _sort_key(row, values.reshape(-1)[unsure])
-    )
-    counts[unsure] = (found - row * width).int()
-    return counts.view_as(values)
-
-
-def _sort_key(row: Tensor, value: Tensor) -> Tensor:
-    """int64 that sort by row, then by value: the bits of non-negative floats sort as integers."""
-    return (row << 32) | value.view(torch.int32)

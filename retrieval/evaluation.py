@@ -1,22 +1,24 @@
 """The two public calls: the metrics of one gallery, and the curves of a gallery while it is backfilled."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
 
 from retrieval.distances import DistanceTable, check_distance, distance_table
-from retrieval.engine import Ranking, Relevance, rank_queries, relevance
-from retrieval.metrics import cmc
-from retrieval.results import BackfillingCurve, RetrievalMetrics
+from retrieval.engine import Relevance, rank_queries, relevance
+from retrieval.results import BackfillingCurve, Counts, PerQuery, RetrievalMetrics, Wanted
+from retrieval.summary import summarise
 from retrieval.validation import (
     as_integers,
+    check_confidence,
     check_cutoffs,
     check_distinct,
     check_embeddings,
     check_orders,
     check_same_items,
-    check_top_k,
+    check_wanted,
 )
 from utils.distributed import World
 from utils.errors import UserError
@@ -24,6 +26,7 @@ from utils.errors import UserError
 Progress = Callable[[int], None]
 
 
+@torch.no_grad()
 def evaluate(
     query: Tensor,
     gallery: Tensor,
@@ -34,16 +37,21 @@ def evaluate(
     gallery_ids: Tensor | None = None,
     distance: str = "l2",
     top_k: Sequence[int] = (1, 5),
+    recall_at: Sequence[int] = (),
+    precision_at: Sequence[int] = (),
     compute_map: bool = True,
+    confidence: float | None = None,
+    seed: int = 0,
+    per_query: bool = False,
     world: World = World(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
 ) -> RetrievalMetrics:
-    """CMC top-k and mAP of `query` against `gallery`.
+    """CMC top-k and mAP, recall@k and precision@k of `query` against `gallery`.
 
     An item never retrieves itself. Queries and gallery are the same items in the same order, unless ids say otherwise.
     A query without a relevant item (one of its label, other than itself) is skipped and counted.
 
-    Ties do not depend on the gallery's order: CMC counts an irrelevant item as near as a relevant one before it, and
+    Ties do not depend on the gallery's order: ranks count an irrelevant item as near as a relevant one before it, and
     AP groups items at equal distances, as scikit-learn does. Distances are rounded to float32 once.
 
     Args:
@@ -55,25 +63,35 @@ def evaluate(
         gallery_ids: (n_g,) distinct integers; those of the queries if left out.
         distance: `l2` on the embeddings as they are, or `cosine`.
         top_k: the k of CMC top-k.
+        recall_at: the k of recall@k, the mean share of a query's relevant items that are among its k nearest.
+        precision_at: the k of precision@k, the mean share of a query's k nearest items that are relevant.
         compute_map: mAP is None if false.
+        confidence: the level, as 0.95, of bootstrap intervals over the queries for every figure; None for none.
+        seed: of the bootstrap.
+        per_query: also return the figures of each query.
         world: the processes, each of which calls this with the same tensors; they share the queries, and all get the
             same figures, whatever their number.
         progress: called with the number of this process's queries that are done, up to its `world.share(n_q)`.
 
     Raises:
         UserError: embeddings that are not finite, shapes that do not fit together, ids that occur twice, an empty set,
-            an unknown distance, or no query with a relevant item.
+            an unknown distance, a k or a level out of range, or no query with a relevant item.
     """
+    wanted = Wanted(top_k, recall_at, precision_at, compute_map, per_query)
     check_distance(distance)
-    check_top_k(top_k)
+    check_wanted(wanted)
+    check_confidence(confidence)
     check_embeddings(query=query, gallery=gallery)
     relevant = _relevance(query, gallery, query_labels, gallery_labels, query_ids, gallery_ids)
     table = distance_table(query, [gallery], distance)
     unused = {"": query.new_zeros(len(gallery), dtype=torch.int64)}  # with one embedding an item there is no order
-    ranking = _rank(table, relevant, unused, 1, compute_map, world, progress)[""]
-    return _points(ranking, len(query), len(gallery), distance, top_k)[0]
+    ranking = _rank(table, relevant, unused, 1, wanted, world, progress)[""]
+    counts = _counts(ranking, query, gallery, distance)
+    (metrics,), _ = summarise(ranking, counts, wanted, confidence, seed)
+    return replace(metrics, per_query=ranking if per_query else None)
 
 
+@torch.no_grad()
 def backfilling_curve(
     query: Tensor,
     transformed: Tensor,
@@ -87,7 +105,12 @@ def backfilling_curve(
     gallery_ids: Tensor | None = None,
     distance: str = "l2",
     top_k: Sequence[int] = (1, 5),
+    recall_at: Sequence[int] = (),
+    precision_at: Sequence[int] = (),
     compute_map: bool = True,
+    confidence: float | None = None,
+    seed: int = 0,
+    per_query: bool = False,
     world: World = World(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
 ) -> dict[str, BackfillingCurve]:
@@ -109,8 +132,10 @@ def backfilling_curve(
     Raises:
         UserError: as `evaluate`; also an order that is no permutation, or cut-offs that do not rise within 0 .. n_g.
     """
+    wanted = Wanted(top_k, recall_at, precision_at, compute_map, per_query)
     check_distance(distance)
-    check_top_k(top_k)
+    check_wanted(wanted)
+    check_confidence(confidence)
     check_embeddings(query=query, transformed=transformed, new=new)
     check_same_items(new=new, transformed=transformed)
     check_orders(orders, len(new))
@@ -118,13 +143,17 @@ def backfilling_curve(
     relevant = _relevance(query, new, query_labels, gallery_labels, query_ids, gallery_ids)
     table = distance_table(query, [transformed, new], distance)
     blocks = {name: _blocks(order.to(new.device), cutoffs) for name, order in orders.items()}
-    rankings = _rank(table, relevant, blocks, len(cutoffs), compute_map, world, progress)
+    rankings = _rank(table, relevant, blocks, len(cutoffs), wanted, world, progress)
     curves = {}
     for name, ranking in rankings.items():
-        points = _points(ranking, len(query), len(new), distance, top_k)
-        first = points[0]
+        counts = _counts(ranking, query, new, distance)
+        points, auc_intervals = summarise(ranking, counts, wanted, confidence, seed)
         curves[name] = BackfillingCurve(
-            first.num_queries, first.num_skipped, first.num_gallery, distance, tuple(cutoffs), points
+            **asdict(counts),
+            cutoffs=tuple(cutoffs),
+            points=points,
+            auc_intervals=auc_intervals,
+            per_query=ranking if per_query else None,
         )
     return curves
 
@@ -195,10 +224,10 @@ def _rank(
     relevant: Relevance,
     blocks: Mapping[str, Tensor],
     points: int,
-    compute_map: bool,
+    wanted: Wanted,
     world: World,
     progress: Progress | None,
-) -> dict[str, Ranking]:
+) -> dict[str, PerQuery]:
     """Rank this process's share of the queries and gather those of all, in the order of the queries.
 
     Figures are computed from what is gathered, so they are the same to the last bit for any number of processes.
@@ -207,33 +236,13 @@ def _rank(
     (mine,) = (relevant.count[share] > 0).nonzero(as_tuple=True)
     skipped = share.stop - share.start - len(mine)
     report = None if progress is None else lambda done: progress(skipped + done)
-    local = rank_queries(table, relevant, mine + share.start, blocks, points, compute_map, report)
+    local = rank_queries(table, relevant, mine + share.start, blocks, points, wanted, report)
     return {
-        name: Ranking(
-            world.gather_rows(ranking.first_ranks.to(world.device)),
-            None
-            if ranking.average_precisions is None
-            else world.gather_rows(ranking.average_precisions.to(world.device)),
-        )
+        name: PerQuery(*(None if rows is None else world.gather_rows(rows.to(world.device)) for rows in ranking))
         for name, ranking in local.items()
     }
 
 
-def _points(
-    ranking: Ranking, num_queries: int, num_gallery: int, distance: str, top_k: Sequence[int]
-) -> tuple[RetrievalMetrics, ...]:
-    """The metrics at each point, from the ranking of all queries."""
-    evaluated, points = ranking.first_ranks.shape
-    shares = {k: cmc(ranking.first_ranks, k).tolist() for k in top_k}
-    means = None if ranking.average_precisions is None else ranking.average_precisions.mean(0).tolist()
-    return tuple(
-        RetrievalMetrics(
-            num_queries=evaluated,
-            num_skipped=num_queries - evaluated,
-            num_gallery=num_gallery,
-            distance_metric=distance,
-            cmc={k: share[point] for k, share in shares.items()},
-            mean_average_precision=None if means is None else means[point],
-        )
-        for point in range(points)
-    )
+def _counts(ranking: PerQuery, query: Tensor, gallery: Tensor, distance: str) -> Counts:
+    evaluated = len(ranking.query_index)
+    return Counts(evaluated, len(query) - evaluated, len(gallery), distance)

@@ -1,9 +1,40 @@
 """What an evaluation returns, and its JSON. Figures are fractions in [0, 1]."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which figures to compute."""
+
+    top_k: Sequence[int] = (1, 5)
+    recall_at: Sequence[int] = ()
+    precision_at: Sequence[int] = ()
+    compute_map: bool = True
+    per_query: bool = False
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """The k at which relevant items are counted."""
+        return tuple(sorted({*self.recall_at, *self.precision_at}))
+
+
+class PerQuery(NamedTuple):
+    """The figures of each of the q evaluated queries, in the order of the queries, at each of P points."""
+
+    query_index: Tensor  # (q,) its place among the queries
+    num_relevant: Tensor  # (q,)
+    first_ranks: Tensor  # (q, P) int32: rank of the nearest relevant item, from 1
+    average_precisions: Tensor | None  # (q, P) float64; None if mAP was not computed
+    hits: Tensor  # (q, P, K) int32: relevant items among the k nearest, for each of `Wanted.depths`
+    hit_ranks: Tensor | None  # (num_relevant.sum(),) int32: ranks of all relevant items at the first point, by query
 
 
 @dataclass(frozen=True)
@@ -20,16 +51,29 @@ class Counts:
 
 @dataclass(frozen=True)
 class RetrievalMetrics(Counts):
-    """CMC and mAP of one query set against one gallery."""
+    """The metrics of one query set against one gallery."""
 
     cmc: Mapping[int, float]
     """k -> CMC top-k."""
     mean_average_precision: float | None
     """None if it was not computed."""
+    recall: Mapping[int, float] = field(default_factory=dict)
+    """k -> recall@k."""
+    precision: Mapping[int, float] = field(default_factory=dict)
+    """k -> precision@k."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """Name of a figure, as in `to_json` -> its confidence interval; empty if none was asked for."""
+    per_query: PerQuery | None = field(default=None, compare=False, repr=False)
+    """None if it was not asked for, and at the single points of a curve."""
 
     def to_json(self) -> dict[str, float | None]:
-        """`{"cmc_top1": x, "cmc_top5": x, "map": x}`, "map" null if it was not computed."""
-        return {**{f"cmc_top{k}": value for k, value in self.cmc.items()}, "map": self.mean_average_precision}
+        """`{"cmc_top1": x, "cmc_top5": x, "map": x}`, "map" null if not computed; `recall_at_K`, `precision_at_K`."""
+        return {
+            **{f"cmc_top{k}": value for k, value in self.cmc.items()},
+            "map": self.mean_average_precision,
+            **{f"recall_at_{k}": value for k, value in self.recall.items()},
+            **{f"precision_at_{k}": value for k, value in self.precision.items()},
+        }
 
 
 @dataclass(frozen=True)
@@ -39,6 +83,10 @@ class BackfillingCurve(Counts):
     cutoffs: tuple[int, ...]
     """Items that hold their new embedding."""
     points: tuple[RetrievalMetrics, ...]
+    auc_intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """Of the areas under the curve, as `RetrievalMetrics.intervals`."""
+    per_query: PerQuery | None = field(default=None, compare=False, repr=False)
+    """None if it was not asked for."""
 
     @property
     def fractions(self) -> tuple[float, ...]:
@@ -50,18 +98,31 @@ class BackfillingCurve(Counts):
         """The area under the curve of each metric: the plain mean over the points (FastFill)."""
         precisions = [point.mean_average_precision for point in self.points]
         computed = [precision for precision in precisions if precision is not None]
+        first = self.points[0]
         return RetrievalMetrics(
             self.num_queries,
             self.num_skipped,
             self.num_gallery,
             self.distance_metric,
-            cmc={k: fmean(point.cmc[k] for point in self.points) for k in self.points[0].cmc},
+            cmc={k: fmean(point.cmc[k] for point in self.points) for k in first.cmc},
             mean_average_precision=fmean(computed) if computed else None,
+            recall={k: fmean(point.recall[k] for point in self.points) for k in first.recall},
+            precision={k: fmean(point.precision[k] for point in self.points) for k in first.precision},
+            intervals=self.auc_intervals,
         )
 
     def to_json(self) -> dict[str, Any]:
-        """`cutoffs`, `fractions`, a list over the points for each metric, and `auc`; "map" null if not computed."""
+        """`cutoffs`, `fractions`, a list over the points for each metric, and `auc`; "map" null if not computed.
+
+        With confidence intervals also `intervals`: a list over the points of [low, high] for each metric, and `auc`.
+        """
         points = [point.to_json() for point in self.points]
         auc = self.auc.to_json()
         columns = {name: None if area is None else [point[name] for point in points] for name, area in auc.items()}
-        return {"cutoffs": list(self.cutoffs), "fractions": list(self.fractions), **columns, "auc": auc}
+        json = {"cutoffs": list(self.cutoffs), "fractions": list(self.fractions), **columns, "auc": auc}
+        if self.auc_intervals:
+            json["intervals"] = {
+                **{name: [list(point.intervals[name]) for point in self.points] for name in self.auc_intervals},
+                "auc": {name: list(interval) for name, interval in self.auc_intervals.items()},
+            }
+        return json

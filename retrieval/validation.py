@@ -6,6 +6,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from retrieval.buffers import row_parts
+from retrieval.results import Wanted
 from utils.errors import UserError
 
 
@@ -34,7 +36,7 @@ def check_embeddings(**sets: Tensor) -> None:
 
 def check_finite(name: str, rows: Tensor) -> None:
     """Raise a UserError if a row of `rows` (n, d) holds NaN or an infinity."""
-    bad = (~torch.isfinite(rows)).any(1).nonzero()
+    bad = torch.cat([(~torch.isfinite(part)).any(1) for part in row_parts(rows)]).nonzero()
     if len(bad):
         raise UserError(f"{name}: {len(bad)} of {len(rows)} rows hold NaN or infinity, the first is row {int(bad[0])}")
 
@@ -83,7 +85,17 @@ def check_cutoffs(cutoffs: Sequence[int], n: int) -> None:
         raise UserError(f"cut-offs: should rise from 0 or more to {n} or less, got {list(cutoffs)}")
 
 
-def check_top_k(top_k: Sequence[int]) -> None:
-    """Raise a UserError unless every k is at least 1."""
-    if any(k < 1 for k in top_k):
-        raise UserError(f"top_k: should be 1 or more each, got {list(top_k)}")
+def check_wanted(wanted: Wanted) -> None:
+    """Raise a UserError unless every k is at least 1 and there is something to compute."""
+    for name in ("top_k", "recall_at", "precision_at"):
+        ranks = getattr(wanted, name)
+        if any(k < 1 for k in ranks):
+            raise UserError(f"{name}: should be 1 or more each, got {list(ranks)}")
+    if not (wanted.top_k or wanted.depths or wanted.compute_map):
+        raise UserError("top_k: there is nothing to compute; name a k, or ask for mAP")
+
+
+def check_confidence(confidence: float | None) -> None:
+    """Raise a UserError unless the confidence level, if there is one, is between 0 and 1."""
+    if confidence is not None and not 0 < confidence < 1:
+        raise UserError(f"confidence: should be between 0 and 1, as 0.95, got {confidence}")

@@ -5,8 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval.binning import count_below
+from retrieval.buffers import Buffers
 from retrieval.distances import distance_table
-from retrieval.engine import count_below
+
+BUFFERS = Buffers(torch.device("cpu"))
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -17,7 +20,7 @@ from retrieval.engine import count_below
 def test_count_below_agrees_with_searchsorted(thresholds: list[float], values: list[float]) -> None:
     rows = torch.tensor([thresholds, [0.5] * len(thresholds)]).sort(1).values
     wanted = torch.tensor([values + thresholds, thresholds + values])
-    assert torch.equal(count_below(rows, wanted).long(), torch.searchsorted(rows, wanted))
+    assert torch.equal(count_below(rows, wanted, BUFFERS).long(), torch.searchsorted(rows, wanted))
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-6, 1e-37])
@@ -27,7 +30,7 @@ def test_count_below_agrees_with_searchsorted_on_neighbouring_floats(spread: flo
     thresholds[:, 30:] = torch.inf
     near = [thresholds, thresholds.nextafter(torch.tensor(0.0)), thresholds.nextafter(torch.tensor(torch.inf))]
     values = torch.cat([*near, torch.rand(20, 500, generator=generator) * 2], dim=1)
-    assert torch.equal(count_below(thresholds, values).long(), torch.searchsorted(thresholds, values))
+    assert torch.equal(count_below(thresholds, values, BUFFERS).long(), torch.searchsorted(thresholds, values))
 
 
 def test_equal_embeddings_are_equally_far_to_the_last_bit() -> None:
@@ -35,7 +38,7 @@ def test_equal_embeddings_are_equally_far_to_the_last_bit() -> None:
     distinct = torch.randn(50, 37, generator=generator)
     gallery = distinct[torch.randint(50, (333,), generator=generator)]
     table = distance_table(torch.randn(20, 37, generator=generator), [gallery, gallery.flip(0)], "l2")
-    rows = table.rows(torch.arange(20), torch.full((20,), -1))  # (20, 2, 333)
+    rows = table.rows(torch.arange(20), torch.full((20,), -1), BUFFERS)  # (20, 2, 333)
     assert torch.equal(rows[:, 0], rows[:, 1].flip(1))
     for vector in distinct:
         same = rows[:, 0, (gallery == vector).all(1)]
@@ -52,7 +55,7 @@ def test_distances_are_right_in_every_float32_digit(offset: float, step: float) 
     gallery[100:, 0] += step
     gallery[0] += 1000 * step
     table = distance_table(gallery, [gallery], "l2")
-    rows = table.rows(torch.arange(200), torch.full((200,), -1))[:, 0].double()
+    rows = table.rows(torch.arange(200), torch.full((200,), -1), BUFFERS)[:, 0].double()
     exact = (gallery.double()[:, None] - gallery.double()).square().sum(2)
     scale = rows[0, 1] / exact[0, 1]  # a power of two
     assert torch.log2(scale).frac() == 0
@@ -62,5 +65,7 @@ def test_distances_are_right_in_every_float32_digit(offset: float, step: float) 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_only_the_query_itself_is_infinitely_far(copies: int) -> None:
     gallery = torch.randn(10, 4, generator=torch.Generator().manual_seed(3)).repeat(copies, 1)
-    rows = distance_table(gallery, [gallery, gallery + 1], "l2").rows(torch.tensor([4, 2, 7]), torch.tensor([4, -1, 7]))
+    rows = distance_table(gallery, [gallery, gallery + 1], "l2").rows(
+        torch.tensor([4, 2, 7]), torch.tensor([4, -1, 7]), BUFFERS
+    )
     assert rows.isinf().nonzero().tolist() == [[0, 0, 4], [0, 1, 4], [2, 0, 7], [2, 1, 7]]

@@ -44,6 +44,6 @@ def test_first_relevant_rank_is_the_worst_of_its_ties(relevant: list[int], retri
 
 def test_cmc_of_each_point() -> None:
     ranks = torch.tensor([[1, 6], [5, 2], [9, 1], [1, 1]])  # (queries, points)
-    assert cmc(ranks, 1).tolist() == [0.5, 0.5]
-    assert cmc(ranks, 5).tolist() == [0.75, 0.75]
-    assert cmc(ranks, 6).tolist() == [0.75, 1.0]
+    assert cmc(ranks, 1).mean(0).tolist() == [0.5, 0.5]
+    assert cmc(ranks, 5).mean(0).tolist() == [0.75, 0.75]
+    assert cmc(ranks, 6).mean(0).tolist() == [0.75, 1.0]
