@@ -239,9 +239,8 @@ def main() -> None:
         device = items.new.device
         items = Upgrade(query.embeddings.float().to(device), gallery.embeddings.float().to(device), gallery.labels)
     compare(figures, items, some=20 if arguments.quick else 100, repeats=1 if arguments.quick else 3)
-    growth(
-        figures, [200, 400] if arguments.quick else [2000, 5000, 10_000, 20_000, *([50_000, 100_000] if gpu else [])]
-    )
+    sizes = [2000, 5000, 10_000, 20_000, *([50_000, 100_000] if torch.cuda.is_available() else [])]
+    growth(figures, [200, 400] if arguments.quick else sizes)
     small, large = (400, 800) if arguments.quick else (10_000, 100_000)
     ways: list[tuple[str, Callable[[Upgrade], Any], int, float | None]] = [
         ("curve, ours", curve, small, 1.0),
