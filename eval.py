@@ -10,17 +10,17 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.embeddings import EmbeddingSet, read_embeddings, write_embeddings
+from data.embeddings import EmbeddingSet, read_query_and_gallery, write_embeddings
 from retrieval import BackfillingCurve, RetrievalMetrics, backfilling_curve, backfilling_order, cutoffs, evaluate
+from retrieval.report import curve_array, per_query_arrays, result_json, table
 from trainers.extraction import embed_queries_and_gallery
 from utils.config import check_inputs, load_config
 from utils.distributed import World, process_group
 from utils.errors import UserError, run_script
-from utils.files import atomic_path, write_json
+from utils.files import write_array, write_arrays, write_json
 from utils.schema import EvalConfig
 
 
@@ -30,31 +30,20 @@ def main() -> None:
     config = load_config(EvalConfig, parser)
     check_inputs(config)
     with process_group() as world:
-        if config.embeddings_params is not None:
-            query = to_device(read_embeddings(config.embeddings_params.query, where="embeddings_params.query"), world)
-            gallery = to_device(
-                read_embeddings(config.embeddings_params.gallery, where="embeddings_params.gallery"), world
-            )
-        else:
+        files = config.embeddings_params
+        if files is None:
             query, gallery = embed_queries_and_gallery(config, world)
-        metrics, curves = evaluate_sets(config, query, gallery, world)
+        else:
+            query, gallery = read_query_and_gallery(files, world.device)
+        try:
+            metrics, curves = evaluate_sets(config, query, gallery, world)
+        except UserError as error:
+            source = "" if files is None else f"embeddings_params: {files.query}, {files.gallery}: "
+            raise UserError(f"{source}{error}") from None
         if world.is_main:
             write_results(config, query, gallery, metrics, curves)
             if config.eval_params.verbose:
-                print(table(metrics, curves))
-
-
-def to_device(items: EmbeddingSet, world: World) -> EmbeddingSet:
-    """The same items on the device."""
-    if items.labels is None:
-        raise UserError("embeddings_params: evaluation needs `labels` in both embedding files")
-    sigma = items.log_variance
-    return EmbeddingSet(
-        items.embeddings.to(world.device),
-        items.ids.to(world.device),
-        items.labels.to(world.device),
-        None if sigma is None else sigma.to(world.device),
-    )
+                print(table(metrics, curves, config.eval_params.confidence))
 
 
 def evaluate_sets(
@@ -63,26 +52,31 @@ def evaluate_sets(
     """The metrics before any backfilling and, if the config asks for it, the curve of each order."""
     params = config.eval_params
     assert query.labels is not None
-    verbose = params.verbose and world.is_main
     share = len(range(len(query))[world.share(len(query))])
-    with tqdm(total=share, desc="ranking", unit="query", leave=False, disable=None if verbose else True) as bar:
+    hidden = None if params.verbose and world.is_main else True
+    with tqdm(total=share, desc="ranking", unit="query", leave=False, disable=hidden) as bar:
         shared: dict[str, Any] = {
             "query_ids": query.ids,
             "gallery_ids": gallery.ids,
             "distance": params.distance_metric_name,
+            "recall_at": params.recall_at,
+            "precision_at": params.precision_at,
             "compute_map": params.compute_map,
+            "confidence": params.confidence,
+            "seed": config.seed,
+            "per_query": params.per_query is not None,
             "world": world,
             "progress": lambda done: bar.update(done - bar.n),
         }
         if params.backfilling is None or not params.backfilling_list:
             return evaluate(query.embeddings, gallery.embeddings, query.labels, gallery.labels, **shared), {}
-        if not torch.equal(query.ids, gallery.ids):
+        if not query.same_items(gallery):
             raise UserError("eval_params.backfilling: needs queries and gallery of the same items in the same order")
-        new = query.embeddings
+        new, transformed = query.embeddings, gallery.embeddings
         orders: dict[str, torch.Tensor] = {
             name: backfilling_order(
                 name,
-                transformed=gallery.embeddings,
+                transformed=transformed,
                 new=new,
                 log_variance=gallery.log_variance,
                 seed=config.seed,
@@ -90,15 +84,9 @@ def evaluate_sets(
             )
             for name in params.backfilling_list
         }
+        points = cutoffs(len(gallery), params.backfilling)
         curves = backfilling_curve(
-            new,
-            gallery.embeddings,
-            new,
-            query.labels,
-            gallery.labels,
-            orders=orders,
-            cutoffs=cutoffs(len(gallery), params.backfilling),
-            **shared,
+            new, transformed, new, query.labels, gallery.labels, orders=orders, cutoffs=points, **shared
         )
     return next(iter(curves.values())).points[0], curves
 
@@ -110,37 +98,17 @@ def write_results(
     metrics: RetrievalMetrics,
     curves: dict[str, BackfillingCurve],
 ) -> None:
-    """Write what the config asks for: the result JSON, the curves as an array, the embeddings."""
+    """Write what the config asks for: the embeddings, the curves as an array, the figures of each query, the result."""
     params = config.eval_params
     if params.embeddings_output_dir is not None:
         write_embeddings(Path(params.embeddings_output_dir) / "query.npz", query)
         write_embeddings(Path(params.embeddings_output_dir) / "gallery.npz", gallery)
     if params.backfilling_result_path is not None and curves:
-        columns = ("cmc_top1", "cmc_top5", "map")
-        points = [[[point.to_json()[name] for name in columns] for point in curve.points] for curve in curves.values()]
-        with atomic_path(params.backfilling_result_path) as temporary, temporary.open("wb") as file:
-            np.save(file, np.array(points, dtype=np.float64))  # (orders, points, 3); NaN for mAP that was not computed
+        write_array(params.backfilling_result_path, curve_array(curves))
+    if params.per_query is not None:
+        write_arrays(params.per_query, per_query_arrays(metrics, curves, query.ids))
     if config.output is not None:
-        result: dict[str, Any] = {
-            "num_queries": metrics.num_queries,
-            "num_skipped": metrics.num_skipped,
-            "num_gallery": metrics.num_gallery,
-            "distance_metric": metrics.distance_metric,
-            "metrics": metrics.to_json(),
-        }
-        if curves:
-            result["backfilling"] = {name: curve.to_json() for name, curve in curves.items()}
-        write_json(config.output, result)
-
-
-def table(metrics: RetrievalMetrics, curves: dict[str, BackfillingCurve]) -> str:
-    """The figures in percent, a row for the unfilled gallery and one for the area under each curve."""
-    rows = {"no backfilling": metrics, **{f"AUC, {name} order": curve.auc for name, curve in curves.items()}}
-    lines = [f"{'':24}{'CMC-1':>8}{'CMC-5':>8}{'mAP':>8}"]
-    for title, row in rows.items():
-        values = [f"{value:8.2%}".replace("%", "") if value is not None else "-" for value in row.to_json().values()]
-        lines.append(f"{title:24}" + "".join(f"{value:>8}" for value in values))
-    return "\n".join(lines)
+        write_json(config.output, result_json(metrics, curves, params.confidence))
 
 
 if __name__ == "__main__":

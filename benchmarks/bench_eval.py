@@ -152,10 +152,10 @@ def _peak_here(work: Callable[[Upgrade], Any], n: int, threads: int) -> float:
     work(synthetic(2 * CLASS_SIZE))  # loads what is loaded once
     items = synthetic(n)
     if items.new.device.type == "cuda":
-        before = torch.cuda.memory_allocated()
+        allocated = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         work(items)
-        return (torch.cuda.max_memory_allocated() - before) / 2**30
+        return (torch.cuda.max_memory_allocated() - allocated) / 2**30
     Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak to what is resident now
     before = _resident("VmHWM")
     work(items)

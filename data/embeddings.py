@@ -3,13 +3,13 @@
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import write_arrays
+from utils.schema import EmbeddingsParams
 
 ARRAYS = ("embeddings", "ids", "labels", "sigma")
 
@@ -29,13 +29,39 @@ class EmbeddingSet:
     def __len__(self) -> int:
         return len(self.embeddings)
 
+    def to(self, device: torch.device) -> "EmbeddingSet":
+        """The same items on the device."""
+        labels, log_variance = self.labels, self.log_variance
+        return EmbeddingSet(
+            self.embeddings.to(device),
+            self.ids.to(device),
+            None if labels is None else labels.to(device),
+            None if log_variance is None else log_variance.to(device),
+        )
+
+    def same_items(self, other: "EmbeddingSet") -> bool:
+        """Whether both hold the same items in the same order."""
+        return torch.equal(self.ids, other.ids)
+
 
 def write_embeddings(path: str | Path, items: EmbeddingSet) -> None:
     """Write an embedding file (.npz) atomically."""
     arrays = {"embeddings": items.embeddings, "ids": items.ids, "labels": items.labels, "sigma": items.log_variance}
-    present: dict[str, Any] = {name: array.cpu().numpy() for name, array in arrays.items() if array is not None}
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **present)
+    write_arrays(path, {name: array for name, array in arrays.items() if array is not None})
+
+
+def read_query_and_gallery(files: EmbeddingsParams, device: torch.device) -> tuple[EmbeddingSet, EmbeddingSet]:
+    """Read the two embedding files of an evaluation onto the device; on a CPU, a mapped file stays mapped.
+
+    Raises:
+        UserError: as `read_embeddings`, or a file without labels.
+    """
+    query = read_embeddings(files.query, where="embeddings_params.query").to(device)
+    gallery = read_embeddings(files.gallery, where="embeddings_params.gallery").to(device)
+    for name, path, items in (("query", files.query, query), ("gallery", files.gallery, gallery)):
+        if items.labels is None:
+            raise UserError(f"embeddings_params.{name}: {path} has no array `labels`; the evaluation needs `labels`")
+    return query, gallery
 
 
 def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:

@@ -237,10 +237,13 @@ def _rank(
     skipped = share.stop - share.start - len(mine)
     report = None if progress is None else lambda done: progress(skipped + done)
     local = rank_queries(table, relevant, mine + share.start, blocks, points, wanted, report)
-    return {
-        name: PerQuery(*(None if rows is None else world.gather_rows(rows.to(world.device)) for rows in ranking))
-        for name, ranking in local.items()
-    }
+    return {name: _gathered(ranking, world) for name, ranking in local.items()}
+
+
+def _gathered(ranking: PerQuery, world: World) -> PerQuery:
+    """The figures of the queries of all processes."""
+    rows = {name: None if part is None else part.to(world.device) for name, part in ranking._asdict().items()}
+    return PerQuery(**{name: None if part is None else world.gather_rows(part) for name, part in rows.items()})
 
 
 def _counts(ranking: PerQuery, query: Tensor, gallery: Tensor, distance: str) -> Counts:

@@ -119,7 +119,7 @@ class BackfillingCurve(Counts):
         points = [point.to_json() for point in self.points]
         auc = self.auc.to_json()
         columns = {name: None if area is None else [point[name] for point in points] for name, area in auc.items()}
-        json = {"cutoffs": list(self.cutoffs), "fractions": list(self.fractions), **columns, "auc": auc}
+        json: dict[str, Any] = {"cutoffs": list(self.cutoffs), "fractions": list(self.fractions), **columns, "auc": auc}
         if self.auc_intervals:
             json["intervals"] = {
                 **{name: [list(point.intervals[name]) for point in self.points] for name in self.auc_intervals},

@@ -5,11 +5,12 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from utils.errors import NO_SPACE, UserError
@@ -59,6 +60,19 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write `value` to `path` atomically, as indented JSON."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_array(path: str | Path, array: torch.Tensor) -> None:
+    """Write one array to `path` atomically, as .npy."""
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.save(file, array.cpu().numpy())
+
+
+def write_arrays(path: str | Path, arrays: Mapping[str, torch.Tensor]) -> None:
+    """Write arrays by name to `path` atomically, as .npz."""
+    values: dict[str, Any] = {name: array.cpu().numpy() for name, array in arrays.items()}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, **values)
 
 
 def write_torch(path: str | Path, value: Any) -> None:

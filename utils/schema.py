@@ -124,6 +124,19 @@ class EvalParams:
     embeddings_output_dir: str | None = key(
         None, doc="also keep the embeddings: query.npz and gallery.npz in this folder", path="output"
     )
+    recall_at: list[int] = key([], doc="the k of recall@k: share of a query's relevant items among its k nearest")
+    precision_at: list[int] = key([], doc="the k of precision@k: share of a query's k nearest that are relevant")
+    confidence: float | None = key(None, doc="level, as 0.95, of bootstrap intervals over queries for every figure")
+    per_query: str | None = key(
+        None, doc="also write each query's average precision and hit ranks (.npz)", path="output"
+    )
+
+    def __post_init__(self) -> None:
+        for name, ranks in (("recall_at", self.recall_at), ("precision_at", self.precision_at)):
+            if any(k < 1 for k in ranks):
+                raise ValueError(f"{name}: should be 1 or more each, got {ranks}")
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise ValueError(f"confidence: should be between 0 and 1, as 0.95, got {self.confidence}")
 
 
 @dataclass
@@ -192,7 +205,7 @@ class EvalConfig:
     dataset_params: DatasetParams | None = key(None, doc="images; the validation split is query set and gallery")
     embeddings_params: EmbeddingsParams | None = key(None, doc="embedding files in place of models and images")
     output: str | None = key(None, doc="result file (JSON); also --output FILE", path="output")
-    seed: int = key(0, doc="of the random order", minimum=0)
+    seed: int = key(0, doc="of the random order and the bootstrap", minimum=0)
     precision: Precision = key("fp32", doc="of the embedding models; bf16 moves a metric by up to 0.3 points")
 
     def __post_init__(self) -> None:
