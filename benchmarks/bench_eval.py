@@ -229,7 +229,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     arguments = parser.parse_args()
     figures = Figures()
-    items = synthetic(400 if arguments.quick else CLASSES * CLASS_SIZE)
+    items = synthetic(200 if arguments.quick else CLASSES * CLASS_SIZE)
     if arguments.embeddings:
         query, gallery = (
             read_embeddings(Path(arguments.embeddings) / name, where="--embeddings")
@@ -238,17 +238,17 @@ def main() -> None:
         assert gallery.labels is not None
         device = items.new.device
         items = Upgrade(query.embeddings.float().to(device), gallery.embeddings.float().to(device), gallery.labels)
-    compare(figures, items, some=20 if arguments.quick else 100, repeats=1 if arguments.quick else 3)
+    compare(figures, items, some=4 if arguments.quick else 100, repeats=1 if arguments.quick else 3)
     sizes = [2000, 5000, 10_000, 20_000, *([50_000, 100_000] if torch.cuda.is_available() else [])]
-    growth(figures, [200, 400] if arguments.quick else sizes)
-    small, large = (400, 800) if arguments.quick else (10_000, 100_000)
+    growth(figures, [100, 200] if arguments.quick else sizes)
+    small, large = 200 if arguments.quick else 10_000, 100_000
     ways: list[tuple[str, Callable[[Upgrade], Any], int, float | None]] = [
         ("curve, ours", curve, small, 1.0),
         ("curve, ours (512 of the queries)", few_chunks, large, 4.0),
         ("one evaluation, sort", sort_evaluation, small, None),
         ("curve, (b)", matrices, small, None),
     ]
-    for title, way, n, bar in ways:
+    for title, way, n, bar in ways[:1] if arguments.quick else ways:
         gigabytes = peak_gigabytes(way, n, torch.get_num_threads())
         figures.add(f"extra memory, n = {n}, {title}", gigabytes, "GiB", at_most=bar)
     if arguments.json:

@@ -118,17 +118,17 @@ def _chunks(table: DistanceTable, relevant: Relevance, queries: Tensor, points: 
     """Places in `queries`, in chunks: queries of like class size together, so that little of a chunk is padding."""
     by_size = relevant.size[queries].argsort(descending=True, stable=True)
     sizes = relevant.size[queries[by_size]].tolist()
-    memory = _chunk_memory(queries.device)
+    memory = chunk_memory(queries.device)
     done = 0
     while done < len(queries):
         width = table.sources * sizes[done] + 1
         elements = table.sources * (len(relevant.by_class) + width * (points + 1)) + cells_of(width)
-        length = max(1, _chunk_length(elements, memory, queries.device))
+        length = chunk_length(elements, memory, queries.device)
         yield by_size[done : done + length]
         done += length
 
 
-def _chunk_memory(device: torch.device) -> int:
+def chunk_memory(device: torch.device) -> int:
     """The bytes that a chunk may take."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
@@ -137,9 +137,9 @@ def _chunk_memory(device: torch.device) -> int:
     return CPU_BYTES // torch.get_num_threads()
 
 
-def _chunk_length(elements: int, memory: int, device: torch.device) -> int:
+def chunk_length(elements: int, memory: int, device: torch.device) -> int:
     """Queries a chunk, from the elements that a query takes: its distances, histograms and look-up table."""
-    fitting = min(memory // BYTES_PER_ELEMENT, INDEXABLE) // elements
+    fitting = max(1, min(memory // BYTES_PER_ELEMENT, INDEXABLE) // elements)
     return fitting if device.type == "cuda" else min(fitting, max(MIN_QUERIES, CPU_CHUNK_ELEMENTS // elements))
 
 

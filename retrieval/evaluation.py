@@ -242,8 +242,9 @@ def _rank(
 
 def _gathered(ranking: PerQuery, world: World) -> PerQuery:
     """The figures of the queries of all processes."""
-    rows = {name: None if part is None else part.to(world.device) for name, part in ranking._asdict().items()}
-    return PerQuery(**{name: None if part is None else world.gather_rows(part) for name, part in rows.items()})
+    fields = ranking._asdict()
+    gathered = {name: world.gather_rows(rows.to(world.device)) for name, rows in fields.items() if rows is not None}
+    return ranking._replace(**gathered)
 
 
 def _counts(ranking: PerQuery, query: Tensor, gallery: Tensor, distance: str) -> Counts:

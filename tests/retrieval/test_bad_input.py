@@ -52,6 +52,10 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"query_ids": torch.arange(12), "gallery_ids": torch.arange(3)}, r"gallery_ids: should be \(12,\)"),
     ({"distance": "euclid"}, r"distance: unknown 'euclid'; \(choices: l2, cosine\)"),
     ({"top_k": (1, 0)}, r"top_k: should be 1 or more each, got \[1, 0\]"),
+    ({"recall_at": (0,)}, r"recall_at: should be 1 or more each, got \[0\]"),
+    ({"precision_at": (5, -1)}, r"precision_at: should be 1 or more each, got \[5, -1\]"),
+    ({"top_k": (), "compute_map": False}, "top_k: there is nothing to compute"),
+    ({"confidence": 95.0}, r"confidence: should be between 0 and 1, as 0.95, got 95.0"),
 ]
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retrieval import backfilling_curve, cutoffs, evaluate
-from tests.retrieval.oracle import evaluate_slowly, mixed_gallery
+from tests.retrieval.oracle import evaluate_slowly, mixed_gallery, rank_slowly
 from utils.errors import UserError
 
 
@@ -59,7 +59,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_agrees_with_mixed_galleries(name: str) -> None:
     query, transformed, new, labels = CASES[name]
-    check(query, transformed, new, labels, cutoffs(len(new), 4))
+    check(query, transformed, new, labels, cutoffs(len(new), 4), recall_at=(2, 9), precision_at=(4,))
 
 
 def test_agrees_under_cosine() -> None:
@@ -105,6 +105,23 @@ def test_ends_are_plain_evaluations() -> None:
     curve = backfilling_curve(query, transformed, new, labels, orders={"order": order}, cutoffs=cutoffs(len(new), 20))
     assert curve["order"].points[0].to_json() == pytest.approx(evaluate(query, transformed, labels).to_json())
     assert curve["order"].points[-1].to_json() == pytest.approx(evaluate(query, new, labels).to_json())
+
+
+def test_figures_of_each_query_at_each_point() -> None:
+    query, transformed, new, labels = CASES["single-item classes"]
+    order = permutation(len(new), 3)
+    curve = backfilling_curve(
+        query, transformed, new, labels, orders={"order": order}, cutoffs=[0, 20, 50], per_query=True
+    )["order"]
+    assert curve.per_query is not None
+    assert curve.per_query.average_precisions is not None
+    assert curve.per_query.hit_ranks is not None
+    for point, cutoff in enumerate(curve.cutoffs):
+        expected = list(rank_slowly(query, mixed_gallery(transformed, new, order, cutoff), labels))
+        assert curve.per_query.first_ranks[:, point].tolist() == [ranks[0] for _, _, ranks in expected]
+        assert curve.per_query.average_precisions[:, point].tolist() == pytest.approx([ap for _, ap, _ in expected])
+        if cutoff == 0:
+            assert curve.per_query.hit_ranks.tolist() == [rank for _, _, ranks in expected for rank in ranks]
 
 
 def test_json() -> None:

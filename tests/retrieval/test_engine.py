@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval import engine
 from retrieval.binning import count_below
 from retrieval.buffers import Buffers
 from retrieval.distances import distance_table
@@ -69,3 +70,28 @@ def test_only_the_query_itself_is_infinitely_far(copies: int) -> None:
         torch.tensor([4, 2, 7]), torch.tensor([4, -1, 7]), BUFFERS
     )
     assert rows.isinf().nonzero().tolist() == [[0, 0, 4], [0, 1, 4], [2, 0, 7], [2, 1, 7]]
+
+
+def test_queries_are_not_copied_before_their_turn() -> None:
+    """So those of a mapped file are read chunk by chunk."""
+    query = torch.randn(10, 4, generator=torch.Generator().manual_seed(4))
+    table = distance_table(query, [query + 1], "l2")
+    before = table.rows(torch.tensor([3]), torch.tensor([-1]), BUFFERS).clone()
+    query[3] += 1
+    assert not torch.equal(table.rows(torch.tensor([3]), torch.tensor([-1]), BUFFERS), before)
+
+
+@pytest.mark.parametrize("elements", [10, 2 * 10**4, 2 * 10**5, 2 * 10**7, 10**10])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_chunks_fit_the_memory(monkeypatch: pytest.MonkeyPatch, device: str, elements: int) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 8 * 2**30)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 4 * 2**30)
+    memory = engine.chunk_memory(torch.device(device))
+    assert memory == (32 * 2**30 if device == "cuda" else engine.CPU_BYTES // torch.get_num_threads())
+    length = engine.chunk_length(elements, memory, torch.device(device))
+    assert length >= 1
+    assert length == 1 or length * elements * engine.BYTES_PER_ELEMENT <= memory
+    assert length == 1 or length * elements < 2**31  # indices are int32
+    if elements == 2 * 10**4:
+        assert length >= 52  # of 10,000 items and a curve: enough for an efficient matrix product

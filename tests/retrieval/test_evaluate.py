@@ -1,5 +1,7 @@
 """`evaluate` against scikit-learn's average precision and a naive CMC."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retrieval import RetrievalMetrics, evaluate
-from tests.retrieval.oracle import evaluate_slowly
+from tests.retrieval.oracle import evaluate_slowly, rank_slowly
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -57,8 +59,9 @@ def test_agrees_with_oracle(distance: str, name: str) -> None:
     embeddings, labels = CASES[name]
     if distance == "cosine" and name == "two items":
         embeddings = embeddings + 1  # the oracle knows no zero vector
-    metrics = evaluate(embeddings, embeddings, labels, distance=distance, top_k=(1, 3, 5))
-    expected = evaluate_slowly(embeddings, embeddings, labels, distance=distance, top_k=(1, 3, 5))
+    figures: dict[str, Any] = {"top_k": (1, 3, 5), "recall_at": (1, 2, 7, 1000), "precision_at": (3, 7)}
+    metrics = evaluate(embeddings, embeddings, labels, distance=distance, **figures)
+    expected = evaluate_slowly(embeddings, embeddings, labels, distance=distance, **figures)
     assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
 
 
@@ -75,8 +78,29 @@ def test_agrees_with_oracle_on_any_small_grid(n: int, classes: int, values: int,
     embeddings = torch.randint(values, (n, d), generator=generator).float()
     labels = torch.randint(classes, (n,), generator=generator)
     labels[1] = labels[0]
-    metrics = evaluate(embeddings, embeddings, labels)
-    assert metrics.to_json() == pytest.approx(evaluate_slowly(embeddings, embeddings, labels), abs=1e-6)
+    figures: dict[str, Any] = {"recall_at": (1, 3), "precision_at": (2, 30)}
+    metrics = evaluate(embeddings, embeddings, labels, **figures)
+    assert metrics.to_json() == pytest.approx(evaluate_slowly(embeddings, embeddings, labels, **figures), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_figures_of_each_query(name: str) -> None:
+    embeddings, labels = CASES[name]
+    figures = evaluate(embeddings, embeddings, labels, per_query=True).per_query
+    assert figures is not None
+    assert figures.average_precisions is not None
+    assert figures.hit_ranks is not None
+    expected = list(rank_slowly(embeddings, embeddings, labels))
+    ranks = [ranks for _, _, ranks in expected]
+    assert figures.query_index.tolist() == [index for index, _, _ in expected]
+    assert figures.average_precisions[:, 0].tolist() == pytest.approx([ap for _, ap, _ in expected], abs=1e-6)
+    assert figures.first_ranks[:, 0].tolist() == [row[0] for row in ranks]
+    assert figures.num_relevant.tolist() == [len(row) for row in ranks]
+    assert figures.hit_ranks.tolist() == [rank for row in ranks for rank in row]
+
+
+def test_figures_of_each_query_are_kept_only_when_asked_for() -> None:
+    assert evaluate(*CASES["two items"][:1] * 2, CASES["two items"][1]).per_query is None
 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])

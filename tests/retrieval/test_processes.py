@@ -18,7 +18,7 @@ def run(world: World) -> tuple[RetrievalMetrics, dict[str, BackfillingCurve], li
     labels[7] = 1000  # no relevant item
     new, transformed = torch.randn(2, 101, 8, generator=generator)
     done: list[int] = []
-    metrics = evaluate(new, new, labels, world=world, progress=done.append)
+    metrics = evaluate(new, new, labels, confidence=0.9, per_query=True, world=world, progress=done.append)
     orders = {"order": torch.randperm(101, generator=generator)}
     curves = backfilling_curve(new, transformed, new, labels, orders=orders, cutoffs=cutoffs(101, 3), world=world)
     return metrics, curves, done
@@ -39,5 +39,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     for rank, share in enumerate((50, 51)):
         their_metrics, their_curves, their_done = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert their_metrics == metrics
+        for theirs, ours in zip(their_metrics.per_query, metrics.per_query or (), strict=True):
+            assert torch.equal(theirs, ours)
         assert their_curves == curves
         assert their_done[-1] == share

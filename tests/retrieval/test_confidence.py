@@ -1,0 +1,82 @@
+"""Bootstrap intervals: against the normal approximation, and properties that follow from resampling queries."""
+
+import pytest
+import torch
+
+from retrieval import backfilling_curve, cutoffs, evaluate
+from retrieval.confidence import SAMPLES, bootstrap_means, percentile_interval
+from retrieval.report import result_json, table
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_intervals_agree_with_the_normal_approximation() -> None:
+    values = torch.rand(2000, 3, generator=seeded(0), dtype=torch.float64) ** torch.tensor([1.0, 3.0, 0.2])
+    ends = percentile_interval(bootstrap_means(values, seed=0), 0.95)  # (2, 3)
+    error = values.std(0) / 2000**0.5
+    expected = values.mean(0) + torch.tensor([[-1.96], [1.96]]) * error
+    assert ((ends - expected) / error).abs().max() < 0.25  # of 1000 resamples, their 2.5 % quantile is off by 0.1
+
+
+def test_columns_share_their_resamples() -> None:
+    """So the mean of two figures that cancel has no spread, whatever theirs."""
+    values = torch.rand(50, 1, generator=seeded(1))
+    means = bootstrap_means(torch.cat([values, 1 - values], dim=1), seed=3)
+    assert means.shape == (SAMPLES, 2)
+    assert means[:, 0].std() > 0.01
+    assert means.mean(1).tolist() == pytest.approx([0.5] * SAMPLES)
+    assert torch.equal(bootstrap_means(values, seed=3), bootstrap_means(values, seed=3))
+    assert not torch.equal(bootstrap_means(values, seed=3), bootstrap_means(values, seed=4))
+
+
+@pytest.mark.parametrize("elements", [1, 700, 10**6])
+def test_resamples_do_not_depend_on_how_many_are_drawn_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
+    values = torch.rand(64, 2, generator=seeded(2))
+    expected = bootstrap_means(values, seed=0)
+    monkeypatch.setattr("retrieval.confidence.DRAWN_ELEMENTS", elements)
+    assert torch.allclose(bootstrap_means(values, seed=0), expected, rtol=1e-12)
+
+
+def test_every_figure_has_its_interval() -> None:
+    labels = torch.arange(90) % 6
+    new = torch.randn(6, 8, generator=seeded(3))[labels] + torch.randn(90, 8, generator=seeded(4))
+    transformed = new + torch.randn(90, 8, generator=seeded(5))
+    curves = backfilling_curve(
+        new,
+        transformed,
+        new,
+        labels,
+        orders={"mine": torch.randperm(90, generator=seeded(6))},
+        cutoffs=cutoffs(90, 2),
+        recall_at=(10,),
+        confidence=0.95,
+    )
+    curve = curves["mine"]
+    for figures in (*curve.points, curve.auc):
+        assert list(figures.intervals) == ["cmc_top1", "cmc_top5", "map", "recall_at_10"]
+        for name, (low, high) in figures.intervals.items():
+            value = figures.to_json()[name]
+            assert value is not None
+            assert low <= value <= high
+            assert high - low < 0.3
+    narrow = evaluate(new, transformed, labels, recall_at=(10,), confidence=0.5)
+    for name, (low, high) in narrow.intervals.items():
+        wide_low, wide_high = curve.points[0].intervals[name]
+        assert wide_low < low < high < wide_high
+    json = result_json(curve.points[0], curves, 0.95)
+    assert json["intervals"]["confidence"] == 0.95
+    assert json["intervals"]["metrics"]["map"] == list(curve.points[0].intervals["map"])
+    assert json["backfilling"]["mine"]["intervals"]["map"] == [list(point.intervals["map"]) for point in curve.points]
+    assert json["backfilling"]["mine"]["intervals"]["auc"]["map"] == list(curve.auc.intervals["map"])
+    assert "95 % interval" in table(curve.points[0], curves, 0.95)
+
+
+def test_without_a_level_there_are_none() -> None:
+    embeddings = torch.randn(20, 4, generator=seeded(7))
+    metrics = evaluate(embeddings, embeddings, torch.arange(20) % 2)
+    assert metrics.intervals == {}
+    assert "intervals" not in result_json(metrics, {}, None)
