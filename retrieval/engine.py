@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retrieval.binning import cells_of, count_below
+from retrieval.binning import bins_of, cells_of
 from retrieval.buffers import Buffers
 from retrieval.distances import DistanceTable
 from retrieval.metrics import average_precision, first_relevant_rank, hit_ranks, hits_within
@@ -148,8 +148,9 @@ def _bin_chunk(
 ) -> tuple[Tensor, Tensor, Tensor, int]:
     """Bin the distances of a chunk (c,) of queries, whose classes have up to R items.
 
-    Returns the bins (c, S, n) of all items, the relevant items (c, R), their bins (c, S, R), and the number of
-    thresholds S * R: the bin of what lies beyond all of them, of the query itself and of padding.
+    Returns the bins (c, S, n) of all items, numbered through the chunk, the relevant items (c, R), their bins
+    (c, S, R), and the number of thresholds S * R: a query's bin of what lies beyond all of them, of itself and of
+    padding.
     """
     itself = relevant.self_item[chunk]
     distances = table.rows(chunk, itself, buffers)
@@ -160,28 +161,27 @@ def _bin_chunk(
     columns = items[:, None].expand(-1, table.sources, -1)  # (c, S, R)
     thresholds = distances.gather(2, columns).masked_fill_(excluded, torch.inf).flatten(1).sort(1).values
 
-    bins = count_below(thresholds, distances.flatten(1), buffers).view_as(distances)
+    bins = bins_of(thresholds, distances.flatten(1), buffers).view_as(distances)
     last = thresholds.shape[1]
-    relevant_bins = bins.gather(2, columns).masked_fill_(excluded, last)
+    last_bins = torch.arange(last, len(chunk) * (last + 1), last + 1, dtype=bins.dtype, device=bins.device)
+    relevant_bins = torch.where(excluded, last_bins[:, None, None], bins.gather(2, columns))
     return bins, items, relevant_bins, last
 
 
 def _count_within(bins: Tensor, block: Tensor, points: int, last: int, buffers: Buffers) -> Tensor:
     """How many items lie up to each bin at each point: bins (c, S, m), block (m,) or (c, m) -> (c, points, last) int32.
 
-    The bin `last` is left out.
+    The bin `last` of each query is left out.
     """
     rows, sources, items = bins.shape
-    width = last + 1
-    histogram = buffers.take("histogram", (rows, sources, points + 1, width), torch.int32).zero_()
-    start = torch.arange(0, histogram.numel(), (points + 1) * width, dtype=torch.int32, device=bins.device)
-    cell = torch.add(bins, start.view(rows, sources, 1), out=buffers.take("histogram cells", bins.shape, torch.int32))
-    cell.add_((block * width).int().view(-1, 1, items))
+    histogram = buffers.take("histogram", (sources, points + 1, rows, last + 1), torch.int32).zero_()
+    cell = buffers.take("histogram cells", bins.shape, torch.int32)
+    first_cell = block.view(-1, 1, items) + torch.arange(sources, device=bins.device)[:, None] * (points + 1)
+    torch.add(bins, (first_cell * (rows * (last + 1))).int(), out=cell)
     one = torch.ones((), dtype=torch.int32, device=bins.device).expand(cell.numel())
     histogram.view(-1).index_add_(0, cell.view(-1), one)
-    histogram = histogram[..., :last]
-    counts = histogram[:, 0].sum(1, keepdim=True, dtype=torch.int32)
+    counts = histogram[0].sum(0, dtype=torch.int32).expand(points, -1, -1)  # (points, c, last + 1)
     if sources == 2:
-        old, new = histogram.unbind(1)
-        counts = counts + (new - old)[:, :points].cumsum_(1)
-    return counts.expand(-1, points, -1).cumsum(2, dtype=torch.int32)
+        old, new = histogram[:, :points]
+        counts = counts + new.sub_(old).cumsum_(0)
+    return counts[..., :last].cumsum(2, dtype=torch.int32).transpose(0, 1).contiguous()

@@ -6,11 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import engine
-from retrieval.binning import count_below
+from retrieval.binning import bins_of
 from retrieval.buffers import Buffers
 from retrieval.distances import distance_table
 
 BUFFERS = Buffers(torch.device("cpu"))
+
+
+def counts(thresholds: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """How many thresholds of its row are below each value, by `bins_of`."""
+    row = torch.arange(len(values))[:, None]
+    return bins_of(thresholds, values, BUFFERS).long() - row * (thresholds.shape[1] + 1)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -18,20 +24,20 @@ BUFFERS = Buffers(torch.device("cpu"))
     thresholds=st.lists(st.floats(0, 2.0**100, width=32) | st.just(float("inf")), min_size=1, max_size=12),
     values=st.lists(st.floats(0, 2.0**100, width=32) | st.just(float("inf")), min_size=1, max_size=12),
 )
-def test_count_below_agrees_with_searchsorted(thresholds: list[float], values: list[float]) -> None:
+def test_bins_agree_with_searchsorted(thresholds: list[float], values: list[float]) -> None:
     rows = torch.tensor([thresholds, [0.5] * len(thresholds)]).sort(1).values
     wanted = torch.tensor([values + thresholds, thresholds + values])
-    assert torch.equal(count_below(rows, wanted, BUFFERS).long(), torch.searchsorted(rows, wanted))
+    assert torch.equal(counts(rows, wanted), torch.searchsorted(rows, wanted))
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-6, 1e-37])
-def test_count_below_agrees_with_searchsorted_on_neighbouring_floats(spread: float) -> None:
+def test_bins_agree_with_searchsorted_on_neighbouring_floats(spread: float) -> None:
     generator = torch.Generator().manual_seed(0)
     thresholds = (1 + spread * torch.randn(20, 40, generator=generator)).abs().sort(1).values
     thresholds[:, 30:] = torch.inf
     near = [thresholds, thresholds.nextafter(torch.tensor(0.0)), thresholds.nextafter(torch.tensor(torch.inf))]
     values = torch.cat([*near, torch.rand(20, 500, generator=generator) * 2], dim=1)
-    assert torch.equal(count_below(thresholds, values, BUFFERS).long(), torch.searchsorted(thresholds, values))
+    assert torch.equal(counts(thresholds, values), torch.searchsorted(thresholds, values))
 
 
 def test_equal_embeddings_are_equally_far_to_the_last_bit() -> None:
