@@ -240,7 +240,7 @@ def main() -> None:
         items = Upgrade(query.embeddings.float().to(device), gallery.embeddings.float().to(device), gallery.labels)
     compare(figures, items, some=4 if arguments.quick else 100, repeats=1 if arguments.quick else 3)
     sizes = [2000, 5000, 10_000, 20_000, *([50_000, 100_000] if torch.cuda.is_available() else [])]
-    growth(figures, [100, 200] if arguments.quick else sizes)
+    growth(figures, [200, 400] if arguments.quick else sizes)
     small, large = 200 if arguments.quick else 10_000, 100_000
     ways: list[tuple[str, Callable[[Upgrade], Any], int, float | None]] = [
         ("curve, ours", curve, small, 1.0),

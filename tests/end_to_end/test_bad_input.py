@@ -61,6 +61,9 @@ def write_backbone(path: Path, *, num_classes: int = 6, embedding_dim: int = 16)
             "eval_params.backfilling_list: should be a list, got 'sigma'",
         ),
         ("eval.py", "eval_params.backfilling_list=[sgima]", "unknown 'sgima'; did you mean sigma?"),
+        ("eval.py", "eval_params.recall_at=[5, 0]", "eval_params.recall_at: should be 1 or more each, got [5, 0]"),
+        ("eval.py", "eval_params.precision_at=10", "eval_params.precision_at: should be a list, got 10"),
+        ("eval.py", "eval_params.confidence=95", "eval_params.confidence: should be between 0 and 1, as 0.95, got 95"),
         ("eval.py", "query_model_path=null", "all three, or embeddings_params"),
         ("eval.py", "embeddings_params.query=a.npz", "embeddings_params.gallery: is missing"),
     ],
@@ -249,7 +252,12 @@ GOOD = {"embeddings": np.eye(4, dtype=np.float32), "labels": np.array([0, 0, 1, 
         ),
         (GOOD | {"embeddings": np.zeros(4)}, "gallery.npz: embeddings should be (n, d) float16 or float32"),
         ({"embeddings": GOOD["embeddings"]}, "needs `labels`"),
-        (GOOD | {"embeddings": GOOD["embeddings"] * np.nan}, "rows hold NaN or infinity"),
+        (
+            GOOD | {"embeddings": GOOD["embeddings"] * np.nan},
+            "query.npz, gallery.npz: transformed: 4 of 4 rows hold NaN or infinity, the first is row 0",
+        ),
+        (GOOD | {"embeddings": GOOD["embeddings"][:, :3]}, "query.npz, gallery.npz: transformed: embeddings are 3-dim"),
+        (GOOD | {"embeddings": GOOD["embeddings"][:0], "labels": GOOD["labels"][:0]}, "needs queries and gallery of"),
         (GOOD | {"ids": np.array([3, 2, 1, 0])}, "needs queries and gallery of the same items in the same order"),
         (GOOD, "order `sigma` needs a gallery with sigma"),
     ],
@@ -267,6 +275,17 @@ def test_embedding_files_that_do_not_do(
         "eval_params: {backfilling: 1, backfilling_list: [sigma]}\n"
     )
     assert message in refuse("eval.py", "--output", "result.json", cwd=tmp_path)
+
+
+def test_ids_that_occur_twice_and_an_empty_file(tmp_path: Path) -> None:
+    (tmp_path / "eval.yaml").write_text("embeddings_params: {query: query.npz, gallery: query.npz}\n")
+    np.savez(tmp_path / "query.npz", **GOOD, ids=np.array([0, 7, 7, 1]))  # type: ignore[arg-type]
+    error = refuse("eval.py", "--output", "result.json", cwd=tmp_path)
+    assert error == (
+        "error: embeddings_params: query.npz, query.npz: query_ids: 1 ids occur more than once, the first is 7"
+    )
+    np.savez(tmp_path / "query.npz", **{name: array[:0] for name, array in GOOD.items()})  # type: ignore[arg-type]
+    assert "query.npz, query.npz: query: the set of embeddings is empty, (0, 4)" in refuse("eval.py", cwd=tmp_path)
 
 
 # -------------------------------------------------------------------------------------------- the outputs and the disk
@@ -329,6 +348,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(interrupted: tuple[str, Pat
         ("eval.py", "result.json", ["output=result.json"]),
         ("eval.py", "curves.npy", ["eval_params.backfilling_result_path=curves.npy"]),
         ("eval.py", "query.npz", ["eval_params.embeddings_output_dir=."]),
+        ("eval.py", "queries.npz", ["eval_params.per_query=queries.npz"]),
     ],
 )
 def test_a_full_disk_at_any_file(work: Path, script: str, file: str, overrides: list[str]) -> None:

@@ -95,6 +95,45 @@ def test_embedding_files_give_the_same_figures(evaluated: Path, tmp_path: Path) 
     assert evaluate(tmp_path) == read(evaluated)
 
 
+def test_figures_of_each_query_and_their_intervals_from_mapped_files(evaluated: Path, tmp_path: Path) -> None:
+    for name in ("query", "gallery"):
+        (tmp_path / name).mkdir()
+        with np.load(evaluated / "embeddings" / f"{name}.npz") as file:
+            for array in file.files:
+                np.save(tmp_path / name / f"{array}.npy", file[array])
+    (tmp_path / "eval.yaml").write_text(
+        "eval_params: {backfilling: 3, backfilling_list: [sigma, random], recall_at: [3, 10], precision_at: [3],\n"
+        "              confidence: 0.9, per_query: queries.npz}\n"
+        "embeddings_params: {query: query, gallery: gallery}\n"
+    )
+    result, before = evaluate(tmp_path), read(evaluated)
+    figures = [*FIGURES, "recall_at_3", "recall_at_10", "precision_at_3"]
+    assert list(result["metrics"]) == figures
+    assert {name: result["metrics"][name] for name in FIGURES} == before["metrics"]
+    assert result["intervals"]["confidence"] == 0.9
+    for name, (low, high) in result["intervals"]["metrics"].items():
+        assert low <= result["metrics"][name] <= high
+    sigma = result["backfilling"]["sigma"]
+    assert list(sigma["intervals"]) == [*figures, "auc"]
+    assert all(len(sigma["intervals"][name]) == 5 for name in figures)
+    for name, (low, high) in sigma["intervals"]["auc"].items():
+        assert low <= sigma["auc"][name] <= high
+    with np.load(tmp_path / "queries.npz") as file:
+        queries = dict(file)
+    assert queries["ids"].tolist() == list(range(48))
+    assert queries["cutoffs"].tolist() == sigma["cutoffs"]
+    assert queries["average_precision"].mean() == pytest.approx(result["metrics"]["map"])
+    for name in ("sigma", "random"):
+        curve = result["backfilling"][name]
+        assert queries[f"{name}_average_precision"].mean(0).tolist() == pytest.approx(curve["map"])
+        assert (queries[f"{name}_first_rank"] <= 5).mean(0).tolist() == pytest.approx(curve["cmc_top5"])
+    hits = np.split(queries["hit_ranks"], queries["hit_offsets"][1:-1])
+    assert [len(ranks) for ranks in hits] == queries["num_relevant"].tolist()
+    assert [ranks[0] for ranks in hits] == queries["first_rank"].tolist()
+    assert np.mean([(ranks <= 10).mean() for ranks in hits]) == pytest.approx(result["metrics"]["recall_at_10"])
+    assert np.mean([(ranks <= 3).sum() / 3 for ranks in hits]) == pytest.approx(result["metrics"]["precision_at_3"])
+
+
 def test_without_map_it_is_null(work: Path) -> None:
     result = evaluate(work, "eval_params.compute_map=False", "eval_params.backfilling_result_path=curves.npy")
     assert result["metrics"]["map"] is None
