@@ -40,6 +40,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
         their_metrics, their_curves, their_done = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert their_metrics == metrics
         for theirs, ours in zip(their_metrics.per_query, metrics.per_query or (), strict=True):
+            assert ours is not None
             assert torch.equal(theirs, ours)
         assert their_curves == curves
         assert their_done[-1] == share
