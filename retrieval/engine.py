@@ -24,7 +24,7 @@ from retrieval.buffers import Buffers
 from retrieval.distances import DistanceTable
 from retrieval.metrics import average_precision, first_relevant_rank, hit_ranks, hits_within
 from retrieval.results import PerQuery, Wanted
-from retrieval.threads import run_chunks
+from retrieval.threads import run_chunks, worker_count
 
 # A chunk's memory. On a CPU its elements should stay in the last cache, but it has so many queries that the matrix
 # product is efficient, up to a bound on what all threads take. On a GPU: a share of what is free.
@@ -119,11 +119,12 @@ def _chunks(table: DistanceTable, relevant: Relevance, queries: Tensor, points: 
     by_size = relevant.size[queries].argsort(descending=True, stable=True)
     sizes = relevant.size[queries[by_size]].tolist()
     memory = chunk_memory(queries.device)
+    share = -(-len(queries) // worker_count(queries.device))  # so that no core is idle when there are few queries
     done = 0
     while done < len(queries):
         width = table.sources * sizes[done] + 1
         elements = table.sources * (len(relevant.by_class) + width * (points + 1)) + cells_of(width)
-        length = chunk_length(elements, memory, queries.device)
+        length = min(share, chunk_length(elements, memory, queries.device))
         yield by_size[done : done + length]
         done += length
 
@@ -134,7 +135,7 @@ def chunk_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for use again
         return int(GPU_SHARE * (free + held))
-    return CPU_BYTES // torch.get_num_threads()
+    return CPU_BYTES // worker_count(device)
 
 
 def chunk_length(elements: int, memory: int, device: torch.device) -> int:

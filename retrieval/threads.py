@@ -11,13 +11,18 @@ from torch import Tensor
 from retrieval.buffers import Buffers
 
 
+def worker_count(device: torch.device) -> int:
+    """How many chunks are at work at a time."""
+    return torch.get_num_threads() if device.type == "cpu" else 1
+
+
 def run_chunks(work: Callable[[Tensor, Buffers], int], chunks: Iterable[Tensor], device: torch.device) -> Iterator[int]:
     """Yield `work(chunk, buffers)` of every chunk, in order.
 
     On a CPU as many chunks are at work at a time as torch has threads, each on one thread with buffers of its own. A
     GPU takes them one after the other.
     """
-    threads = torch.get_num_threads() if device.type == "cpu" else 1
+    threads = worker_count(device)
     if threads == 1:
         buffers = Buffers(device)
         for chunk in chunks:

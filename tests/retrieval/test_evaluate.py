@@ -219,6 +219,7 @@ def test_result_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> No
     embeddings, labels = CASES["one big and many small classes"]
     expected = evaluate(embeddings, embeddings, labels)
     chunks: list[int] = []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
 
     def evaluate_in_chunks() -> RetrievalMetrics:
         chunks.clear()
