@@ -83,6 +83,32 @@ def test_agrees_with_oracle_on_any_small_grid(n: int, classes: int, values: int,
     assert metrics.to_json() == pytest.approx(evaluate_slowly(embeddings, embeddings, labels, **figures), abs=1e-6)
 
 
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    n=st.integers(2, 40),
+    classes=st.integers(1, 12),
+    d=st.integers(1, 9),
+    spread=st.sampled_from([1e-3, 0.5, 20.0]),
+    offset=st.sampled_from([0.0, 300.0]),
+    copies=st.integers(0, 20),
+    alone=st.integers(0, 5),
+    distance=st.sampled_from(["l2", "cosine"]),
+    seed=st.integers(0, 10**6),
+)
+def test_agrees_with_oracle_on_any_clusters(
+    n: int, classes: int, d: int, spread: float, offset: float, copies: int, alone: int, distance: str, seed: int
+) -> None:
+    """Also with duplicates, across classes too, and with items that are alone in their class."""
+    embeddings, labels = clusters(n, d, classes, seed, spread)
+    embeddings = offset + embeddings
+    embeddings[: min(copies, n)] = embeddings[-1]
+    labels[: min(alone, n - 2)] = torch.arange(min(alone, n - 2)) + classes
+    labels[-1] = labels[-2]
+    figures: dict[str, Any] = {"distance": distance, "recall_at": (1, 4), "precision_at": (3,)}
+    metrics = evaluate(embeddings, embeddings, labels, **figures)
+    assert metrics.to_json() == pytest.approx(evaluate_slowly(embeddings, embeddings, labels, **figures), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_figures_of_each_query(name: str) -> None:
     embeddings, labels = CASES[name]
