@@ -26,12 +26,12 @@ from retrieval.metrics import average_precision, first_relevant_rank, hit_ranks,
 from retrieval.results import PerQuery, Wanted
 from retrieval.threads import run_chunks, worker_count
 
-# A chunk's memory. On a CPU its elements should stay in the last cache, but it has so many queries that the matrix
-# product is efficient, up to a bound on what all threads take. On a GPU: a share of what is free.
+# On a CPU a chunk's elements should stay in the last cache, but it has so many queries that the matrix product is
+# efficient; on a GPU it is as large as may be.
 CPU_CHUNK_ELEMENTS = 2**20
 MIN_QUERIES = 64
-CPU_BYTES = 2**31
-GPU_SHARE = 0.5
+MAX_BYTES = 2**31  # of all chunks at work
+GPU_SHARE = 0.5  # of the free memory, where that is less
 INDEXABLE = 2**31 - 1  # elements, by int32
 BYTES_PER_ELEMENT = 28  # of a distance in float64 and float32, its cell, bin and histogram cell, and flags
 
@@ -134,8 +134,8 @@ def chunk_memory(device: torch.device) -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for use again
-        return int(GPU_SHARE * (free + held))
-    return CPU_BYTES // worker_count(device)
+        return min(MAX_BYTES, int(GPU_SHARE * (free + held)))
+    return MAX_BYTES // worker_count(device)
 
 
 def chunk_length(elements: int, memory: int, device: torch.device) -> int:
