@@ -36,7 +36,7 @@ from utils.files import write_json
 
 BACKFILLING, POINTS = 20, 22
 CLASS_SIZE, CLASSES, DIMENSION = 100, 100, 128
-SORT_CHUNK = 256  # queries: the fastest of 64 .. 1024 for the sort on the machine of the README
+SORT_CHUNK = 64  # queries: the fastest of 16, 64, ..., 1024 for the sort on the machine of the README
 
 
 class Upgrade(NamedTuple):

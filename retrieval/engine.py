@@ -78,18 +78,18 @@ def rank_queries(
     def rank(places: Tensor, buffers: Buffers) -> int:
         bins, relevant_items, relevant_bins, last = _bin_chunk(table, relevant, queries[places], buffers)
         for name, block in blocks.items():
-            retrieved = _count_within(bins, block, points, last, buffers)  # (c, points, last)
+            retrieved = _count_within(bins, block, points, last, buffers)  # (points, c, last)
             found = _count_within(relevant_bins, block[relevant_items], points, last, buffers)
             ranking = rankings[name]
-            ranking.first_ranks[places] = first_relevant_rank(found, retrieved)
+            ranking.first_ranks[places] = first_relevant_rank(found, retrieved).T
             if ranking.average_precisions is not None:
-                ranking.average_precisions[places] = average_precision(found, retrieved)
+                ranking.average_precisions[places] = average_precision(found, retrieved).T
             for i, k in enumerate(wanted.depths):
-                ranking.hits[places, :, i] = hits_within(found, retrieved, k)
+                ranking.hits[places, :, i] = hits_within(found, retrieved, k).T
             if ranking.hit_ranks is not None:
                 number = torch.arange(relevant_items.shape[1], device=places.device)
                 query, number = (number < num_relevant[places, None]).nonzero(as_tuple=True)
-                ranks = hit_ranks(found[:, 0], retrieved[:, 0], relevant_items.shape[1])  # (c, R)
+                ranks = hit_ranks(found[0], retrieved[0], relevant_items.shape[1])  # (c, R)
                 ranking.hit_ranks[first_hit[places][query] + number] = ranks[query, number]
         return len(places)
 
@@ -170,7 +170,7 @@ def _bin_chunk(
 
 
 def _count_within(bins: Tensor, block: Tensor, points: int, last: int, buffers: Buffers) -> Tensor:
-    """How many items lie up to each bin at each point: bins (c, S, m), block (m,) or (c, m) -> (c, points, last) int32.
+    """How many items lie up to each bin at each point: bins (c, S, m), block (m,) or (c, m) -> (points, c, last) int32.
 
     The bin `last` of each query is left out.
     """
@@ -185,4 +185,4 @@ def _count_within(bins: Tensor, block: Tensor, points: int, last: int, buffers: 
     if sources == 2:
         old, new = histogram[:, :points]
         counts = counts + new.sub_(old).cumsum_(0)
-    return counts[..., :last].cumsum(2, dtype=torch.int32).transpose(0, 1).contiguous()
+    return counts[..., :last].cumsum(2, dtype=torch.int32)

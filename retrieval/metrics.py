@@ -21,9 +21,10 @@ def average_precision(relevant: Tensor, retrieved: Tensor) -> Tensor:
     >>> average_precision(torch.tensor([1, 2]), torch.tensor([1, 3]))  # the second ties with an irrelevant item
     tensor(0.8333, dtype=torch.float64)
     """
-    added = relevant.diff(prepend=torch.zeros_like(relevant[..., :1]))
+    added = relevant.clone()
+    added[..., 1:] -= relevant[..., :-1]
     precision = relevant.double() / retrieved.clamp(min=1)
-    return (added * precision).sum(-1) / relevant[..., -1]
+    return precision.mul_(added).sum(-1) / relevant[..., -1]
 
 
 def hit_ranks(relevant: Tensor, retrieved: Tensor, hits: int) -> Tensor:

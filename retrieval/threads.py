@@ -16,6 +16,11 @@ def worker_count(device: torch.device) -> int:
     return torch.get_num_threads() if device.type == "cpu" else 1
 
 
+def _keep_freed_memory() -> None:
+    """Let temporaries use memory again: glibc maps those afresh that exceed the largest freed so far, up to 32 MiB."""
+    torch.empty(2**25 - 2**16, dtype=torch.uint8)  # freed at once, and never touched
+
+
 def run_chunks(work: Callable[[Tensor, Buffers], int], chunks: Iterable[Tensor], device: torch.device) -> Iterator[int]:
     """Yield `work(chunk, buffers)` of every chunk, in order.
 
@@ -23,6 +28,7 @@ def run_chunks(work: Callable[[Tensor, Buffers], int], chunks: Iterable[Tensor],
     GPU takes them one after the other.
     """
     threads = worker_count(device)
+    _keep_freed_memory()
     if threads == 1:
         buffers = Buffers(device)
         for chunk in chunks:
