@@ -8,11 +8,12 @@ curves["distance"].auc.to_json()
 
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders import ORDERS, backfilling_order
-from retrieval.results import BackfillingCurve, RetrievalMetrics
+from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
 
 __all__ = [
     "ORDERS",
     "BackfillingCurve",
+    "PerQuery",
     "RetrievalMetrics",
     "backfilling_curve",
     "backfilling_order",
