@@ -7,6 +7,7 @@ import pytest
 from tests.tiny import REPOSITORY
 from utils.key_table import key_tables
 
+ROOMS = "configs|docs|benchmarks|results|models|data|trainers|retrieval|suites|utils"
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
@@ -14,12 +15,7 @@ def test_key_table_is_the_schema() -> None:
     assert key_tables().strip() in README, "run `python -m utils.key_table` and put its output into README.md"
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted(
-        set(re.findall(r"(?:configs|docs|benchmarks|results|data|utils)/[\w./-]+\.(?:yaml|md|py|png|json)", README))
-    ),
-)
+@pytest.mark.parametrize("path", sorted(set(re.findall(rf"(?:{ROOMS})/[\w./-]+\.(?:yaml|md|py|png|json)", README))))
 def test_named_file_exists(path: str) -> None:
     assert (REPOSITORY / path).is_file()
 

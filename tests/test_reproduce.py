@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.utils.fake_suite import write_suite
-from utils.stages import content_of
+from suites.stages import content_of
+from tests.suites.fake_suite import write_suite
 
 REPOSITORY = Path(__file__).parents[1]
 OUTPUTS = ["report.md", "results.json", "backfilling.png", "retrieval_examples.png"]

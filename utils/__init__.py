@@ -1,1 +1,1 @@
-"""What serves every room and knows none: configs, processes, files, schedules, logs, plots."""
+"""What serves every room and knows none: configs, processes, files, schedules, logs."""

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from suites.planning import SCHEMAS, SuiteConfig
 from tests.tiny import REPOSITORY, succeed
 from utils.config import build, read_yaml
-from utils.suites import SCHEMAS, SuiteConfig
 
 CONFIGS = REPOSITORY / "configs"
 STAGES = 8

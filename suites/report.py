@@ -4,9 +4,9 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from suites.planning import PlannedStage, Row, SuiteConfig
+from suites.stages import Record, duration
 from utils.provenance import environment, git_revision
-from utils.stages import Record, duration
-from utils.suites import PlannedStage, Row, SuiteConfig
 
 METRICS = {"cmc_top1": "CMC-1", "cmc_top5": "CMC-5", "map": "mAP"}
 GAIN_METRICS = ("cmc_top1", "map")

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.utils.fake_suite import CONFIGS, read_suite, suite_values, write_suite
-from utils.report import collect_results, gain_recovered, report, tables
-from utils.stages import Record
-from utils.suites import SuiteConfig, plan
+from suites.planning import SuiteConfig, plan
+from suites.report import collect_results, gain_recovered, report, tables
+from suites.stages import Record
+from tests.suites.fake_suite import CONFIGS, read_suite, suite_values, write_suite
 
 MACHINE = {"python": "3.11", "torch": "2.11", "device": "a GPU", "cpu": "a CPU", "cores": 2}
 FIGURES = {"eval_old_old": 0.2, "eval_new_new": 0.6, "eval_new_old": 0.4}

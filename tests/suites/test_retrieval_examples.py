@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from utils.retrieval_examples import Embeddings, choose_examples, nearest
+from suites.retrieval_examples import Embeddings, choose_examples, nearest
 
 
 def embeddings(rows: np.ndarray, labels: np.ndarray, ids: np.ndarray | None = None) -> Embeddings:

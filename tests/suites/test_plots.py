@@ -9,9 +9,9 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from utils import plots
-from utils.plots import GREEN, RED, plot_backfilling, plot_retrieval_examples
-from utils.retrieval_examples import Example, Hits
+from suites import plots
+from suites.plots import GREEN, RED, plot_backfilling, plot_retrieval_examples
+from suites.retrieval_examples import Example, Hits
 
 
 @pytest.fixture

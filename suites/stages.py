@@ -12,12 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from suites.planning import PlannedStage
 from utils.config import to_dict
 from utils.errors import UserError
 from utils.files import sha256_of, write_json
 from utils.provenance import environment
 from utils.runs import without_neutral_keys
-from utils.suites import PlannedStage
 
 INTERRUPTED = 130
 GRACE_SECONDS = 5.0  # for an interrupted stage to end by itself, and again once it is told to

@@ -10,9 +10,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import PercentFormatter
 from PIL import Image, ImageOps
 
+from suites.report import METRICS
+from suites.retrieval_examples import Example
 from utils.files import atomic_path
-from utils.report import METRICS
-from utils.retrieval_examples import Example
 
 # Okabe and Ito's palette, whose colours differ for colour-blind readers too.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
@@ -31,7 +31,7 @@ def plot_backfilling(results: dict[str, Any], path: Path) -> None:
     """Plot CMC-1 and mAP over the share of the gallery backfilled, a curve for each row that was run.
 
     Args:
-        results: as `utils.report.collect_results` gives them.
+        results: as `suites.report.collect_results` gives them.
         path: PNG file to write.
     """
     rows = [row for row in results["backfilling"] if row["measured"] is not None]
@@ -88,7 +88,7 @@ def plot_retrieval_examples(examples: list[Example], image_of: Callable[[int], I
     """Draw each query with its nearest gallery images at every step; right and wrong are framed and marked.
 
     Args:
-        examples: as `utils.retrieval_examples.choose_examples` gives them.
+        examples: as `suites.retrieval_examples.choose_examples` gives them.
         image_of: the RGB image of an item's id.
         path: PNG file to write.
     """

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.utils import fake_suite
-from tests.utils.fake_suite import calls, read_suite, suite_values, write_config, write_suite
+from suites.planning import SuiteConfig, plan
+from suites.stages import StageFailed, content_of, run_stage
+from tests.suites import fake_suite
+from tests.suites.fake_suite import calls, read_suite, suite_values, write_config, write_suite
 from utils.config import build, read_yaml
 from utils.errors import UserError
-from utils.stages import StageFailed, content_of, run_stage
-from utils.suites import SuiteConfig, plan
 
 SUITES = Path(__file__).parents[2] / "configs" / "suites"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from suites.planning import SuiteConfig
 from utils.config import build
-from utils.suites import SuiteConfig
 
 SCRIPT = """
 import json, pathlib, shutil, sys, time
