@@ -17,10 +17,11 @@ from PIL import Image
 
 from data.embeddings import read_embeddings
 from data.folders import list_images, read_image
-from suites.planning import PlannedStage, SuiteConfig, plan
+from suites.planning import PlannedStage, plan
 from suites.plots import plot_backfilling, plot_retrieval_examples
 from suites.report import Results, collect_results, report, tables
 from suites.retrieval_examples import Embeddings, choose_examples
+from suites.schema import SuiteConfig
 from suites.stages import StageFailed, run_stage
 from utils.config import load_config
 from utils.errors import UserError, run_script

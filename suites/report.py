@@ -4,7 +4,8 @@ import json
 from dataclasses import asdict
 from typing import Any
 
-from suites.planning import PlannedStage, Row, SuiteConfig
+from suites.planning import PlannedStage
+from suites.schema import Row, SuiteConfig
 from suites.stages import Record, duration
 from utils.provenance import environment, git_revision
 

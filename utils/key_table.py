@@ -6,20 +6,14 @@ from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal
 
-from utils.schema import BackboneConfig, EvalConfig, TransformationConfig
-
-SCRIPTS = {
-    "train_backbone.py": BackboneConfig,
-    "train_transformation.py": TransformationConfig,
-    "eval.py": EvalConfig,
-}
+from utils.schema import SCHEMAS
 
 
 def key_tables() -> str:
     """A Markdown table of keys for each script; a section that several scripts share stands in the first."""
     parts = []
     seen: set[type] = set()
-    for script, schema in SCRIPTS.items():
+    for script, schema in SCHEMAS.items():
         rows = "\n".join(_rows(schema, "", seen))
         parts.append(f"**{script}**\n\n| key | default | meaning |\n|---|---|---|\n{rows}\n")
     return "\n".join(parts)

@@ -214,3 +214,10 @@ class EvalConfig:
             raise ValueError("embeddings_params: stands in place of the model paths and dataset_params")
         if self.embeddings_params is None and not all(from_models):
             raise ValueError("query_model_path, gallery_model_path, dataset_params: all three, or embeddings_params")
+
+
+SCHEMAS = {
+    "train_backbone.py": BackboneConfig,
+    "train_transformation.py": TransformationConfig,
+    "eval.py": EvalConfig,
+}

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from suites.planning import SCHEMAS, SuiteConfig
+from suites.schema import SuiteConfig
 from tests.tiny import REPOSITORY, succeed
 from utils.config import build, read_yaml
+from utils.schema import SCHEMAS
 
 CONFIGS = REPOSITORY / "configs"
 STAGES = 8

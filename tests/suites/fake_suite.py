@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from suites.planning import SuiteConfig
+from suites.schema import SuiteConfig
 from utils.config import build
 
 SCRIPT = """

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from suites.planning import SuiteConfig, plan
+from suites.planning import plan
 from suites.report import collect_results, gain_recovered, report, tables
+from suites.schema import SuiteConfig
 from suites.stages import Record
 from tests.suites.fake_suite import CONFIGS, read_suite, suite_values, write_suite
 

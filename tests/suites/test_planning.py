@@ -1,0 +1,142 @@
+"""Plans: what a suite's stages become, and which mistakes show before the first of them runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suites.planning import plan
+from suites.schema import SuiteConfig
+from tests.suites import fake_suite
+from tests.suites.fake_suite import read_suite, suite_values, write_config
+from utils.config import build, read_yaml
+from utils.errors import UserError
+
+SUITES = Path(__file__).parents[2] / "configs" / "suites"
+
+
+def test_data_that_no_stage_reads_is_not_prepared(root: Path) -> None:
+    (root / "mine").mkdir()
+    values = suite_values() | {"overrides": {"dataset_params": {"data_root": "mine"}}}
+    assert [stage.name for stage in plan(read_suite(values), root)] == list(fake_suite.CONFIGS)
+
+
+def test_several_processes_run_by_torchrun(root: Path) -> None:
+    commands = {stage.name: stage.command for stage in plan(read_suite(suite_values() | {"processes": 2}), root)}
+    assert "--nproc_per_node=2" in commands["old"]
+    assert "torch.distributed.run" not in commands["data"]
+
+
+def test_a_suite_override_leaves_out_sections_that_a_stage_goes_without(root: Path) -> None:
+    fastfill = fake_suite.CONFIGS["h"] | {
+        "objective_params": {"uncertainty_loss": {}},
+        "output_transformation_path": "checkpoints/f.pt",
+        "output_transformed_old_model_path": "checkpoints/f_old.pt",
+    }
+    write_config(root, "f", fastfill)
+    values = suite_values()
+    values["stages"]["f"] = {"script": "train_transformation.py", "config": "configs/f.yaml"}
+    values["overrides"] = {"objective_params": {"uncertainty_loss": {"mu_uncertainty": 0.25}}}
+    configs = {stage.name: stage.config for stage in plan(read_suite(values), root)}
+    assert configs["f"].objective_params.uncertainty_loss.mu_uncertainty == 0.25
+    assert configs["h"].objective_params.uncertainty_loss is None
+
+
+def stage_override(values: dict[str, Any]) -> None:
+    values["stages"]["eval_new_old"]["overrides"] = {"eval_params": {"compute_mapp": False}}
+
+
+def suite_override(values: dict[str, Any]) -> None:
+    values["overrides"] = {"dataset_params": {"data_rot": "x"}}
+
+
+def suite_override_of_a_wrong_type(values: dict[str, Any]) -> None:
+    values["overrides"] = {"epochs": "many"}
+
+
+def missing_config(values: dict[str, Any]) -> None:
+    values["stages"]["eval_new_old"]["config"] = "configs/none.yaml"
+
+
+def missing_input(values: dict[str, Any]) -> None:
+    del values["stages"]["new"]
+
+
+def missing_data(values: dict[str, Any]) -> None:
+    values["overrides"] = {"dataset_params": {"data_root": "nowhere"}}
+
+
+def order_not_evaluated(values: dict[str, Any]) -> None:
+    values["tables"]["backfilling"][0]["order"] = "sigma"
+
+
+def same_output(values: dict[str, Any]) -> None:
+    values["stages"]["new"]["config"] = "configs/old.yaml"
+    values["stages"]["h"]["overrides"] = {"new_model_path": fake_suite.OLD}
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (stage_override, r"eval_new_old\.yaml \(stage eval_new_old\): unknown key `eval_params\.compute_mapp`"),
+        (
+            suite_override,
+            r"suite fake: overrides\.dataset_params\.data_rot: .*did you mean `overrides\.dataset_params\.d",
+        ),
+        (suite_override_of_a_wrong_type, r"old\.yaml \(stage old\): epochs: should be a whole number"),
+        (missing_config, r"none\.yaml: there is no such config file"),
+        (missing_input, r"stage h: new_model_path: there is no checkpoints/quality0\.6\.pt, and no earlier stage"),
+        (missing_data, r"stage old: dataset_params\.data_root: there is no nowhere"),
+        (order_not_evaluated, r"tables\.backfilling\[0\]\.order: stage eval_new_old does not evaluate .*'sigma'"),
+        (same_output, r"stage new: writes checkpoints/quality0\.2\.pt, which stage old writes too"),
+    ],
+)
+def test_a_mistake_shows_in_the_plan(root: Path, mistake: Any, message: str) -> None:
+    values = suite_values()
+    mistake(values)
+    with pytest.raises(UserError, match=message):
+        plan(read_suite(values), root)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (["new_new"], "eval_new_ne", r"new_new: unknown 'eval_new_ne'; did you mean eval_new_new\?"),
+        (["old_old"], "old", r"old_old: unknown 'old'"),  # a training is no evaluation
+        (["tables", "no_backfilling", 0, "stage"], "x", r"tables\.no_backfilling\[0\]\.stage: unknown 'x'"),
+        (["tables", "no_backfilling", 0, "order"], "random", r"tables\.no_backfilling\[0\]\.order"),
+        (["tables", "backfilling", 0, "order"], None, r"tables\.backfilling\[0\]\.order"),
+        (["tables", "no_backfilling", 0, "published"], [1, 2], r"published: should be three figures"),
+        (["stages", "old", "config"], None, r"stages\.old\.config: is missing"),
+        (["stages", "old", "output"], "x", r"stages\.old\.script: train_backbone\.py takes `config`"),
+        (["stages", "data", "output"], None, r"stages\.data\.script: prepare_dataset\.py takes"),
+    ],
+)
+def test_a_suite_that_contradicts_itself_is_refused(keys: list[Any], value: Any, message: str) -> None:
+    values = part = suite_values()
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    with pytest.raises(UserError, match=message):
+        read_suite(values)
+
+
+@pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_suites_here_are_read(path: Path) -> None:
+    suite = build(SuiteConfig, read_yaml(path), source=path)
+    assert suite.name == path.stem
+    assert suite.output_dir == f"results/{path.stem}"
+    assert f"configs/suites/{path.name}" in path.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("path", sorted(SUITES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_stages_of_the_suites_here_fit_together(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    values = read_yaml(path) | {"overrides": {"dataset_params": {"data_root": str(tmp_path)}}}
+    stages = plan(build(SuiteConfig, values, source=path), root=SUITES.parents[1])
+    assert len(stages) == 8  # without the data stage, as no stage reads what it would make
+    values = read_yaml(path)
+    if "data" in values["stages"]:
+        assert plan(build(SuiteConfig, values, source=path), root=SUITES.parents[1])[0].name == "data"
