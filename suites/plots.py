@@ -7,7 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
 from suites.report import METRICS
@@ -19,6 +19,7 @@ BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E
 CASE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 ORDER_STYLES = {"sigma": "-", "random": "--", "distance": ":"}
 ORDER_NAMES = {"sigma": "sigma", "random": "random", "distance": "distance (oracle)"}
+PANELS = ("cmc_top1", "map")
 STEPS = {  # title -> what is compared with what
     "before the upgrade": "old query, old gallery",
     "after the transformation": "new query, transformed gallery",
@@ -35,10 +36,22 @@ def plot_backfilling(results: dict[str, Any], path: Path) -> None:
         path: PNG file to write.
     """
     rows = [row for row in results["backfilling"] if row["measured"] is not None]
-    metrics = [name for name in ("cmc_top1", "map") if results["baselines"]["new_new"][name] is not None]
-    figure = Figure(figsize=(5.2 * len(metrics), 5.2), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(metrics), squeeze=False)[0], metrics, strict=True):
+    metrics = [name for name in PANELS if results["baselines"]["new_new"][name] is not None]
+    rows.sort(key=lambda row: -row["measured"][metrics[0]])
+    figure = Figure(figsize=(5.2 * len(metrics), 4.2 + 0.12 * len(rows)), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
         _plot_metric(axes, rows, results, metric)
+    if rows:
+        areas = " and ".join(METRICS[metric] for metric in metrics)
+        figure.legend(
+            *panels[0].get_legend_handles_labels(),
+            title=f"method, order of backfilling: area under the curve, {areas}",
+            loc="outside lower center",
+            ncols=len(metrics),
+            handlelength=3,
+            frameon=False,
+        )
     _save(figure, path)
 
 
@@ -50,38 +63,34 @@ def _plot_metric(axes: Axes, rows: list[dict[str, Any]], results: dict[str, Any]
         axes.annotate(
             text, (position, level), xytext=(inset, 3), textcoords="offset points", ha=side, va="bottom", color=GREY
         )
-    cases = list(dict.fromkeys((row["case"], row["side_info"]) for row in rows))
-    for row in sorted(rows, key=lambda row: -row["measured"][metric]):
+    cases = list(dict.fromkeys((row["case"], row["side_info"]) for row in results["backfilling"]))
+    for row in rows:
         curve = results["evaluations"][row["stage"]]["backfilling"][row["order"]]
-        colour = CASE_COLOURS[cases.index((row["case"], row["side_info"])) % len(CASE_COLOURS)]
-        side_info = " + side-info" if row["side_info"] else ""
-        method = row["case"].removesuffix(" new/old") + side_info
         axes.plot(
             curve["fractions"],
             curve[metric],
             ORDER_STYLES[row["order"]],
-            color=colour,
+            color=CASE_COLOURS[cases.index((row["case"], row["side_info"])) % len(CASE_COLOURS)],
             linewidth=2.5 if row["order"] == "sigma" else 1.8,
-            label=f"{method}, {ORDER_NAMES[row['order']]}: {100 * row['measured'][metric]:.1f}",
+            label=_label(row),
         )
-    axes.set_title(METRICS[metric])
-    axes.set_xlabel("share of the gallery backfilled")
+    axes.set_xlabel("share of the gallery backfilled (%)")
+    axes.set_ylabel(f"{METRICS[metric]} (%)")
     axes.set_xlim(0, 1)
     axes.margins(y=0.08)
-    axes.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda fraction, _: f"{100 * fraction:.4g}")
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    if rows:
-        axes.legend(
-            title="method, order of backfilling: area under the curve",
-            title_fontsize=9,
-            fontsize=9,
-            handlelength=3,
-            frameon=False,
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.14),
-        )
+
+
+def _label(row: dict[str, Any]) -> str:
+    """A row's name in the legend: `FastFill + side-info, sigma: 53.9, 32.6`."""
+    method = row["case"].removesuffix(" new/old") + (" + side-info" if row["side_info"] else "")
+    areas = [row["measured"][metric] for metric in PANELS]
+    figures = ", ".join(f"{100 * area:.1f}" for area in areas if area is not None)
+    return f"{method}, {ORDER_NAMES[row['order']]}: {figures}"
 
 
 def plot_retrieval_examples(examples: list[Example], image_of: Callable[[int], Image.Image], path: Path) -> None:

@@ -70,10 +70,8 @@ def choose_examples(
     first = steps[0][0]
     ids = np.random.default_rng(seed).permutation(first.ids)[:CANDIDATES]
     k = min(k, *(len(gallery.ids) - 1 for _, gallery in steps))
-    positions, rights = (
-        [],
-        [],
-    )  # a step each: (q, k) positions in its gallery, and whether they are of the query's class
+    # A step each: (q, k) positions in its gallery, and whether these are of the query's class.
+    positions, rights = [], []
     for queries, gallery in steps:
         queries = _select(queries, ids)
         found = nearest(queries, gallery, k, metric)

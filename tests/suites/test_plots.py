@@ -47,11 +47,18 @@ def test_backfilling_curves(tmp_path: Path, figures: list[Figure]) -> None:
     with Image.open(tmp_path / "backfilling.png") as image:
         assert min(image.size) > 400
     cmc, mean_precision = figures[0].axes
-    assert (cmc.get_title(), mean_precision.get_title()) == ("CMC-1", "mAP")
+    assert (cmc.get_ylabel(), mean_precision.get_ylabel()) == ("CMC-1 (%)", "mAP (%)")
     new, old, *curves = cmc.lines
     assert np.asarray(new.get_ydata())[0] == 0.6
     assert np.asarray(old.get_ydata())[0] == 0.3
-    assert [line.get_label() for line in curves] == ["FastFill, sigma: 56.0", "FCT, random: 50.0"]
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "FastFill, sigma: 56.0, 28.0",
+        "FCT, random: 50.0, 25.0",
+    ]
+    figures[0].draw_without_rendering()
+    assert {tick.get_text() for tick in cmc.get_yticklabels()} >= {"30", "35", "60"}  # percent, without decimals
+    assert not any(legend.get_window_extent().overlaps(axes.get_tightbbox()) for axes in figures[0].axes)
     assert np.asarray(curves[0].get_ydata()).tolist() == [0.4, 0.55, 0.6]
     assert np.asarray(mean_precision.lines[2].get_ydata()).tolist() == [0.2, 0.25, 0.3]
     assert curves[0].get_color() != curves[1].get_color()
@@ -60,7 +67,7 @@ def test_backfilling_curves(tmp_path: Path, figures: list[Figure]) -> None:
 
 def test_one_panel_without_map(tmp_path: Path, figures: list[Figure]) -> None:
     plot_backfilling(results(with_map=False), tmp_path / "backfilling.png")
-    assert [axes.get_title() for axes in figures[0].axes] == ["CMC-1"]
+    assert [axes.get_ylabel() for axes in figures[0].axes] == ["CMC-1 (%)"]
 
 
 def test_the_same_picture_every_time(tmp_path: Path) -> None:
