@@ -9,7 +9,7 @@ import argparse
 import torch
 
 from data.datasets import open_images, resolve_image_size
-from models.export import export_model
+from models.export import check_formats, export_model
 from models.model_files import describe_backbone, load_model, save_model
 from models.resnet import build_backbone
 from trainers.backbone import train_backbone
@@ -22,6 +22,7 @@ from utils.schema import BackboneConfig
 
 def main() -> None:
     config = load_config(BackboneConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    check_formats(config.export_formats)
     with process_group() as world:
         world.local_batch(config.dataset_params.batch_size)
         torch.manual_seed(config.seed)

@@ -9,7 +9,7 @@ import argparse
 import torch
 
 from data.datasets import open_images, resolve_image_size
-from models.export import export_model
+from models.export import check_formats, export_model
 from models.model_files import (
     build_model,
     describe_transformation,
@@ -33,6 +33,7 @@ from utils.schema import TransformationConfig
 def main() -> None:
     config = load_config(TransformationConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     check_inputs(config)
+    check_formats(config.export_formats)
     with process_group() as world:
         # The frozen models, by role: old, new and, if there is one, side_info.
         model_paths = {"old": config.old_model_path, "new": config.new_model_path}

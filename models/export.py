@@ -1,5 +1,6 @@
 """Export of models for use without this code: TorchScript, torch.export and ONNX."""
 
+import importlib.util
 import io
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from torch import nn
 from utils.errors import UserError
 from utils.files import write_bytes
 
+ONNX_PACKAGES = ("onnx", "onnxscript")
 SUFFIXES = {"torchscript": ".torchscript.pt", "pt2": ".pt2", "onnx": ".onnx"}
 
 
@@ -25,6 +27,17 @@ class _Outputs(nn.Module):
         return tuple(output for output in self.model(*inputs) if output is not None)
 
 
+def check_formats(formats: Sequence[str]) -> None:
+    """Check, before a training, that its model can be written in each of `formats`.
+
+    Raises:
+        UserError: ONNX is asked for and its packages are not installed.
+    """
+    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
+    if "onnx" in formats and missing:
+        raise UserError(f"export_formats: onnx needs packages that are not here: pip install {' '.join(missing)}")
+
+
 def export_model(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: str | Path, formats: Sequence[str]) -> None:
     """Write `model` beside its model file `path`, in each of `formats`; the batch size stays free.
 
@@ -32,10 +45,7 @@ def export_model(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: str |
         model: in eval mode, on the CPU; its outputs keep their order.
         inputs: an example batch of at least 2.
         path: e.g. `old.pt`, which becomes `old.torchscript.pt`, `old.pt2`, `old.onnx`.
-        formats: of SUFFIXES.
-
-    Raises:
-        UserError: ONNX is asked for and its packages are not installed.
+        formats: of SUFFIXES, as `check_formats` has found them possible.
     """
     path = Path(path)
     exporters: dict[str, Callable[[nn.Module, tuple[torch.Tensor, ...]], bytes]] = {
@@ -69,9 +79,6 @@ def _pt2(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
 
 
 def _onnx(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
-    try:
-        program = torch.onnx.export(model, inputs, dynamic_shapes=_free_batch(inputs), dynamo=True, verbose=False)
-    except ImportError as error:
-        raise UserError(f"export_formats: onnx needs more packages: pip install onnx onnxscript ({error})") from None
+    program = torch.onnx.export(model, inputs, dynamic_shapes=_free_batch(inputs), dynamo=True, verbose=False)
     assert program is not None
     return program.model_proto.SerializeToString()

@@ -1,8 +1,10 @@
 """Running stages: skip what is up to date, go on after an interruption, and keep a record of each."""
 
+import ctypes
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +22,7 @@ from utils.provenance import environment
 from utils.runs import without_neutral_keys
 
 INTERRUPTED = 130
+PR_SET_PDEATHSIG = 1  # of Linux, <sys/prctl.h>
 GRACE_SECONDS = 5.0  # for an interrupted stage to end by itself, and again once it is told to
 
 
@@ -145,9 +148,9 @@ def _outputs_unchanged(record: Record) -> bool:
 
 
 def _run(command: list[str]) -> int:
-    """Run `command` to its end and return its exit status as a shell gives it; it never outlives this process."""
+    """Run `command` to its end and return its exit status as a shell gives it; it does not outlive this process."""
     sys.stdout.flush()
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command, preexec_fn=_end_with_parent if sys.platform == "linux" else None)
     try:
         code = process.wait()
     except KeyboardInterrupt:
@@ -161,6 +164,11 @@ def _run(command: list[str]) -> int:
             process.kill()
             process.wait()
     return code if code >= 0 else 128 - code
+
+
+def _end_with_parent() -> None:
+    """In a child: be terminated when the parent dies, even by SIGKILL; a suite that goes on would run it twice."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _ends_in_time(process: subprocess.Popen[bytes]) -> bool:

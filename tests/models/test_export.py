@@ -1,0 +1,96 @@
+"""Exports: what each format gives without this code equals what the model gives, for any batch size."""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.embedding import TransformedModel
+from models.export import ONNX_PACKAGES, SUFFIXES, check_formats, export_model
+from models.resnet import build_backbone
+from models.transformations import build_transformation
+from tests.tiny import write_torchscript
+from utils.errors import UserError
+
+SIZE = 16
+DIMS = {"old_embedding_dim": 8, "new_embedding_dim": 12, "inner_dim": 16}
+
+
+def backbone(dim: int = 8) -> nn.Module:
+    return build_backbone("ResNet18", num_classes=5, embedding_dim=dim, stem="cifar", width=0.125)
+
+
+def transformed(arch: str, side_info: nn.Module | None, **options: int) -> nn.Module:
+    h = build_transformation(arch, **DIMS, **options)
+    return TransformedModel(backbone(), side_info, h)
+
+
+def with_torchscript(folder: Path) -> nn.Module:
+    write_torchscript(folder / "side.pt", 6)
+    return transformed("fastfill", torch.jit.load(folder / "side.pt"), side_info_dim=6)
+
+
+MODELS: dict[str, Callable[[Path], nn.Module]] = {
+    "backbone": lambda folder: backbone(),
+    "fct": lambda folder: transformed("fct", None, side_info_dim=8),
+    "fastfill": lambda folder: transformed("fastfill", backbone(6), side_info_dim=6),
+    "vector sigma": lambda folder: transformed("fastfill", None, side_info_dim=8, sigma_dim=12),
+    "torchscript side-information": with_torchscript,
+}
+
+
+def run_torchscript(path: Path, images: Tensor) -> list[Tensor]:
+    return list(torch.jit.load(path)(images))
+
+
+def run_pt2(path: Path, images: Tensor) -> list[Tensor]:
+    return list(torch.export.load(path).module()(images))
+
+
+def run_onnx(path: Path, images: Tensor) -> list[Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (argument,) = session.get_inputs()
+    return [torch.from_numpy(output) for output in session.run(None, {argument.name: images.numpy()})]
+
+
+RUNNERS = {"torchscript": run_torchscript, "pt2": run_pt2, "onnx": run_onnx}
+
+
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in (*ONNX_PACKAGES, "onnxruntime")), reason="no ONNX here"
+)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("format_", ["torchscript", "pt2", pytest.param("onnx", marks=needs_onnx)])
+def test_an_export_computes_what_the_model_does(format_: str, kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = MODELS[kind](tmp_path).eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):  # statistics that matter
+            module.running_mean, module.running_var = (
+                torch.randn(module.num_features),
+                torch.rand(module.num_features) + 0.5,
+            )
+    export_model(model, (torch.zeros(2, 3, SIZE, SIZE),), tmp_path / "old.pt", [format_])
+    for batch in (1, 5):
+        images = torch.randn(batch, 3, SIZE, SIZE)
+        with torch.inference_mode():
+            expected = [output for output in model(images) if output is not None]
+            outputs = RUNNERS[format_](tmp_path / f"old{SUFFIXES[format_]}", images)
+        assert len(outputs) == len(expected)
+        for output, right in zip(outputs, expected, strict=True):
+            torch.testing.assert_close(output, right, rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_without_its_packages_shows_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    check_formats(["torchscript", "pt2"])
+    with pytest.raises(UserError, match=r"export_formats: onnx needs packages .*: pip install onnx onnxscript"):
+        check_formats(["pt2", "onnx"])
