@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import difflib
+import math
 import re
 import types
 import typing
@@ -20,10 +21,15 @@ TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", s
 
 
 def key(
-    default: Any = MISSING, *, doc: str, minimum: float | None = None, path: Literal["input", "output"] | None = None
+    default: Any = MISSING,
+    *,
+    doc: str,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    path: Literal["input", "output"] | None = None,
 ) -> Any:
-    """A config key: a dataclass field with its documentation, bound, and whether it names a file read or written."""
-    metadata = {"doc": doc, "minimum": minimum, "path": path}
+    """A config key: a dataclass field with its documentation, bounds, and whether it names a file read or written."""
+    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "path": path}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -144,15 +150,22 @@ def build(schema: type[Config], values: dict[str, Any], source: str | Path, pref
     for name, field in known.items():
         if name in values:
             arguments[name] = _convert(hints[name], values[name], source, prefix + name)
-            minimum = field.metadata.get("minimum")
-            if minimum is not None and arguments[name] is not None and arguments[name] < minimum:
-                raise UserError(f"{source}: {prefix}{name}: should be at least {minimum}, got {values[name]!r}")
+            if arguments[name] is not None:
+                _check_bounds(arguments[name], field, f"{source}: {prefix}{name}")
         elif field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{source}: {prefix}{name}: is missing ({field.metadata['doc']})")
     try:
         return schema(**arguments)
     except ValueError as error:  # a dataclass's own check across keys
         raise UserError(f"{source}: {prefix}{error}") from None
+
+
+def _check_bounds(value: Any, field: dataclasses.Field[Any], where: str) -> None:
+    minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
+    if minimum is not None and value < minimum:
+        raise UserError(f"{where}: should be at least {minimum}, got {value!r}")
+    if maximum is not None and value > maximum:
+        raise UserError(f"{where}: should be at most {maximum}, got {value!r}")
 
 
 def _unknown(name: str, prefix: str, choices: list[str]) -> str:
@@ -205,7 +218,8 @@ def _convert(hint: Any, value: Any, source: str | Path, name: str) -> Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+    infinite = isinstance(value, float) and not math.isfinite(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)) or infinite:
         raise UserError(f"{source}: {name}: should be {TYPE_NAMES[hint]}, got {value!r}")
     return value
 

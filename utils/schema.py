@@ -19,7 +19,7 @@ class BackboneArch:
     stem: Literal["imagenet", "cifar"] = key(
         "imagenet", doc="imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1, no pool"
     )
-    width: float = key(1.0, doc="factor on the channels of every layer but the embedding", minimum=0.0)
+    width: float = key(1.0, doc="factor on the channels of every layer but the embedding", minimum=1 / 64)
 
 
 @dataclass
@@ -49,7 +49,9 @@ class DatasetParams:
     augmentation: Literal["none", "flip", "crop", "crop_flip", "resized_crop_flip"] | None = key(
         None, doc="random training transform; cifar100: flip, imagenet: resized_crop_flip, glyphs: crop"
     )
-    max_unreadable: float = key(0.001, doc="share of unreadable images above which the run stops", minimum=0.0)
+    max_unreadable: float = key(
+        0.001, doc="share of unreadable images above which the run stops", minimum=0.0, maximum=1.0
+    )
 
 
 @dataclass
@@ -73,6 +75,11 @@ class LrPolicyParams:
     epochs: int | None = key(None, doc="length of the schedule; the run's `epochs` if left out", minimum=1)
     lr: float | None = key(None, doc="peak; `optimizer_params.lr` if left out", minimum=0.0)
 
+    def check_length(self, epochs: int) -> None:
+        """Raise ValueError where the schedule ends before the run."""
+        if self.epochs is not None and self.epochs < epochs:
+            raise ValueError(f"lr_policy_params.epochs: is {self.epochs}, fewer than the {epochs} epochs of the run")
+
 
 @dataclass
 class SimilarityLoss:
@@ -87,7 +94,7 @@ class DiscriminativeLoss:
     """`objective_params.discriminative_loss`: L_disc, through the new model's frozen classifier."""
 
     name: Literal["LabelSmoothing"] = key("LabelSmoothing", doc="cross-entropy with smoothed labels")
-    label_smoothing: float = key(0.1, doc="share of the label spread over all classes", minimum=0.0)
+    label_smoothing: float = key(0.1, doc="share of the label spread over all classes", minimum=0.0, maximum=1.0)
     mu_disc: float = key(1.0, doc="weight of L_disc", minimum=0.0)
 
 
@@ -157,12 +164,15 @@ class BackboneConfig:
     epochs: int = key(doc="passes over the training set", minimum=1)
     output_model_path: str = key(doc="model file to write", path="output")
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
-    label_smoothing: float = key(0.0, doc="share of the label spread over all classes", minimum=0.0)
+    label_smoothing: float = key(0.0, doc="share of the label spread over all classes", minimum=0.0, maximum=1.0)
     validate_every: int = key(10, doc="epochs between accuracies on the validation split; 0: never", minimum=0)
     seed: int = key(0, doc="of the initial weights, the shuffling and the augmentation", minimum=0)
     precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
     resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
+
+    def __post_init__(self) -> None:
+        self.lr_policy_params.check_length(self.epochs)
 
 
 @dataclass
@@ -193,6 +203,9 @@ class TransformationConfig:
     precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
     resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
+
+    def __post_init__(self) -> None:
+        self.lr_policy_params.check_length(self.epochs)
 
 
 @dataclass

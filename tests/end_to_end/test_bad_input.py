@@ -46,6 +46,8 @@ def write_backbone(path: Path, *, num_classes: int = 6, embedding_dim: int = 16)
     [
         ("train_backbone.py", "epochs=many", "backbone.yaml: epochs: should be a whole number, got 'many'"),
         ("train_backbone.py", "epochs=0", "backbone.yaml: epochs: should be at least 1"),
+        ("train_backbone.py", "label_smoothing=7", "backbone.yaml: label_smoothing: should be at most 1.0, got 7"),
+        ("train_backbone.py", "lr_policy_params.epochs=1", "lr_policy_params.epochs: is 1, fewer than the 2 epochs of"),
         (
             "train_backbone.py",
             "arch_params.arch=ResNet19",

@@ -28,7 +28,7 @@ from utils.errors import UserError
 
 @dataclass
 class Inner:
-    lr: float = key(0.1, doc="rate", minimum=0.0)
+    lr: float = key(0.1, doc="rate", minimum=0.0, maximum=1e9)
     mode: Literal["auto", "on", "off"] = key("auto", doc="mode")
     file: str | None = key(None, doc="a file", path="input")
 
@@ -82,6 +82,9 @@ def load_file(folder: Path, text: str, *overrides: str) -> Outer:
         ({"table": {"k": "v"}}, "table.k: should be a number, got 'v'"),
         ({"epochs": 0}, "epochs: should be at least 1, got 0"),
         ({"inner": {"lr": -1e-9}}, "inner.lr: should be at least 0.0, got -1e-09"),
+        ({"inner": {"lr": 1e10}}, "inner.lr: should be at most 1000000000.0, got 10000000000.0"),
+        ({"inner": {"lr": float("nan")}}, "inner.lr: should be a number, got nan"),
+        ({"inner": {"lr": float("inf")}}, "inner.lr: should be a number, got inf"),
         ({"inner": {"mode": "atuo"}}, "inner.mode: unknown 'atuo'; did you mean auto? (choices: auto, on, off)"),
         ({"inner": {"mode": 1}}, "inner.mode: unknown 1; (choices: auto, on, off)"),
         ({"name": "forbidden"}, "name: is taken"),
@@ -213,8 +216,8 @@ def test_yaml_merges_sections(tmp_path: Path) -> None:
         epochs=st.integers(1),
         flag=st.booleans(),
         tags=st.lists(st.sampled_from(["a", "b"])),
-        table=st.dictionaries(st.text(), st.floats(allow_nan=False)),
-        inner=st.builds(Inner, lr=st.floats(0), mode=st.sampled_from(["auto", "on", "off"])),
+        table=st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False)),
+        inner=st.builds(Inner, lr=st.floats(0, 1e9), mode=st.sampled_from(["auto", "on", "off"])),
         optional=st.none() | st.builds(Inner, file=st.none() | st.text()),
     )
 )
