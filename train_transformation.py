@@ -14,6 +14,7 @@ from models.model_files import (
     build_model,
     describe_transformation,
     describe_transformed,
+    holds_torchscript,
     load_model,
     read_description,
     save_model,
@@ -33,7 +34,6 @@ from utils.schema import TransformationConfig
 def main() -> None:
     config = load_config(TransformationConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     check_inputs(config)
-    check_formats(config.export_formats)
     with process_group() as world:
         # The frozen models, by role: old, new and, if there is one, side_info.
         model_paths = {"old": config.old_model_path, "new": config.new_model_path}
@@ -49,6 +49,8 @@ def main() -> None:
             )
             for role, path in model_paths.items()
         }
+        inside = any(holds_torchscript(descriptions[role]) for role in descriptions if role != "new")
+        check_formats(config.export_formats, torchscript_inside=inside)
         models = {
             role: freeze(build_model(description, where=f"{role}_model_path"), world)
             for role, description in descriptions.items()

@@ -27,12 +27,17 @@ class _Outputs(nn.Module):
         return tuple(output for output in self.model(*inputs) if output is not None)
 
 
-def check_formats(formats: Sequence[str]) -> None:
+def check_formats(formats: Sequence[str], *, torchscript_inside: bool = False) -> None:
     """Check, before a training, that its model can be written in each of `formats`.
 
+    Args:
+        torchscript_inside: whether a part of the model is a TorchScript archive.
+
     Raises:
-        UserError: ONNX is asked for and its packages are not installed.
+        UserError: ONNX is asked for and its packages are not installed, or a format cannot hold a TorchScript archive.
     """
+    if torchscript_inside and set(formats) - {"torchscript"}:
+        raise UserError("export_formats: a model with a TorchScript archive in it can be exported as torchscript only")
     missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
     if "onnx" in formats and missing:
         raise UserError(f"export_formats: onnx needs packages that are not here: pip install {' '.join(missing)}")

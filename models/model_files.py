@@ -104,6 +104,14 @@ def is_torchscript(path: str | Path) -> bool:
         return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
 
 
+def holds_torchscript(description: Description | None) -> bool:
+    """Whether a model or a part of it is a TorchScript archive."""
+    if description is None:
+        return False
+    parts = [description.get("old"), description.get("side_info")]
+    return description["kind"] == "torchscript" or any(map(holds_torchscript, parts))
+
+
 def _what_it_is(path: Path) -> str:
     if path.stat().st_size == 0:
         return "it is empty"

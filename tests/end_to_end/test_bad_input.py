@@ -209,6 +209,10 @@ def test_a_new_model_without_the_classifier_that_the_loss_needs(work: Path) -> N
         (["arch_params.sigma_dim=5"], "arch_params.sigma_dim: should be 1 or new_embedding_dim 16, got 5"),
         (["arch_params.arch=fct"], "objective_params.uncertainty_loss: needs a transformation with uncertainty"),
         (["objective_params=null"], "objective_params.uncertainty_loss: is missing"),
+        (
+            ["side_info_model_path=side.pt", "export_formats=[pt2]"],
+            "export_formats: a model with a TorchScript archive in it can be exported as torchscript only",
+        ),
     ],
 )
 def test_dimensions_and_losses_that_do_not_go_together(work: Path, overrides: list[str], message: str) -> None:

@@ -67,8 +67,14 @@ needs_onnx = pytest.mark.skipif(
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@pytest.mark.parametrize("kind", MODELS)
-@pytest.mark.parametrize("format_", ["torchscript", "pt2", pytest.param("onnx", marks=needs_onnx)])
+@pytest.mark.parametrize(
+    ("format_", "kind"),
+    [
+        *(("torchscript", kind) for kind in MODELS),
+        ("pt2", "fastfill"),  # has each kind of part: two backbones and the transformation
+        pytest.param("onnx", "fastfill", marks=needs_onnx),
+    ],
+)
 def test_an_export_computes_what_the_model_does(format_: str, kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = MODELS[kind](tmp_path).eval()
@@ -87,6 +93,12 @@ def test_an_export_computes_what_the_model_does(format_: str, kind: str, tmp_pat
         assert len(outputs) == len(expected)
         for output, right in zip(outputs, expected, strict=True):
             torch.testing.assert_close(output, right, rtol=1e-4, atol=1e-4)
+
+
+def test_a_format_that_cannot_hold_torchscript_shows_before_the_training() -> None:
+    check_formats(["torchscript"], torchscript_inside=True)
+    with pytest.raises(UserError, match="export_formats: a model with a TorchScript archive in it"):
+        check_formats(["torchscript", "pt2"], torchscript_inside=True)
 
 
 def test_onnx_without_its_packages_shows_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
