@@ -17,7 +17,7 @@ from data.embeddings import EmbeddingSet, read_query_and_gallery, write_embeddin
 from retrieval import BackfillingCurve, RetrievalMetrics, backfilling_curve, backfilling_order, cutoffs, evaluate
 from retrieval.report import curve_array, per_query_arrays, result_json, table
 from trainers.extraction import embed_queries_and_gallery
-from utils.config import check_inputs, load_config
+from utils.config import load_config
 from utils.distributed import World, process_group
 from utils.errors import UserError, run_script
 from utils.files import write_array, write_arrays, write_json
@@ -28,7 +28,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", metavar="FILE", help="result file (JSON)")
     config = load_config(EvalConfig, parser)
-    check_inputs(config)
     with process_group() as world:
         files = config.embeddings_params
         if files is None:

@@ -24,7 +24,7 @@ from trainers.extraction import embedding_dim, freeze
 from trainers.objectives import build_objective
 from trainers.pairs import build_pairs
 from trainers.transformation import train_transformation
-from utils.config import check_inputs, load_config, to_dict
+from utils.config import load_config, to_dict
 from utils.distributed import process_group
 from utils.errors import run_script
 from utils.runs import Run
@@ -33,7 +33,6 @@ from utils.schema import TransformationConfig
 
 def main() -> None:
     config = load_config(TransformationConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
-    check_inputs(config)
     with process_group() as world:
         # The frozen models, by role: old, new and, if there is one, side_info.
         model_paths = {"old": config.old_model_path, "new": config.new_model_path}

@@ -125,14 +125,14 @@ def transformation_arguments(arch: TransformationArch, dims: dict[str, int]) -> 
         "new_embedding_dim": dims["new"],
         "side_info_dim": dims["side_info"] if has_side_info else dims["old"],
     }
+    sources = {
+        "old_embedding_dim": "the old model",
+        "new_embedding_dim": "the new model",
+        "side_info_dim": "the side-information model" if has_side_info else "the old embedding that stands in for it",
+    }
     for name, dim in actual.items():
         stated = getattr(arch, name)
         if stated is not None and stated != dim:
-            source = (
-                "the old embedding that stands in for it"
-                if name == "side_info_dim" and not has_side_info
-                else "the model"
-            )
-            raise UserError(f"arch_params.{name}: says {stated}, {source} has {dim}")
+            raise UserError(f"arch_params.{name}: says {stated}, {sources[name]} has {dim}")
     sigma = {} if arch.sigma_dim is None else {"sigma_dim": arch.sigma_dim}
     return {"arch": arch.arch, **actual, "inner_dim": arch.inner_dim, **sigma}

@@ -46,7 +46,8 @@ def load_config(schema: type[Config], parser: argparse.ArgumentParser, argv: lis
     Further arguments that `parser` knows are stored in those fields of the config that bear their names.
 
     Raises:
-        UserError: a missing file, an unknown key, a wrong type, a value out of bounds or a missing required key.
+        UserError: a missing file, an unknown key, a wrong type, a value out of bounds, a missing required key, or a
+            file that the config reads and that is not there.
     """
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML config")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override config keys, e.g. epochs=3")
@@ -56,7 +57,9 @@ def load_config(schema: type[Config], parser: argparse.ArgumentParser, argv: lis
     for override in overrides:
         apply_override(values, override)
     values.update({name: value for name, value in arguments.items() if value is not None})
-    return build(schema, values, source=path)
+    config = build(schema, values, source=path)
+    check_inputs(config, source=path)
+    return config
 
 
 class _Dumper(yaml.SafeDumper):
@@ -244,7 +247,7 @@ def paths(config: Any, role: Literal["input", "output"], prefix: str = "") -> It
             yield prefix + field.name, value
 
 
-def check_inputs(config: Any, source: str = "config") -> None:
+def check_inputs(config: Any, source: str | Path) -> None:
     """Check, before any work, that every file which the config reads is there.
 
     Raises:

@@ -199,12 +199,12 @@ def test_a_new_model_without_the_classifier_that_the_loss_needs(work: Path) -> N
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["arch_params.old_embedding_dim=99"], "arch_params.old_embedding_dim: says 99, the model has 16"),
-        (["arch_params.new_embedding_dim=99"], "arch_params.new_embedding_dim: says 99, the model has 16"),
+        (["arch_params.old_embedding_dim=99"], "arch_params.old_embedding_dim: says 99, the old model has 16"),
+        (["arch_params.new_embedding_dim=99"], "arch_params.new_embedding_dim: says 99, the new model has 16"),
         (["arch_params.side_info_dim=99"], "side_info_dim: says 99, the old embedding that stands in for it has 16"),
         (
             ["arch_params.side_info_dim=16", "side_info_model_path=side.pt"],
-            "arch_params.side_info_dim: says 16, the model has 24",
+            "arch_params.side_info_dim: says 16, the side-information model has 24",
         ),
         (["arch_params.sigma_dim=5"], "arch_params.sigma_dim: should be 1 or new_embedding_dim 16, got 5"),
         (["arch_params.arch=fct"], "objective_params.uncertainty_loss: needs a transformation with uncertainty"),

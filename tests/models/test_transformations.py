@@ -124,9 +124,13 @@ def test_arguments_are_completed_by_the_models_dimensions() -> None:
 @pytest.mark.parametrize(
     ("stated", "dims", "message"),
     [
-        ({"old_embedding_dim": 5}, {"old": 6, "new": 8}, "old_embedding_dim: says 5, the model has 6"),
-        ({"new_embedding_dim": 5}, {"old": 6, "new": 8}, "new_embedding_dim: says 5, the model has 8"),
-        ({"side_info_dim": 5}, {"old": 6, "new": 8, "side_info": 10}, "side_info_dim: says 5, the model has 10"),
+        ({"old_embedding_dim": 5}, {"old": 6, "new": 8}, "old_embedding_dim: says 5, the old model has 6"),
+        ({"new_embedding_dim": 5}, {"old": 6, "new": 8}, "new_embedding_dim: says 5, the new model has 8"),
+        (
+            {"side_info_dim": 5},
+            {"old": 6, "new": 8, "side_info": 10},
+            "side_info_dim: says 5, the side-information model has 10",
+        ),
         (
             {"side_info_dim": 5},
             {"old": 6, "new": 8},

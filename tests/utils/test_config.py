@@ -134,12 +134,14 @@ def test_bare_on_and_off_are_choices_and_truth_values(tmp_path: Path) -> None:
 
 def test_overrides_win_over_the_file_and_later_ones_over_earlier(tmp_path: Path) -> None:
     text = "name: x\nepochs: 5\ninner: {lr: 1, mode: on}\noptional:\n"
+    file = tmp_path / "a=b"
+    file.touch()
     config = load_file(
-        tmp_path, text, "epochs=6", "inner.lr=5e-4", "optional.file=a=b", "tags=[a]", "table.k=2", "epochs=7"
+        tmp_path, text, "epochs=6", "inner.lr=5e-4", f"optional.file={file}", "tags=[a]", "table.k=2", "epochs=7"
     )
     assert config.epochs == 7
     assert config.inner == Inner(lr=5e-4, mode="on")
-    assert config.optional == Inner(file="a=b")
+    assert config.optional == Inner(file=str(file))
     assert config.tags == ["a"]
     assert config.table == {"k": 2.0}
 
@@ -232,7 +234,7 @@ def test_paths_by_role_and_the_check_of_inputs(tmp_path: Path) -> None:
     config = Outer(name="x", inner=Inner(file=str(there)), optional=Inner(file=str(tmp_path / "gone")))
     assert dict(paths(config, "input")) == {"inner.file": str(there), "optional.file": str(tmp_path / "gone")}
     assert dict(paths(config, "output")) == {"output": "out.pt"}
-    with pytest.raises(UserError, match=r"config: optional\.file: there is no .*gone"):
-        check_inputs(config)
+    with pytest.raises(UserError, match=r"c\.yaml: optional\.file: there is no .*gone"):
+        check_inputs(config, "c.yaml")
     config.optional = None
-    check_inputs(config)
+    check_inputs(config, "c.yaml")
