@@ -12,6 +12,10 @@ from torch import nn
 from utils.config import unknown_choice
 from utils.errors import UserError
 
+# On a CPU, the gradient of a strided 1x1 convolution in bf16 writes past its memory where there are fewer (oneDNN, with
+# torch 2.11 to 2.14 at least).
+MIN_CHANNELS = 16
+
 
 def conv_bn(inputs: int, outputs: int, kernel: int, stride: int = 1) -> tuple[nn.Conv2d, nn.BatchNorm2d]:
     """A "same" convolution without bias, and its batch normalisation."""
@@ -82,7 +86,7 @@ class ResNet(nn.Module):
         embedding_dim: d, channels of the embedding.
         last_nonlin: whether the embedding is made of ReLU outputs.
         stem: "imagenet" (7x7 stride 2 and max-pool) or "cifar" (3x3 stride 1, for 32 px images).
-        width: factor on the channels of every layer but the embedding.
+        width: factor on the channels of every layer but the embedding, which stay at least MIN_CHANNELS.
         base_width: inner channels of a bottleneck per 64 planes.
     """
 
@@ -99,7 +103,7 @@ class ResNet(nn.Module):
         base_width: int = 64,
     ) -> None:
         super().__init__()
-        planes = [max(1, round(width * channels)) for channels in (64, 128, 256, 512)]
+        planes = [max(MIN_CHANNELS, round(width * channels)) for channels in (64, 128, 256, 512)]
         self.conv1, self.bn1 = conv_bn(3, planes[0], *((7, 2) if stem == "imagenet" else (3, 1)))
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == "imagenet" else nn.Identity()

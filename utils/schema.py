@@ -19,7 +19,9 @@ class BackboneArch:
     stem: Literal["imagenet", "cifar"] = key(
         "imagenet", doc="imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1, no pool"
     )
-    width: float = key(1.0, doc="factor on the channels of every layer but the embedding", minimum=1 / 64)
+    width: float = key(
+        1.0, doc="factor on the channels of every layer but the embedding; at least 16 stay", minimum=1 / 64
+    )
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from models.resnet import BACKBONES, ResNet, build_backbone
+from models.resnet import BACKBONES, MIN_CHANNELS, ResNet, build_backbone
 from utils.errors import UserError
 
 PARAMETERS = {
@@ -149,6 +149,14 @@ def test_width_scales_every_layer_but_the_embedding(arch: str, expansion: int, i
     assert model.layer1(torch.randn(2, 32, 8, 8)).shape[1] == 32 * expansion
     assert model.get_parameter("layer4.1.conv1.weight").shape[1] == 256 * expansion
     assert model.fc.in_channels == 128
+
+
+def test_no_layer_is_too_narrow_for_bf16_on_a_cpu() -> None:
+    model = build_backbone("ResNet18", num_classes=5, embedding_dim=8, width=1 / 64)
+    strided = [m for m in model.modules() if isinstance(m, nn.Conv2d) and m.stride != (1, 1) and m is not model.conv1]
+    assert min(m.in_channels for m in strided) == MIN_CHANNELS
+    with torch.autocast("cpu", torch.bfloat16):  # with fewer channels, this aborts the process where bf16 is native
+        model(torch.randn(4, 3, 32, 32))[0].float().square().sum().backward()
 
 
 def test_a_single_image_keeps_its_batch_dimension() -> None:
