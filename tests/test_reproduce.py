@@ -94,7 +94,14 @@ def test_an_interrupt_ends_it_and_its_stage(root: Path, sent: signal.Signals, to
     command = [sys.executable, "reproduce.py", "--config", "configs/suite.yaml"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(
-        command, cwd=root, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=root,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # As a terminal starts it, even where the tests themselves run in the background, which ignores Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     calls = root / "calls.jsonl"
     deadline = time.monotonic() + 60
