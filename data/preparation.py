@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from utils.errors import UserError
+from utils.errors import NO_SPACE, UserError
 
 STAMP = "prepared.json"
 SPLITS = ("training", "validation")
@@ -157,8 +157,10 @@ def _whole_folder(output: Path) -> Iterator[Path]:
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
             yield partial
             partial.replace(output)
-        except BaseException:
+        except BaseException as error:
             shutil.rmtree(partial, ignore_errors=True)
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                raise UserError(f"{output}: no space left on the disk; free some and run the command again") from error
             raise
 
 

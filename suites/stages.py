@@ -23,7 +23,7 @@ from utils.runs import without_neutral_keys
 
 INTERRUPTED = 130
 PR_SET_PDEATHSIG = 1  # of Linux, <sys/prctl.h>
-GRACE_SECONDS = 5.0  # for an interrupted stage to end by itself, and again once it is told to
+GRACE_SECONDS = 2.0  # for an interrupted stage to end by itself, and again once it is told to
 
 
 class StageFailed(Exception):
@@ -154,7 +154,7 @@ def _run(command: list[str]) -> int:
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        # The terminal has sent Ctrl-C to the stage as well: it may be writing its checkpoint.
+        # The terminal has sent Ctrl-C to the stage as well; a scheduler's signal came here alone.
         if not _ends_in_time(process):
             process.terminate()
             _ends_in_time(process)

@@ -1,5 +1,6 @@
 """Folders are whole or absent, pickles execute nothing, MATLAB structs are read as scipy wrote them."""
 
+import errno
 import io
 import pickle
 from collections.abc import Callable
@@ -42,13 +43,20 @@ class TestPrepare:
         assert read_stamp(output)["images"] == {"training": 1, "validation": 1}
         assert names(output.parent) == ["toy"]
 
-    @pytest.mark.parametrize("error", [UserError("bad"), KeyboardInterrupt(), OSError(28, "No space left on device")])
-    def test_a_failure_leaves_nothing(self, tmp_path: Path, error: BaseException) -> None:
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (UserError("bad"), "bad"),
+            (KeyboardInterrupt(), ""),
+            (OSError(errno.ENOSPC, "of a write, which names no file"), "toy: no space left on the disk; free some"),
+        ],
+    )
+    def test_a_failure_leaves_nothing(self, tmp_path: Path, error: BaseException, message: str) -> None:
         def fail(folder: Path) -> dict[str, int]:
             fill(folder)
             raise error
 
-        with pytest.raises(type(error)):
+        with pytest.raises((UserError, KeyboardInterrupt), match=message):
             prepare(tmp_path / "toy", RECIPE, fail)
         assert names(tmp_path) == []
 

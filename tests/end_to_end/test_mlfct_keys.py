@@ -1,6 +1,5 @@
 """Config files written for ml-fct, with its keys alone, run unchanged."""
 
-import argparse
 import json
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import succeed, write_images
-from utils.config import load_config
+from utils.config import build, read_yaml
 from utils.schema import BackboneConfig, EvalConfig, TransformationConfig
 
 BACKBONE_OLD = """
@@ -123,7 +122,8 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_key_is_read(folder: Path) -> None:
     def load(schema: type, name: str) -> Any:
-        return load_config(schema, argparse.ArgumentParser(), ["--config", str(folder / f"{name}.yaml")])
+        path = folder / f"{name}.yaml"
+        return build(schema, read_yaml(path), source=path)
 
     old, new = load(BackboneConfig, "old"), load(BackboneConfig, "new")
     assert (old.dataset_params.num_classes, new.dataset_params.num_classes) == (2, 4)
