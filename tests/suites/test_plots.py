@@ -58,7 +58,8 @@ def test_backfilling_curves(tmp_path: Path, figures: list[Figure]) -> None:
     ]
     figures[0].draw_without_rendering()
     assert {tick.get_text() for tick in cmc.get_yticklabels()} >= {"30", "35", "60"}  # percent, without decimals
-    assert not any(legend.get_window_extent().overlaps(axes.get_tightbbox()) for axes in figures[0].axes)
+    boxes = [axes.get_tightbbox() for axes in figures[0].axes]
+    assert not any(box is None or legend.get_window_extent().overlaps(box) for box in boxes)
     assert np.asarray(curves[0].get_ydata()).tolist() == [0.4, 0.55, 0.6]
     assert np.asarray(mean_precision.lines[2].get_ydata()).tolist() == [0.2, 0.25, 0.3]
     assert curves[0].get_color() != curves[1].get_color()
