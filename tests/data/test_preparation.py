@@ -47,11 +47,11 @@ class TestPrepare:
         ("error", "message"),
         [
             (UserError("bad"), "bad"),
-            (KeyboardInterrupt(), ""),
+            (KeyboardInterrupt(), None),
             (OSError(errno.ENOSPC, "of a write, which names no file"), "toy: no space left on the disk; free some"),
         ],
     )
-    def test_a_failure_leaves_nothing(self, tmp_path: Path, error: BaseException, message: str) -> None:
+    def test_a_failure_leaves_nothing(self, tmp_path: Path, error: BaseException, message: str | None) -> None:
         def fail(folder: Path) -> dict[str, int]:
             fill(folder)
             raise error
