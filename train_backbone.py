@@ -16,6 +16,7 @@ from trainers.backbone import train_backbone
 from utils.config import load_config, to_dict
 from utils.distributed import process_group
 from utils.errors import UserError, run_script
+from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import BackboneConfig
 
@@ -23,7 +24,7 @@ from utils.schema import BackboneConfig
 def main() -> None:
     config = load_config(BackboneConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     check_formats(config.export_formats)
-    with process_group() as world:
+    with Preemption() as preemption, process_group() as world:
         world.local_batch(config.dataset_params.batch_size)
         torch.manual_seed(config.seed)
         arguments = to_dict(config.arch_params)
@@ -37,7 +38,7 @@ def main() -> None:
                 f"the training set {classes} classes"
             )
         run = Run(config.output_model_path, config, world)
-        train_backbone(model, config, training, validation, run, world)
+        train_backbone(model, config, training, validation, run, world, preemption)
         if world.is_main:
             save_model(
                 config.output_model_path, describe_backbone(model, arguments), config=to_dict(config), seed=config.seed

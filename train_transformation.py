@@ -27,13 +27,14 @@ from trainers.transformation import train_transformation
 from utils.config import load_config, to_dict
 from utils.distributed import process_group
 from utils.errors import run_script
+from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import TransformationConfig
 
 
 def main() -> None:
     config = load_config(TransformationConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
-    with process_group() as world:
+    with Preemption() as preemption, process_group() as world:
         # The frozen models, by role: old, new and, if there is one, side_info.
         model_paths = {"old": config.old_model_path, "new": config.new_model_path}
         if config.side_info_model_path is not None:
@@ -63,10 +64,10 @@ def main() -> None:
         objective = build_objective(config.objective_params, models["new"], transformation)
         images = open_images(config.dataset_params, "training", world, seed=config.seed)
         objective.check_labels(images.labels)
-        pairs = build_pairs(models, images, config, world)
 
         run = Run(config.output_transformation_path, config, world)
-        train_transformation(transformation, objective, config, pairs, run, world)
+        pairs = build_pairs(models, images, config, run.precision, world)
+        train_transformation(transformation, objective, config, pairs, run, world, preemption)
         if world.is_main:
             trained = describe_transformation(transformation, arguments)
             transformed = describe_transformed(descriptions["old"], descriptions.get("side_info"), trained)

@@ -45,7 +45,7 @@ class EmbeddingSet:
 
 
 def write_embeddings(path: str | Path, items: EmbeddingSet) -> None:
-    """Write an embedding file (.npz) atomically."""
+    """Write an embedding file atomically: an `.npz`, or under any other name a folder of `.npy` files."""
     arrays = {"embeddings": items.embeddings, "ids": items.ids, "labels": items.labels, "sigma": items.log_variance}
     write_arrays(path, {name: array for name, array in arrays.items() if array is not None})
 

@@ -3,12 +3,10 @@
 import ctypes
 import hashlib
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any, Literal
 from suites.planning import PlannedStage
 from utils.config import to_dict
 from utils.errors import UserError
-from utils.files import sha256_of, write_json
+from utils.files import files_below, sha256_of, write_json
 from utils.provenance import environment
 from utils.runs import without_neutral_keys
 
@@ -70,6 +68,7 @@ def run_stage(stage: PlannedStage, heading: str) -> Record:
         command = stage.command
         print(f"{heading}: running again after an interruption", flush=True)
     write_json(stage.record, asdict(record))
+    before = _versions(stage.outputs)
     started = time.monotonic()
     try:
         code = _run(command)
@@ -77,7 +76,10 @@ def run_stage(stage: PlannedStage, heading: str) -> Record:
         record.seconds += time.monotonic() - started
         write_json(stage.record, asdict(record))
         content_of.cache_clear()
-    if code == INTERRUPTED:
+    after = _versions(stage.outputs)
+    # A training that a scheduler's SIGTERM has ended exits with 0 too, without writing its outputs.
+    preempted = stage.can_resume and any(after[path] in (None, before[path]) for path in stage.outputs)
+    if code == INTERRUPTED or (code == 0 and preempted):
         raise KeyboardInterrupt
     if code != 0:
         raise StageFailed(f"stage {stage.name} failed (exit code {code}); {stage.script} says why above", code)
@@ -119,20 +121,9 @@ def content_of(path: str) -> str:
     splits = [split for split in ("training", "validation") if Path(path, split).is_dir()]
     digest = hashlib.sha256()
     for folder in splits or [""]:
-        for name, size in _walk(str(Path(path, folder)), folder):
-            digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
+        for name, status in files_below(Path(path, folder), folder):
+            digest.update(f"{name}\0{status.st_size}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
-
-
-def _walk(folder: str, name: str) -> Iterator[tuple[str, int]]:
-    """(relative name, size) of the files below `folder`, through links, in the order of their names."""
-    with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in visible:
-        if entry.is_dir():
-            yield from _walk(entry.path, f"{name}/{entry.name}")
-        elif entry.is_file():  # false for a link to nothing
-            yield f"{name}/{entry.name}", entry.stat().st_size
 
 
 def _read_record(path: Path) -> Record | None:
@@ -141,6 +132,12 @@ def _read_record(path: Path) -> Record | None:
         return Record(**json.loads(path.read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
+
+
+def _versions(paths: list[str]) -> dict[str, tuple[int, int] | None]:
+    """What tells the files at `paths` from later ones of the same content; None where there is no file."""
+    statuses = {path: Path(path).stat() if Path(path).exists() else None for path in paths}
+    return {path: status and (status.st_ino, status.st_mtime_ns) for path, status in statuses.items()}
 
 
 def _outputs_unchanged(record: Record) -> bool:

@@ -9,13 +9,21 @@ from models.resnet import ResNet
 from trainers.loop import Step, Trainer
 from trainers.optimizers import build_optimizer, build_schedule
 from utils.distributed import World
-from utils.precision import autocast, resolve_precision
+from utils.errors import UserError
+from utils.precision import autocast
+from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import BackboneConfig
 
 
 def train_backbone(
-    model: ResNet, config: BackboneConfig, training: ImageSet, validation: ImageSet, run: Run, world: World
+    model: ResNet,
+    config: BackboneConfig,
+    training: ImageSet,
+    validation: ImageSet,
+    run: Run,
+    world: World,
+    preemption: Preemption,
 ) -> None:
     """Train `model` in place on this process's share of `training`, with the label-smoothed cross-entropy.
 
@@ -23,9 +31,12 @@ def train_backbone(
         validation: images of the trained classes, for the accuracy in the log.
 
     Raises:
-        UserError: see `Trainer.fit`.
+        UserError: `sync_bn` without GPUs; see `Trainer.fit`.
+        Preempted: see `Trainer.fit`.
     """
-    precision = resolve_precision(config.precision, world.device)
+    precision, batch_size = run.precision, config.dataset_params.batch_size
+    if config.sync_bn:
+        synchronise_batch_norms(model, world)
     # Convolutions over channels-last images are the faster ones, in bf16 and in float32.
     model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -43,7 +54,7 @@ def train_backbone(
         counts = torch.zeros(2, dtype=torch.float64, device=world.device)
         model.eval()
         with torch.inference_mode(), autocast(precision, world.device):
-            for batch in validation.view_batches(0, world.local_batch(config.dataset_params.batch_size)):
+            for batch in validation.view_batches(0, world.local_batch(batch_size)):
                 logits, _ = model(batch.images)
                 counts += torch.stack([(logits.argmax(1) == batch.labels).sum(), counts.new_tensor(len(batch.labels))])
         correct, count = world.sum(counts).tolist()
@@ -55,9 +66,24 @@ def train_backbone(
         build_schedule(config.lr_policy_params, config.optimizer_params, config.epochs),
         epochs=config.epochs,
         items=len(training),
-        batches=lambda epoch: training.training_batches(epoch, config.dataset_params.batch_size),
+        batch_size=batch_size,
+        batches=lambda epoch: training.training_batches(epoch, batch_size),
         step=step,
         run=run,
         world=world,
+        preemption=preemption,
+        micro_batch=config.micro_batch,
+        compilation=config.compile,
         validate=validate,
     ).fit()
+
+
+def synchronise_batch_norms(model: nn.Module, world: World) -> None:
+    """Let every batch normalisation use the statistics of all processes' images, in place; names stay as they are.
+
+    Raises:
+        UserError: the processes have no GPUs.
+    """
+    if world.device.type != "cuda":
+        raise UserError("sync_bn: needs GPUs; on CPUs leave it out, each process then uses its own statistics")
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -1,6 +1,6 @@
 """Running frozen models over a set of images."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
@@ -8,10 +8,11 @@ from tqdm import tqdm
 
 from data.datasets import open_images
 from data.embeddings import EmbeddingSet
-from data.images import ImageSet
+from data.images import Batch
 from models.embedding import embed
 from models.model_files import load_model
 from models.transformations import Transformed
+from trainers.batches import watch_workers
 from utils.distributed import World
 from utils.precision import autocast, resolve_precision
 from utils.schema import EvalConfig, Precision
@@ -33,38 +34,38 @@ def embedding_dim(model: nn.Module, image_size: int, world: World) -> int:
 
 def embed_images(
     models: Mapping[str, nn.Module],
-    images: ImageSet,
-    view: int,
+    batches: Iterable[Batch],
     *,
-    batch_size: int,
+    total: int,
     precision: Precision,
     world: World,
     title: str,
 ) -> tuple[dict[str, Transformed], torch.Tensor]:
-    """Embed a view of every image with every model, each process its share; all get all.
+    """Embed images with every model, each process its share; all get all.
 
     Args:
         models: name -> frozen model, on the device. Models that are the same object run once.
-        view: see `ImageSet.view_batches`.
-        batch_size: over all processes.
+        batches: this process's share of the images.
+        total: images in it, for the progress bar.
         title: of the progress bar.
 
     Returns:
         name -> embeddings (m, d) float32 with log variance (m, s) or None, and the positions (m,) in the image list of
         the m readable images.
+
+    Raises:
+        UserError: a process that decodes images died.
     """
     resolved = resolve_precision(precision, world.device)
     distinct = {id(model): model for model in models.values()}
     outputs: dict[int, list[Transformed]] = {key: [] for key in distinct}
     indices = []
-    local_batch = world.local_batch(batch_size)
-    total = len(range(len(images))[world.share(len(images))])
     with (
         torch.inference_mode(),
         autocast(resolved, world.device),
         tqdm(total=total, desc=title, unit="img", leave=False, disable=None if world.is_main else True) as bar,
     ):
-        for batch in images.view_batches(view, local_batch):
+        for batch in watch_workers(batches):
             for key, model in distinct.items():
                 outputs[key].append(embed(model, batch.images))
             indices.append(batch.indices)
@@ -101,9 +102,8 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
     images = open_images(config.dataset_params, "validation", world, seed=config.seed, all_classes=True)
     embedded, ids = embed_images(
         {"query": query_model, "gallery": gallery_model},
-        images,
-        0,
-        batch_size=config.dataset_params.batch_size,
+        images.view_batches(0, world.local_batch(config.dataset_params.batch_size)),
+        total=len(range(len(images))[world.share(len(images))]),
         precision=config.precision,
         world=world,
         title="embedding",

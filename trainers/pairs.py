@@ -8,10 +8,11 @@ from torch import nn
 
 from data.images import ImageSet, shuffled_batches
 from models.embedding import embed
-from trainers.extraction import embed_images
+from trainers.batches import watch_workers
+from trainers.embedding_cache import EmbeddingCache
 from utils.distributed import World
-from utils.precision import autocast, resolve_precision
-from utils.schema import Precision, TransformationConfig
+from utils.precision import Resolved, autocast
+from utils.schema import TransformationConfig
 from utils.seeds import generator
 
 
@@ -34,8 +35,19 @@ class Pairs(Protocol):
         """This process's share of an epoch, a function of (seed, epoch) alone."""
 
 
+class View(NamedTuple):
+    """Embeddings of one view of every image, on the device."""
+
+    embeddings: dict[str, torch.Tensor]  # role -> (m, d)
+    labels: torch.Tensor  # (m,)
+
+
 class CachedPairs:
-    """Every view embedded once: exact where the training transform has a finite number of views."""
+    """Every view embedded once.
+
+    Where the training transform has few views these are all of them, and each epoch draws one for each item, as the
+    transform would. Otherwise they are `drawn_views` epochs' random views, and the epochs take turns at them.
+    """
 
     def __init__(
         self,
@@ -43,39 +55,49 @@ class CachedPairs:
         images: ImageSet,
         *,
         batch_size: int,
-        precision: Precision,
+        cache: EmbeddingCache,
+        precision: Resolved,
         world: World,
         seed: int,
+        drawn_views: int | None = None,
     ) -> None:
-        assert images.num_views is not None
         self.batch_size, self.world, self.seed = batch_size, world, seed
-        self.views: list[dict[str, torch.Tensor]] = []  # by view: name -> (m, d)
-        positions = torch.empty(0, dtype=torch.int64)
-        for view in range(images.num_views):
-            title = f"embedding view {view + 1} of {images.num_views}"
-            embedded, positions = embed_images(
-                models, images, view, batch_size=batch_size, precision=precision, world=world, title=title
+        self.exhaustive = drawn_views is None
+        count = images.num_views if drawn_views is None else drawn_views
+        assert count is not None
+        self.views: list[View] = []
+        for view in range(count):
+            if self.exhaustive:
+                title, batches = "view", images.view_batches(view, world.local_batch(batch_size))
+            else:
+                title, batches = f"view drawn by seed {seed},", images.training_batches(view, batch_size)
+            embeddings, positions = cache.embed(
+                models,
+                batches,
+                view=f"{title} {view + 1} of {count}",
+                total=len(range(len(images))[world.share(len(images))]),
+                precision=precision,
             )
-            # A clone outside inference mode, so that autograd takes it as an input.
-            self.views.append({name: output.embedding.clone() for name, output in embedded.items()})
-        self.labels = images.labels[positions].to(world.device)
+            self.views.append(View(embeddings, images.labels[positions].to(world.device)))
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self.views[0].labels)
 
     def batches(self, epoch: int) -> Iterator[PairBatch]:
-        views = torch.randint(len(self.views), (len(self),), generator=generator(self.seed, epoch, 1))
-        for rows in shuffled_batches(len(self), self.batch_size, self.world, seed=self.seed, epoch=epoch):
-            view_of, rows = views[rows].to(self.world.device), rows.to(self.world.device)
-            batch = {name: self._take(name, rows, view_of) for name in self.views[0]}
-            yield PairBatch(batch["old"], batch.get("side_info"), batch["new"], self.labels[rows])
+        view = self._mixed(epoch) if self.exhaustive else self.views[epoch % len(self.views)]
+        for rows in shuffled_batches(len(view.labels), self.batch_size, self.world, seed=self.seed, epoch=epoch):
+            rows = rows.to(self.world.device)
+            batch = {role: embeddings[rows].float() for role, embeddings in view.embeddings.items()}
+            yield PairBatch(batch["old"], batch.get("side_info"), batch["new"], view.labels[rows])
 
-    def _take(self, name: str, rows: torch.Tensor, view_of: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, d) of the items `rows` (B,), each in its own view (B,)."""
-        taken = self.views[0][name][rows]
-        for view in range(1, len(self.views)):
-            taken = torch.where((view_of == view).unsqueeze(1), self.views[view][name][rows], taken)
-        return taken
+    def _mixed(self, epoch: int) -> View:
+        """Every item in a view drawn for it, the same for every model."""
+        drawn = torch.randint(len(self.views), (len(self),), generator=generator(self.seed, epoch, 1))
+        mixed, drawn = dict(self.views[0].embeddings), drawn.to(self.world.device).unsqueeze(1)
+        for number, view in enumerate(self.views[1:], start=1):
+            for role, embeddings in view.embeddings.items():
+                mixed[role] = torch.where(drawn == number, embeddings, mixed[role])
+        return View(mixed, self.views[0].labels)
 
 
 class StreamedPairs:
@@ -87,27 +109,42 @@ class StreamedPairs:
         images: ImageSet,
         *,
         batch_size: int,
-        precision: Precision,
+        precision: Resolved,
         world: World,
     ) -> None:
         self.models, self.images, self.batch_size, self.world = models, images, batch_size, world
-        self.precision = resolve_precision(precision, world.device)
+        self.precision = precision
 
     def __len__(self) -> int:
         return len(self.images)
 
     def batches(self, epoch: int) -> Iterator[PairBatch]:
-        for batch in self.images.training_batches(epoch, self.batch_size):
+        for batch in watch_workers(self.images.training_batches(epoch, self.batch_size)):
             with torch.no_grad(), autocast(self.precision, self.world.device):
                 embedded = {name: embed(model, batch.images).embedding for name, model in self.models.items()}
             yield PairBatch(embedded["old"], embedded.get("side_info"), embedded["new"], batch.labels)
 
 
-def build_pairs(models: Mapping[str, nn.Module], images: ImageSet, config: TransformationConfig, world: World) -> Pairs:
-    """Cached pairs where the training transform has few views, else pairs streamed from the images every epoch."""
-    batch_size, precision = config.dataset_params.batch_size, config.precision
-    if config.cache_embeddings == "off" or images.num_views is None:
+def build_pairs(
+    models: Mapping[str, nn.Module], images: ImageSet, config: TransformationConfig, precision: Resolved, world: World
+) -> Pairs:
+    """Cached pairs where the transform has few views or the config says how many to draw, else streamed ones."""
+    batch_size = config.dataset_params.batch_size
+    drawn_views = config.cached_views if images.num_views is None else None
+    if config.cache_embeddings == "off" or (images.num_views is None and drawn_views is None):
         if world.is_main:
             print("embedding every epoch: the frozen models run on every batch", flush=True)
         return StreamedPairs(models, images, batch_size=batch_size, precision=precision, world=world)
-    return CachedPairs(models, images, batch_size=batch_size, precision=precision, world=world, seed=config.seed)
+    if world.is_main:
+        number = f"all {images.num_views}" if drawn_views is None else f"{drawn_views} randomly drawn"
+        print(f"embedding once: {number} views of each image", flush=True)
+    return CachedPairs(
+        models,
+        images,
+        batch_size=batch_size,
+        cache=EmbeddingCache.of(config, models, precision, world),
+        precision=precision,
+        world=world,
+        seed=config.seed,
+        drawn_views=drawn_views,
+    )

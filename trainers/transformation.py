@@ -8,7 +8,8 @@ from trainers.objectives import TransformationObjective
 from trainers.optimizers import build_optimizer, build_schedule
 from trainers.pairs import PairBatch, Pairs
 from utils.distributed import World
-from utils.precision import autocast, resolve_precision
+from utils.precision import autocast
+from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import TransformationConfig
 
@@ -20,18 +21,18 @@ def train_transformation(
     pairs: Pairs,
     run: Run,
     world: World,
+    preemption: Preemption,
 ) -> None:
     """Train `transformation` in place. Half-way, `switch_mode_to_eval` freezes its BN statistics (not its weights).
 
     Raises:
-        UserError: see `Trainer.fit`.
+        UserError, Preempted: see `Trainer.fit`.
     """
-    precision = resolve_precision(config.precision, world.device)
     transformation.to(world.device)
     objective.to(world.device)
 
     def step(model: nn.Module, batch: PairBatch) -> Step:
-        with autocast(precision, world.device):
+        with autocast(run.precision, world.device):
             transformed = model(batch.old, batch.side_info)
         return Step(objective(transformed, batch.new, batch.labels), len(batch.labels))
 
@@ -44,9 +45,12 @@ def train_transformation(
         build_schedule(config.lr_policy_params, config.optimizer_params, config.epochs),
         epochs=config.epochs,
         items=len(pairs),
+        batch_size=config.dataset_params.batch_size,
         batches=pairs.batches,
         step=step,
         run=run,
         world=world,
+        preemption=preemption,
+        compilation=config.compile,
         set_mode=set_mode,
     ).fit()

@@ -1,6 +1,10 @@
 """One code path for one process and for N: with one, every collective returns its input."""
 
+import json
 import os
+import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,7 +13,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from utils.errors import UserError
+from utils.errors import UserError, expected_end
+
+POLL_SECONDS = 0.5  # between looks at whether another process has ended the run
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,10 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether `flag` is true on any process. It goes between the hosts, so no process waits for its device."""
+        return bool(self.sum(torch.tensor(int(flag)))) if self.size > 1 else flag
 
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
         """Concatenate every process's `rows` (n_r, ...) in rank order -> (sum of n_r, ...). The n_r may differ."""
@@ -70,7 +80,10 @@ class World:
 
 @contextmanager
 def process_group() -> Iterator[World]:
-    """Join the processes that torchrun started (nccl on GPUs, gloo on CPUs), or be the only one."""
+    """Join the processes that torchrun or Slurm started (nccl on GPUs, gloo on CPUs), or be the only one.
+
+    Where one process ends early, so do the others, with its message and exit code: none waits for it in vain.
+    """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
@@ -79,8 +92,59 @@ def process_group() -> Iterator[World]:
     if size == 1:
         yield World(device=device)
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(hours=1))
+    store, rank, size = next(dist.rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # tensors on a GPU host go by gloo
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(hours=1))
+    fate = _SharedFate(store, rank)
     try:
         yield World(rank, size, device)
-    finally:
-        dist.destroy_process_group()
+        dist.barrier()  # the main process may be writing its results, and others may still fail
+    except BaseException as error:
+        fate.end(error)
+        raise
+    fate.leave()
+    dist.destroy_process_group()
+
+
+class _SharedFate:
+    """Lets the first process that ends early take the others with it, wherever in a collective they wait."""
+
+    KEY = "end"
+
+    def __init__(self, store: dist.Store, rank: int) -> None:
+        self.store, self.rank = store, rank
+        self._left = threading.Event()
+        threading.Thread(target=self._watch, args=(store.clone(),), daemon=True).start()
+
+    def end(self, error: BaseException) -> None:
+        """Tell the others why this process ends. If they are the reason, end as the first of them did."""
+        self.leave()
+        message, code = expected_end(error) or (f"error: {type(error).__name__}: {error}", 1)
+        mine = json.dumps([self.rank, message, code])
+        first = self.store.compare_set(self.KEY, "", mine).decode()
+        if first == mine:
+            time.sleep(2 * POLL_SECONDS)  # the store may go with this process, and the others are to read it
+        elif expected_end(error) is None:  # a collective broke off because another process left it
+            self._follow(first)
+
+    def leave(self) -> None:
+        """The run has ended well: watch no longer."""
+        self._left.set()
+
+    def _watch(self, store: dist.Store) -> None:
+        while not self._left.wait(POLL_SECONDS):
+            try:
+                ended = store.check([self.KEY])
+            except RuntimeError:  # the process that keeps the store is gone: killed, or at its good end
+                if not self._left.wait(10 * POLL_SECONDS):
+                    self._follow(json.dumps([0, "error: the process is gone", 1]))
+                return
+            if ended:
+                self._follow(store.get(self.KEY).decode())
+
+    def _follow(self, end: str) -> None:
+        """End this process at once: its main thread may be waiting in a collective that never ends."""
+        rank, message, code = json.loads(end)
+        print(f"[rank {self.rank}] ends with rank {rank}: {message}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(code)

@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable
 
+from utils.preemption import Preempted
+
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -16,14 +18,24 @@ def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a user's mistake ends it with its message and exit code 2, without a traceback."""
     try:
         main()
-    except UserError as error:
-        _exit(f"error: {error}", code=2)
-    except OSError as error:
-        if error.errno not in NO_SPACE:
+    except BaseException as error:
+        end = expected_end(error)
+        if end is None:
             raise
-        _exit(f"error: no space left on the disk while writing {error.filename or 'a file'}", code=2)
-    except KeyboardInterrupt:
-        _exit("interrupted; run the same command again to go on", code=130)
+        _exit(*end)
+
+
+def expected_end(error: BaseException) -> tuple[str, int] | None:
+    """The message and exit code of an end that users bring about; None for a fault of the program."""
+    if isinstance(error, UserError):
+        return f"error: {error}", 2
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return f"error: no space left on the disk while writing {error.filename or 'a file'}", 2
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted; run the same command again to go on", 130
+    if isinstance(error, Preempted):
+        return str(error), 0
+    return None
 
 
 def _exit(message: str, code: int) -> None:

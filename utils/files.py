@@ -1,10 +1,12 @@
 """Files that are whole or absent: write to a temporary name, then rename."""
 
 import errno
+import glob
 import hashlib
 import io
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,11 +24,13 @@ UNWRITABLE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExists
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it takes the name `path` when the block ends well, and goes otherwise.
 
+    The block makes a file of it, or a folder.
+
     Raises:
         UserError: the disk is full, the folder cannot be written, or `path` is a folder.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path, os.getpid())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.is_dir():
@@ -40,7 +44,22 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from error
         raise
     finally:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
         with suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path, process: int | str) -> Path:
+    return path.with_name(f".{path.name}.{process}.tmp")
+
+
+def remove_leftovers(path: str | Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote `path`."""
+    path = Path(path)
+    own = _temporary(path, os.getpid())
+    for temporary in path.parent.glob(_temporary(Path(glob.escape(path.name)), "*").name):
+        if temporary != own:
             temporary.unlink(missing_ok=True)
 
 
@@ -69,10 +88,17 @@ def write_array(path: str | Path, array: torch.Tensor) -> None:
 
 
 def write_arrays(path: str | Path, arrays: Mapping[str, torch.Tensor]) -> None:
-    """Write arrays by name to `path` atomically, as .npz."""
+    """Write arrays by name to `path` atomically: as an `.npz`, or under any other name as a folder of `.npy` files."""
     values: dict[str, Any] = {name: array.cpu().numpy() for name, array in arrays.items()}
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **values)
+    with atomic_path(path) as temporary:
+        if Path(path).suffix == ".npz":
+            with temporary.open("wb") as file:
+                np.savez(file, **values)
+        else:
+            temporary.mkdir()
+            for name, value in values.items():
+                with (temporary / f"{name}.npy").open("wb") as file:
+                    np.save(file, value)
 
 
 def write_torch(path: str | Path, value: Any) -> None:
@@ -94,6 +120,17 @@ def read_torch(path: str | Path) -> Any:
         raise
     except Exception as error:  # foreign bytes are read as operations of a pickle, and fail in any way that these can
         raise ValueError(f"{path}: cannot be read by torch.load ({error})") from error
+
+
+def files_below(folder: str | Path, name: str = "") -> Iterator[tuple[str, os.stat_result]]:
+    """(relative name, status) of the files below `folder`, through links, sorted by name; hidden ones are left out."""
+    with os.scandir(folder) as entries:
+        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
+    for entry in visible:
+        if entry.is_dir():
+            yield from files_below(entry.path, f"{name}/{entry.name}")
+        elif entry.is_file():  # false for a link to nothing
+            yield f"{name}/{entry.name}", entry.stat()
 
 
 def sha256_of(path: str | Path) -> str:

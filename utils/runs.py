@@ -8,16 +8,18 @@ from typing import Any
 from utils.config import paths, to_dict, to_yaml
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import read_torch, sha256_of, write_text, write_torch
+from utils.files import read_torch, remove_leftovers, sha256_of, write_text, write_torch
+from utils.precision import Resolved, resolve_precision
 
 # Keys that do not change the weights that a run ends with.
-NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats"}
+NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats", "embeddings_dir"}
 
 
 class Run:
     """The files of one training run, named after its output: `old.pt` has `old.config.yaml`, `old.log.jsonl`, ...
 
-    Only the main process writes. A checkpoint belongs to one config and to the content of its input files.
+    Only the main process writes. A checkpoint belongs to one config and to the content of its input files. It also
+    holds `precision`, so that a run that goes on elsewhere computes as it began.
 
     Raises:
         UserError: there is a checkpoint that is damaged, or belongs to another config or other input files.
@@ -30,14 +32,22 @@ class Run:
         self.checkpoint_path = stem.with_name(f"{stem.name}.checkpoint.pt")
         self.world, self.config = world, config
         self.identity = fingerprint(config)
-        self._found = self._read_checkpoint()  # before anything is written: the run may not be ours to go on with
+        found = self._read_checkpoint()  # before anything is written: the run may not be ours to go on with
+        self._found = None if found is None else (found["state"], found["history"])
+        self.precision: Resolved = resolve_precision(config.precision, world.device)
+        if found is not None:
+            self.precision = found["precision"]
         if world.is_main:
+            outputs = [path for _, path in paths(config, "output")]
+            for path in (self.config_path, self.log_path, self.checkpoint_path, *outputs):
+                remove_leftovers(path)
             write_text(self.config_path, to_yaml(config))
 
     def save(self, state: dict[str, Any], history: list[dict[str, Any]]) -> None:
-        """Write the checkpoint of a finished epoch, then the log: one JSON line an epoch."""
+        """Write the checkpoint, then the log of the finished epochs: one JSON line each."""
         if self.world.is_main:
-            write_torch(self.checkpoint_path, {"identity": self.identity, "history": history, "state": state})
+            checkpoint = {"identity": self.identity, "precision": self.precision, "history": history, "state": state}
+            write_torch(self.checkpoint_path, checkpoint)
             write_text(self.log_path, "".join(json.dumps(record) + "\n" for record in history))
 
     def restore(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
@@ -45,7 +55,7 @@ class Run:
         found, self._found = self._found, None  # so that the trainer alone holds on to it
         return found
 
-    def _read_checkpoint(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    def _read_checkpoint(self) -> dict[str, Any] | None:
         path = self.checkpoint_path
         if not self.config.resume and self.world.is_main:
             path.unlink(missing_ok=True)  # or a run that is killed in its first epoch would leave the old one behind
@@ -58,7 +68,7 @@ class Run:
             raise UserError(f"{path}: the checkpoint cannot be read; {advice}") from None
         if not isinstance(checkpoint, dict) or checkpoint.get("identity") != self.identity:
             raise UserError(f"{path}: the checkpoint belongs to another config or other input models; {advice}")
-        return checkpoint["state"], checkpoint["history"]
+        return checkpoint
 
     def finish(self) -> None:
         """Remove the checkpoint: the output is written."""

@@ -6,6 +6,8 @@ from typing import Literal
 from utils.config import key, section
 
 Precision = Literal["auto", "bf16", "fp32"]
+Compile = Literal["auto", "on", "off"]
+COMPILE_DOC = "torch.compile; auto: on GPUs, for runs so long that it pays"
 
 
 @dataclass
@@ -170,6 +172,11 @@ class BackboneConfig:
     validate_every: int = key(10, doc="epochs between accuracies on the validation split; 0: never", minimum=0)
     seed: int = key(0, doc="of the initial weights, the shuffling and the augmentation", minimum=0)
     precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
+    compile: Compile = key("auto", doc=COMPILE_DOC)
+    micro_batch: int | None = key(
+        None, doc="images a process takes through the network at once; more accumulate their gradients", minimum=1
+    )
+    sync_bn: bool = key(False, doc="batch statistics over all processes (GPUs), not over each one's share")
     resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
 
@@ -198,11 +205,22 @@ class TransformationConfig:
     objective_params: ObjectiveParams = section(ObjectiveParams, doc="the losses; L_sim alone (FCT) if left out")
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
     switch_mode_to_eval: bool = key(False, doc="freeze the BN statistics from half of the epochs on")
-    cache_embeddings: Literal["auto", "off"] = key(
-        "auto", doc="auto: embed each view once where the transform has few views; off: embed every epoch"
+    cache_embeddings: Literal["auto", "memory", "off"] = key(
+        "auto",
+        doc="auto: embed each view once where the transform has few views, and keep that on disk; "
+        "memory: the same, for this run alone; off: embed every epoch",
+    )
+    cached_views: int | None = key(
+        None,
+        doc="random crops too: draw so many views of each image and embed them once; none: embed every epoch",
+        minimum=1,
+    )
+    embeddings_dir: str | None = key(
+        None, doc="folder that keeps embeddings for other runs; `embeddings` beside the output if left out"
     )
     seed: int = key(0, doc="of the initial weights, the shuffling and the augmentation", minimum=0)
     precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
+    compile: Compile = key("auto", doc=COMPILE_DOC)
     resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
 

@@ -12,6 +12,7 @@ from tests.tiny import BACKBONE, write_images
 from trainers.backbone import train_backbone
 from utils.config import build, parse_yaml, to_dict
 from utils.distributed import World
+from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import BackboneConfig
 
@@ -29,7 +30,9 @@ def test_accuracy_on_the_validation_split_is_logged_when_asked_for(
     training, validation = (
         open_images(config.dataset_params, split, World(), seed=0) for split in ("training", "validation")
     )
-    train_backbone(model, config, training, validation, Run(str(tmp_path / "m.pt"), config, World()), World())
+    train_backbone(
+        model, config, training, validation, Run(str(tmp_path / "m.pt"), config, World()), World(), Preemption()
+    )
     records = [json.loads(line) for line in (tmp_path / "m.log.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in records if "validation_accuracy" in record] == validated
     assert records[-1]["loss"] < records[0]["loss"]

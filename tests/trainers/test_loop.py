@@ -20,8 +20,9 @@ from trainers.optimizers import build_optimizer
 from utils.config import key
 from utils.distributed import World
 from utils.errors import UserError
+from utils.preemption import Preemption
 from utils.runs import Run
-from utils.schema import OptimizerParams
+from utils.schema import OptimizerParams, Precision
 from utils.seeds import generator
 
 ITEMS, CLASSES, STEPS = 12, 3, 3
@@ -32,6 +33,7 @@ ADAM = OptimizerParams("adam", lr=0.01)
 @dataclass
 class Config:
     resume: bool = key(True, doc="neutral")
+    precision: Precision = key("fp32", doc="arithmetic")
 
 
 class Data(NamedTuple):
@@ -65,6 +67,8 @@ def trainer(folder: Path, model: nn.Module, params: OptimizerParams = SGD, **opt
     defaults: dict[str, Any] = {
         "epochs": 4,
         "items": ITEMS * STEPS,
+        "batch_size": ITEMS,
+        "preemption": Preemption(),
         "batches": epoch_of,
         "step": classify,
         "run": new_run(folder, world),

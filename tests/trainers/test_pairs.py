@@ -1,16 +1,21 @@
 """Pairs: what is cached is what streaming would compute, and every frozen model runs once a view."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from data.datasets import open_images
 from data.images import ImageSet, shuffled_batches
 from models.embedding import embed
 from tests.tiny import TRANSFORMATION, write_images
+from trainers.embedding_cache import HALF_TOLERANCE, EmbeddingCache, rounded
 from trainers.pairs import CachedPairs, PairBatch, StreamedPairs, build_pairs
 from utils.config import build, parse_yaml
 from utils.distributed import World
@@ -46,8 +51,15 @@ def open_set(root: Path, augmentation: Any = "flip", **options: Any) -> ImageSet
     return open_images(params, "training", World(), seed=0)
 
 
-def cached_pairs(models: dict[str, Frozen], images: ImageSet) -> CachedPairs:
-    return CachedPairs(models, images, batch_size=BATCH, precision="fp32", world=World(), seed=0)
+def cached_pairs(
+    models: dict[str, Frozen], images: ImageSet, folder: Path | None = None, **options: Any
+) -> CachedPairs:
+    """Pairs that keep their embeddings in `folder`, if there is one; a model is told from others by its weights."""
+    hashes = {role: str(model.project.weight.sum().item()) for role, model in models.items()}
+    cache = EmbeddingCache(folder, "", hashes, World())
+    return CachedPairs(
+        models, images, batch_size=BATCH, cache=cache, precision="fp32", world=World(), seed=0, **options
+    )
 
 
 def streamed_pairs(models: dict[str, Frozen], images: ImageSet) -> StreamedPairs:
@@ -59,14 +71,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_images(tmp_path_factory.mktemp("data"), classes=2, training=ITEMS // 2, validation=1, size=8)
 
 
+def near(actual: torch.Tensor, expected: torch.Tensor) -> bool:
+    """Whether an embedding is another but for the rounding to half precision."""
+    return bool((actual - expected).norm() <= HALF_TOLERANCE * expected.norm())
+
+
 def view_drawn(batch: PairBatch, items: torch.Tensor, views: list[dict[str, torch.Tensor]]) -> list[int]:
     """The view that each row of a batch shows; it must be the same one for every model."""
     drawn = []
     for row, item in enumerate(items.tolist()):
-        (view,) = [v for v, embeddings in enumerate(views) if torch.allclose(batch.new[row], embeddings["new"][item])]
-        torch.testing.assert_close(batch.old[row], views[view]["old"][item])
+        (view,) = [v for v, embeddings in enumerate(views) if near(batch.new[row], embeddings["new"][item])]
+        assert near(batch.old[row], views[view]["old"][item])
         if batch.side_info is not None:
-            torch.testing.assert_close(batch.side_info[row], views[view]["side_info"][item])
+            assert near(batch.side_info[row], views[view]["side_info"][item])
         drawn.append(view)
     return drawn
 
@@ -102,7 +119,7 @@ def test_both_views_are_drawn_about_equally_and_anew_every_epoch(root: Path) -> 
             for rows, batch in zip(
                 shuffled_batches(ITEMS, BATCH, World(), seed=0, epoch=epoch), pairs.batches(epoch), strict=True
             )
-            for view in view_drawn(batch, rows, pairs.views)
+            for view in view_drawn(batch, rows, [view.embeddings for view in pairs.views])
         )
         for epoch in range(30)
     ]
@@ -144,7 +161,7 @@ def test_a_model_in_two_places_runs_once(root: Path) -> None:
     model = Frozen(4)
     pairs = cached_pairs({"old": model, "new": model}, open_set(root, "none"))
     assert sum(model.runs) == ITEMS
-    assert torch.equal(pairs.views[0]["old"], pairs.views[0]["new"])
+    assert torch.equal(pairs.views[0].embeddings["old"], pairs.views[0].embeddings["new"])
 
 
 def test_streaming_runs_every_model_once_a_batch_without_gradients(root: Path) -> None:
@@ -161,7 +178,7 @@ def test_unreadable_images_do_not_shift_the_labels(tmp_path: Path) -> None:
     models, images = make_models(), open_set(tmp_path, "none", max_unreadable=0.5)
     pairs = cached_pairs(models, images)
     assert len(pairs) == 9
-    assert pairs.labels.tolist() == [0] * 4 + [1] * 5
+    assert pairs.views[0].labels.tolist() == [0] * 4 + [1] * 5
     assert sum(models["old"].runs) == 9
 
 
@@ -170,11 +187,105 @@ def test_unreadable_images_do_not_shift_the_labels(tmp_path: Path) -> None:
     [
         ("flip", "auto", CachedPairs),
         ("none", "auto", CachedPairs),
+        ("flip", "memory", CachedPairs),
         ("flip", "off", StreamedPairs),
         ("crop_flip", "auto", StreamedPairs),
     ],
 )
-def test_few_views_are_cached_unless_it_is_off(root: Path, augmentation: str, cache: str, kind: type) -> None:
-    values = {**parse_yaml(TRANSFORMATION), "cache_embeddings": cache}
-    config = build(TransformationConfig, values, source="tiny")
-    assert type(build_pairs(make_models(), open_set(root, augmentation), config, World())) is kind
+def test_few_views_are_cached_unless_it_is_off(
+    root: Path, tmp_path: Path, augmentation: str, cache: str, kind: type
+) -> None:
+    config = config_in(tmp_path, root, cache_embeddings=cache)
+    models = make_models(side_info=False)
+    assert type(build_pairs(models, open_set(root, augmentation), config, "fp32", World())) is kind
+    assert (tmp_path / "embeddings").exists() == (kind is CachedPairs and cache == "auto")
+
+
+def config_in(folder: Path, root: Path, **values: Any) -> TransformationConfig:
+    """A config whose files are in `folder`, with stand-ins for the two model files."""
+    for role in ("old", "new"):
+        (folder / f"{role}.pt").write_text(role)
+    paths = {f"{role}_model_path": str(folder / f"{role}.pt") for role in ("old", "new")}
+    output = {"output_transformation_path": str(folder / "h.pt")}
+    config = build(TransformationConfig, {**parse_yaml(TRANSFORMATION), **paths, **output, **values}, source="tiny")
+    config.dataset_params.data_root = str(root)
+    return config
+
+
+def test_drawn_views_take_turns_and_are_those_of_the_first_epochs(root: Path) -> None:
+    models, images = make_models(), open_set(root, "crop_flip")
+    pairs = cached_pairs(models, images, drawn_views=2)
+    runs = [sum(model.runs) for model in models.values()]
+    assert runs == [2 * 18] * 3  # the last batch of an epoch is not full, and is left out
+    epochs = [list(pairs.batches(epoch)) for epoch in range(4)]
+    assert [sum(model.runs) for model in models.values()] == runs
+    for epoch, batches in enumerate(epochs):
+        drawn = torch.cat([embed(models["new"], b.images).embedding for b in images.training_batches(epoch % 2, BATCH)])
+        mine = torch.cat([batch.new for batch in batches])
+        nearest = torch.cdist(mine, drawn).argmin(1)
+        assert nearest.unique().tolist() == list(range(18))
+        assert all(near(row, drawn[match]) for row, match in zip(mine, nearest, strict=True))
+    assert not torch.equal(epochs[0][0].new, epochs[2][0].new)  # the same views, shuffled anew
+
+
+def test_the_number_of_drawn_views_is_stated(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_in(tmp_path, root, cached_views=3)
+    pairs = build_pairs(make_models(side_info=False), open_set(root, "crop_flip"), config, "fp32", World())
+    assert isinstance(pairs, CachedPairs)
+    assert "embedding once: 3 randomly drawn views of each image" in capsys.readouterr().out
+
+
+def test_embeddings_on_disk_serve_the_next_run_and_models_that_are_new_to_them(root: Path, tmp_path: Path) -> None:
+    images = open_set(root)
+    first = cached_pairs(make_models(), images, tmp_path)
+    again = make_models()
+    second = cached_pairs(again, images, tmp_path)
+    assert not any(model.runs for model in again.values())
+    for view, expected in zip(second.views, first.views, strict=True):
+        torch.testing.assert_close(view, expected, rtol=0, atol=0)
+    assert second.views[0].embeddings["old"].dtype == torch.float16
+    other = make_models()
+    nn.init.ones_(other["new"].project.weight)
+    cached_pairs(other, images, tmp_path)
+    assert [bool(model.runs) for model in other.values()] == [False, True, False]
+
+
+def test_other_data_another_transform_or_arithmetic_is_embedded_anew(root: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+
+    def source(precision: Any = "fp32", **params: Any) -> str:
+        config = config_in(tmp_path, data)
+        config.dataset_params = replace(config.dataset_params, **params)
+        return EmbeddingCache.of(config, ("old", "new"), precision, World()).source
+
+    before = source()
+    assert source(num_workers=0) == before
+    assert len({before, source("bf16"), source(image_size=32), source(augmentation="none"), source(num_classes=1)}) == 5
+    image = data / "training" / "0" / "000.png"
+    image.touch()
+    touched = source()
+    image.unlink()
+    assert len({before, touched, source()}) == 3
+
+
+def test_damaged_embeddings_are_made_anew(root: Path, tmp_path: Path) -> None:
+    images = open_set(root, "none")
+    cached_pairs(make_models(), images, tmp_path)
+    (file, *_) = sorted(tmp_path.glob("*/embeddings.npy"))
+    file.write_bytes(file.read_bytes()[:50])
+    models = make_models()
+    cached_pairs(models, images, tmp_path)
+    assert sorted(bool(model.runs) for model in models.values()) == [False, False, True]
+    models = make_models()
+    cached_pairs(models, images, tmp_path)
+    assert not any(model.runs for model in models.values())
+
+
+@settings(deadline=None)
+@given(exponent=st.floats(-12, 12), seed=st.integers(0, 99))
+def test_rounding_stays_within_its_tolerance_at_any_scale(exponent: float, seed: int) -> None:
+    embeddings = torch.randn(5, 8, generator=torch.Generator().manual_seed(seed)) * 10**exponent
+    assert all(near(row.float(), expected) for row, expected in zip(rounded(embeddings), embeddings, strict=True))
+    if -3 < exponent < 3:
+        assert rounded(embeddings).dtype == torch.float16

@@ -14,6 +14,7 @@ from trainers.pairs import PairBatch
 from trainers.transformation import train_transformation
 from utils.config import build, parse_yaml
 from utils.distributed import World
+from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import ObjectiveParams, TransformationConfig
 
@@ -45,7 +46,7 @@ def test_bn_statistics_freeze_half_way_while_the_weights_train_on(tmp_path: Path
     model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
     pairs, objective = Recorded(model), TransformationObjective(ObjectiveParams(), None)
     run = Run(str(tmp_path / "t.pt"), config, World())
-    train_transformation(model, objective, config, pairs, run, World())
+    train_transformation(model, objective, config, pairs, run, World(), Preemption())
     states = [*pairs.states, model.state_dict()]
     for epoch in range(epochs):
         before, after = states[epoch], states[epoch + 1]

@@ -13,6 +13,7 @@ from utils.config import build, key, read_yaml
 from utils.distributed import World
 from utils.errors import UserError
 from utils.runs import Run, fingerprint
+from utils.schema import Precision
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Config:
     num_workers: int = key(4, doc="neutral")
     verbose: bool = key(True, doc="neutral")
     resume: bool = key(True, doc="neutral")
+    precision: Precision = key("fp32", doc="arithmetic")
 
 
 HISTORY: list[dict[str, Any]] = [{"epoch": 1, "loss": 2.0}, {"epoch": 2, "loss": 1.0}]
