@@ -115,6 +115,24 @@ def test_an_interrupted_stage_goes_on_from_its_checkpoint(root: Path) -> None:
     assert record_of("h")["seconds"] > seconds  # of both attempts
 
 
+@pytest.mark.parametrize("before", ["nothing", "an older model"])
+def test_a_training_that_ends_well_without_its_model_was_preempted(root: Path, before: str) -> None:
+    if before == "an older model":
+        run(root)
+        values = suite_values()
+        values["overrides"] = {"seed": 7}
+    else:
+        values = suite_values()
+    script = root / "train_backbone.py"
+    whole = script.read_text()
+    script.write_text("")
+    with pytest.raises(KeyboardInterrupt):
+        run(root, values)
+    script.write_text(whole)
+    calls(root)
+    assert run(root, values)[:2] == ["train_backbone", "train_backbone afresh"]  # the first one goes on
+
+
 def test_an_interrupted_stage_with_another_config_starts_afresh(root: Path) -> None:
     (root / "train_transformation.fails").write_text("130")
     with pytest.raises(KeyboardInterrupt):

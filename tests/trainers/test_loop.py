@@ -1,7 +1,9 @@
 """The loop: what it logs, that an interruption leaves no trace in the weights, and that N processes are one."""
 
 import json
+import os
 import re
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from trainers.optimizers import build_optimizer
 from utils.config import key
 from utils.distributed import World
 from utils.errors import UserError
-from utils.preemption import Preemption
+from utils.preemption import Preempted, Preemption
 from utils.runs import Run
 from utils.schema import OptimizerParams, Precision
 from utils.seeds import generator
@@ -124,6 +126,50 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
     assert (f"resuming after epoch {epoch} of 4" in capsys.readouterr().out) == (epoch > 0)
 
 
+@pytest.mark.parametrize("step", [1, STEPS])
+def test_a_run_that_is_told_to_stop_goes_on_within_the_epoch(
+    tmp_path: Path, step: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "whole").mkdir()
+    whole = small_resnet()
+    trainer(tmp_path / "whole", whole).fit()
+
+    def told(at: int) -> Iterator[Data]:
+        for number, batch in enumerate(epoch_of(at), start=1):
+            if (at, number) == (2, step):
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    with Preemption() as preemption:
+        stopped = trainer(tmp_path, small_resnet(), batches=told, preemption=preemption)
+        with pytest.raises(Preempted, match=rf"after step {step} of epoch 3 of 4; .* {stopped.run.checkpoint_path}"):
+            stopped.fit()
+    resumed = small_resnet()
+    trainer(tmp_path, resumed).fit()
+    assert f"resuming after epoch 2 and step {step} of the next of 4" in capsys.readouterr().out
+    assert same_bits(resumed.state_dict(), whole.state_dict())
+    for record, expected in zip(log_of(tmp_path), log_of(tmp_path / "whole"), strict=True):
+        for name in ("epoch", "lr", "loss", "accuracy"):
+            assert record[name] == expected[name]
+
+
+@pytest.mark.parametrize("size", [5, 6, 100])
+def test_a_batch_in_parts_has_the_gradients_of_the_whole(tmp_path: Path, size: int) -> None:
+    results = []
+    for micro_batch in (None, size):
+        folder = tmp_path / str(micro_batch)
+        folder.mkdir()
+        train_a_share(World(), str(folder), micro_batch)
+        results.append(torch.load(folder / "0_of_1.pt"))
+    whole, parts = results
+    torch.testing.assert_close(parts["gradients"], whole["gradients"], rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(parts["weights"], whole["weights"], rtol=1e-3, atol=1e-5)
+    assert len(parts["gradients"]) == len(whole["gradients"])
+    for record, expected in zip(log_of(tmp_path / str(size)), log_of(tmp_path / "None"), strict=True):
+        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+        assert record["accuracy"] == pytest.approx(expected["accuracy"])
+
+
 def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
     first = small_resnet()
     trainer(tmp_path, first).fit()
@@ -198,7 +244,7 @@ def test_an_epoch_without_images(tmp_path: Path) -> None:
         trainer(tmp_path, small_resnet(), batches=lambda epoch: []).fit()
 
 
-def train_a_share(world: World, folder: str) -> None:
+def train_a_share(world: World, folder: str, micro_batch: int | None = None, epochs: int = 2) -> None:
     """Train on this process's share of the same global batches, with the BN statistics frozen at odd values."""
 
     def batches(epoch: int) -> Iterator[Data]:
@@ -213,12 +259,19 @@ def train_a_share(world: World, folder: str) -> None:
     gradients: list[dict[str, torch.Tensor]] = []
 
     def step(parallel: nn.Module, batch: Data) -> Step:
-        if any(p.grad is not None for p in model.parameters()):
+        if micro_batch is None and any(p.grad is not None for p in model.parameters()):
             pytest.fail("gradients of the last step are still there")
         return classify(parallel, batch)
 
     training = trainer(
-        Path(folder), model, world=world, epochs=2, batches=batches, step=step, set_mode=lambda m, e: m.eval()
+        Path(folder),
+        model,
+        world=world,
+        epochs=epochs,
+        batches=batches,
+        step=step,
+        set_mode=lambda m, e: m.eval(),
+        micro_batch=micro_batch,
     )
     training.optimizer.register_step_pre_hook(
         lambda *_: gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
@@ -228,18 +281,34 @@ def train_a_share(world: World, folder: str) -> None:
     torch.save(result, Path(folder) / f"{world.rank}_of_{world.size}.pt")
 
 
+def train_in_three_ways(world: World, folder: str) -> None:
+    """Two epochs in whole batches; in parts whose gradients are exchanged once; after two that one process trained."""
+    train_a_share(world, f"{folder}/whole")
+    train_a_share(world, f"{folder}/parts", 4)
+    train_a_share(world, f"{folder}/alone", epochs=4)
+
+
 def test_two_processes_have_the_gradients_and_weights_of_one(tmp_path: Path) -> None:
-    (tmp_path / "alone").mkdir()
+    for name in ("alone", "whole", "parts", "longer"):
+        (tmp_path / name).mkdir()
     train_a_share(World(), str(tmp_path / "alone"))
-    alone = torch.load(tmp_path / "alone" / "0_of_1.pt")
-    run_processes(train_a_share, 2, str(tmp_path))
-    results = [torch.load(tmp_path / f"{rank}_of_2.pt") for rank in range(2)]
-    assert same_bits(results[0]["weights"], results[1]["weights"])
+    alone, log = torch.load(tmp_path / "alone" / "0_of_1.pt"), log_of(tmp_path / "alone")
+    run_processes(train_in_three_ways, 2, str(tmp_path))
     assert len(alone["gradients"]) == 2 * STEPS
-    for result in results:
-        torch.testing.assert_close(result["gradients"], alone["gradients"], rtol=1e-3, atol=1e-5)
-        torch.testing.assert_close(result["weights"], alone["weights"], rtol=1e-3, atol=1e-5)
-    logs = [log_of(folder) for folder in (tmp_path, tmp_path / "alone")]
-    for record, expected in zip(*logs, strict=True):
-        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-        assert record["accuracy"] == pytest.approx(expected["accuracy"])
+    for way in ("whole", "parts"):
+        results = [torch.load(tmp_path / way / f"{rank}_of_2.pt") for rank in range(2)]
+        assert same_bits(results[0]["weights"], results[1]["weights"])
+        for result in results:
+            torch.testing.assert_close(result["gradients"], alone["gradients"], rtol=1e-3, atol=1e-5)
+            torch.testing.assert_close(result["weights"], alone["weights"], rtol=1e-3, atol=1e-5)
+        for record, expected in zip(log_of(tmp_path / way), log, strict=True):
+            assert record["loss"] == pytest.approx(expected["loss"], rel=1e-4)
+            assert record["accuracy"] == pytest.approx(expected["accuracy"])
+    # A checkpoint of one process serves two, and the other way round.
+    train_a_share(World(), str(tmp_path / "longer"), epochs=4)
+    train_a_share(World(), str(tmp_path / "whole"), epochs=4)
+    longer = torch.load(tmp_path / "longer" / "0_of_1.pt")["weights"]
+    for resumed in (tmp_path / "alone" / "0_of_2.pt", tmp_path / "whole" / "0_of_1.pt"):
+        result = torch.load(resumed)
+        assert len(result["gradients"]) == 2 * STEPS  # the first two epochs were not trained again
+        torch.testing.assert_close(result["weights"], longer, rtol=1e-3, atol=1e-5)

@@ -12,10 +12,14 @@ from utils.distributed import World, process_group
 
 def run_processes(function: Callable[..., None], size: int, *arguments: object) -> None:
     """Call `function(world, *arguments)` in `size` gloo processes; a failure of one of them is raised here."""
+    multiprocessing.spawn(_join, (size, free_port(), function, arguments), nprocs=size)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_join, (size, port, function, arguments), nprocs=size)
+        return free.getsockname()[1]
 
 
 def _join(rank: int, size: int, port: int, function: Callable[..., None], arguments: tuple[object, ...]) -> None:

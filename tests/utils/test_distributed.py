@@ -1,5 +1,8 @@
 """One process is the case N = 1 of the code for N."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.utils.processes import run_processes
+from tests.tiny import ENVIRONMENT, REPOSITORY
+from tests.utils.processes import free_port, run_processes
 from utils.distributed import World, process_group
 from utils.errors import UserError
 
@@ -34,6 +38,8 @@ def test_alone_every_collective_gives_its_input_back(monkeypatch: pytest.MonkeyP
         world.barrier()
         assert world.gather_rows(rows) is rows
         assert torch.equal(world.sum(rows.clone()), rows)
+        assert world.any(True)
+        assert not world.any(False)
 
 
 def exchange(world: World, folder: str) -> None:
@@ -46,6 +52,7 @@ def exchange(world: World, folder: str) -> None:
         "gathered_empty": world.gather_rows(late),
         "sum": world.sum(torch.tensor([world.rank + 1.0, 10.0])),
         "is_main": torch.tensor(world.is_main),
+        "any": torch.tensor([world.any(world.rank == 1), world.any(False)]),
     }
     torch.save(results, Path(folder) / f"{world.rank}.pt")
 
@@ -58,3 +65,53 @@ def test_two_processes_exchange_unequal_rows(tmp_path: Path) -> None:
         assert results["gathered_empty"].tolist() == [7.0, 7.0, 7.0]
         assert results["sum"].tolist() == [3.0, 20.0]
         assert results["is_main"].item() == (rank == 0)
+        assert results["any"].tolist() == [True, False]
+
+
+SCRIPT = """
+import os, time, torch
+from utils.distributed import process_group
+from utils.errors import UserError, run_script
+from utils.preemption import Preempted
+
+def main():
+    with process_group() as world:
+        world.barrier()
+        if world.rank == int(os.environ["CULPRIT"]):
+            raise {error}
+        {waits}
+
+run_script(main)
+"""
+
+
+@pytest.mark.parametrize(
+    ("culprit", "error", "waits", "message", "code"),
+    [
+        (1, 'UserError("a.png: is broken")', "world.sum(torch.ones(1))", "error: a.png: is broken", 2),
+        (0, 'ValueError("out of cheese")', "time.sleep(600)", "error: ValueError: out of cheese", 1),
+        (1, 'Preempted("stopped by SIGTERM")', "time.sleep(600)", "stopped by SIGTERM", 0),
+    ],
+)
+def test_what_ends_one_process_ends_all_with_its_message(
+    tmp_path: Path, culprit: int, error: str, waits: str, message: str, code: int
+) -> None:
+    """Without a launcher that would end them: as Slurm starts them, one wherever the other may wait."""
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(error=error, waits=waits))
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CULPRIT": str(culprit)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script)],
+            env=os.environ | ENVIRONMENT | group | {"RANK": str(rank), "PYTHONPATH": str(REPOSITORY)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+    assert [process.returncode for process in processes] == [code, code], errors
+    other = 1 - culprit
+    assert f"[rank {other}] ends with rank {culprit}: {message}" in errors[other]
+    assert message.removeprefix("error: ") in errors[culprit]
+    assert "Traceback" not in errors[other]

@@ -1,6 +1,7 @@
 """A run goes on only from its own checkpoint."""
 
 import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,6 +79,26 @@ def test_resume_off_starts_again(config: Config, interrupted: Run) -> None:
 
 def test_neutral_keys_do_not_make_another_run(config: Config, interrupted: Run) -> None:
     assert start(replace(config, num_workers=0, verbose=False)).restore() is not None
+
+
+def test_a_run_keeps_the_precision_that_it_began_with(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config, precision="auto")
+    monkeypatch.setattr("utils.runs.resolve_precision", lambda choice, device: "bf16")
+    start(config).save({}, HISTORY)
+    monkeypatch.setattr("utils.runs.resolve_precision", lambda choice, device: "fp32")  # another machine
+    assert start(config).precision == "bf16"
+    assert start(replace(config, resume=False)).precision == "fp32"
+
+
+def test_temporary_files_of_a_killed_run_are_removed(config: Config, interrupted: Run) -> None:
+    folder = Path(config.output).parent
+    torn = [folder / f".my.model.{name}.1.tmp" for name in ("checkpoint.pt", "log.jsonl", "pt")]
+    others = [folder / ".other.pt.1.tmp", folder / f".my.model.pt.{os.getpid()}.tmp"]
+    for path in (*torn, *others):
+        path.write_text("torn")
+    start(config)
+    assert not any(path.exists() for path in torn)
+    assert all(path.exists() for path in others)
 
 
 def test_another_config_or_other_inputs_are_refused(config: Config, interrupted: Run) -> None:

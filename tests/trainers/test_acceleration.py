@@ -1,0 +1,47 @@
+"""`auto` compiles where it pays; what is compiled keeps the names and the arithmetic of the model."""
+
+import shutil
+
+import pytest
+import torch
+from torch import nn
+
+from trainers.acceleration import COMPILE_PAYS_AFTER, maybe_compiled
+from utils.distributed import World
+from utils.schema import Compile
+
+GPU = World(device=torch.device("cuda"))
+
+
+@pytest.mark.parametrize(
+    ("choice", "world", "steps", "compiler", "compiled"),
+    [
+        ("off", GPU, 10**6, True, False),
+        ("on", World(), 1, False, True),
+        ("auto", World(), 10**6, True, False),
+        ("auto", GPU, COMPILE_PAYS_AFTER, True, True),
+        ("auto", GPU, COMPILE_PAYS_AFTER - 1, True, False),
+        ("auto", GPU, COMPILE_PAYS_AFTER, False, False),
+    ],
+)
+def test_auto_compiles_long_runs_on_a_gpu(
+    choice: Compile, world: World, steps: int, compiler: bool, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "which", lambda name: name if compiler else None)
+    model = nn.Linear(2, 2)
+    assert (maybe_compiled(model, choice, world, steps=steps) is not model) == compiled
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
+def test_a_compiled_model_is_the_model() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU())
+    names = list(model.state_dict())
+    compiled = maybe_compiled(model, "on", World(), steps=1)
+    batch = torch.randn(8, 3)
+    compiled.train(False)
+    assert not model.training
+    assert not model[1].training
+    torch.testing.assert_close(compiled(batch), model(batch))
+    compiled(batch).sum().backward()
+    assert model[0].weight.grad is not None
+    assert list(model.state_dict()) == names
