@@ -74,30 +74,50 @@ def interrupted(
     return script, folder
 
 
-def start(script: str, folder: Path) -> subprocess.Popen[str]:
+def start(script: str, folder: Path, *overrides: str) -> subprocess.Popen[str]:
     """Start the long run of `script` in `folder`."""
-    command, environment = command_of(script, *LONG[script]), os.environ | ENVIRONMENT
+    command, environment = command_of(script, *LONG[script], *overrides), os.environ | ENVIRONMENT
     return subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
 
 
-def kill_after(script: str, folder: Path, *, epochs: int, delay: float) -> str:
-    """Start or resume the long run, SIGKILL it `delay` seconds after so many more epochs -> its standard output."""
+def kill_after(
+    script: str, folder: Path, *overrides: str, epochs: int, delay: float = 0.0, writing: bool = False
+) -> str:
+    """Start or resume the long run, and SIGKILL it.
+
+    Args:
+        epochs: how many more it may finish first.
+        delay: seconds that it may have then.
+        writing: wait until it writes the next checkpoint.
+
+    Returns:
+        Its standard output.
+    """
+    process = start(script, folder, *overrides)
+    wait_for_epochs(script, folder, process, epochs)
+    time.sleep(delay)
+    checkpoint = folder / f"{OUTPUT[script]}.checkpoint.pt"
+    temporary = checkpoint.with_name(f".{checkpoint.name}.{process.pid}.tmp")
+    while writing and not temporary.exists():
+        assert process.poll() is None, process.communicate()[1]
+    process.kill()
+    output, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors
+    return output
+
+
+def wait_for_epochs(script: str, folder: Path, process: subprocess.Popen[str], epochs: int) -> None:
+    """Wait until the run that `process` is has finished so many more epochs."""
     log = folder / f"{OUTPUT[script]}.log.jsonl"
 
     def epochs_done() -> int:
         return len(log.read_text().splitlines()) if log.exists() else 0
 
     epochs += epochs_done()
-    process = start(script, folder)
     deadline = time.monotonic() + TIMEOUT
     while epochs_done() < epochs:
         assert process.poll() is None, process.communicate()[1]
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    time.sleep(delay)
-    process.kill()
-    output, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors
-    return output

@@ -2,9 +2,12 @@
 
 import random
 import shutil
+import time
 from pathlib import Path
 
-from tests.end_to_end.conftest import LONG, OUTPUT, copy_of, kill_after, start
+import pytest
+
+from tests.end_to_end.conftest import LONG, OUTPUT, copy_of, kill_after, start, wait_for_epochs
 from tests.tiny import fail, same_bits, state_of, succeed
 
 
@@ -17,12 +20,71 @@ def test_a_killed_run_goes_on_to_the_same_bits(trained: Path, interrupted: tuple
     last = int(LONG[script][2].removeprefix("epochs="))
     more = round(draw.uniform(0.3, 0.6) * last)  # some past the half, where the transformation's BN statistics freeze
     assert "resuming after epoch " in kill_after(script, resumed, epochs=more, delay=draw.uniform(0, 0.05))
+    assert "resuming after epoch " in kill_after(script, resumed, epochs=0, writing=True)
     assert f" of {last} " in succeed(script, *LONG[script], cwd=resumed)
     _, errors = uninterrupted.communicate()
     assert uninterrupted.returncode == 0, errors
     model = f"{OUTPUT[script]}.pt"
     assert same_bits(state_of(resumed / model), state_of(whole / model))
     assert not list(resumed.glob("checkpoints/*.checkpoint.pt"))
+    assert not list(resumed.glob("checkpoints/.*.tmp"))
+
+
+def test_a_terminated_run_goes_on_to_the_same_bits(
+    trained: Path, interrupted: tuple[str, Path], tmp_path: Path
+) -> None:
+    """SIGTERM, as Slurm sends it: a checkpoint in the middle of an epoch, exit code 0 and a message."""
+    script, after_first_kill = interrupted
+    resumed, again = tmp_path / "resumed", tmp_path / "again"
+    for folder in (resumed, again):
+        shutil.copytree(after_first_kill, folder, symlinks=True)
+    process = start(script, resumed)
+    wait_for_epochs(script, resumed, process, 2)
+    process.terminate()
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert "stopped by SIGTERM after step " in errors.splitlines()[-1]
+    assert f"go on from {OUTPUT[script]}.checkpoint.pt" in errors
+    assert not (resumed / f"{OUTPUT[script]}.pt").exists()
+    for folder in (resumed, again):
+        assert "resuming after epoch " in succeed(script, *LONG[script], cwd=folder, processes=None)
+    model = f"{OUTPUT[script]}.pt"
+    assert same_bits(state_of(resumed / model), state_of(again / model))
+
+
+@pytest.mark.parametrize("script", list(LONG))
+def test_many_kills(script: str, trained: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """A third each at any time from the start on, soon after an epoch, and while a checkpoint is written."""
+    kills = request.config.getoption("--kills")
+    if not kills:
+        pytest.skip("a stress test: pytest tests/end_to_end -k many_kills --kills 20")
+    draw, length = random.Random(f"{script} 0"), f"epochs={8 * kills if script == 'train_backbone.py' else 60 * kills}"
+    whole, killed = copy_of(trained, tmp_path / "whole"), copy_of(trained, tmp_path / "killed")
+    for folder in (whole, killed):
+        for output in folder.glob(f"{OUTPUT[script]}*"):
+            output.unlink()
+    done = []
+    for number in range(kills):
+        if number % 3 == 0:
+            process, seconds = start(script, killed, length), draw.uniform(0, 8)
+            time.sleep(seconds)
+            assert process.poll() is None, process.communicate()[1]
+            process.kill()
+            process.communicate()
+            done.append(f"{seconds:.2f} s after the start")
+        elif number % 3 == 1:
+            delay = draw.uniform(0, 0.2)
+            kill_after(script, killed, length, epochs=1, delay=delay)
+            done.append(f"{delay:.3f} s after an epoch")
+        else:
+            kill_after(script, killed, length, epochs=1, writing=True)
+            done.append("while writing a checkpoint")
+    for folder in (whole, killed):
+        succeed(script, *LONG[script], length, cwd=folder, processes=None)
+    model = f"{OUTPUT[script]}.pt"
+    assert same_bits(state_of(killed / model), state_of(whole / model))
+    assert not list(killed.glob("checkpoints/.*.tmp"))
+    print(f"{script}: {len(done)} kills ({'; '.join(done)}), then the weights of the uninterrupted run")
 
 
 def test_a_checkpoint_of_another_config_is_refused(interrupted: tuple[str, Path], tmp_path: Path) -> None:
