@@ -74,6 +74,9 @@ class EmbeddingCache:
         Returns:
             role -> rounded embeddings (m, d) of all processes on the device, and the positions (m,) of the images in
             their list, ascending, on the CPU.
+
+        Raises:
+            UserError: what is kept of one model is of other images than what is kept or computed of another.
         """
         found = {role: self._read(role, view) for role in models}
         missing = {role: model for role, model in models.items() if found[role] is None}
@@ -89,9 +92,12 @@ class EmbeddingCache:
             if self.world.is_main:
                 self._write({role: found[role] for role in missing}, view)
         complete = {role: items for role, items in found.items() if items is not None}
+        ids = next(iter(complete.values())).ids
+        if not all(torch.equal(items.ids, ids) for items in complete.values()):
+            raise UserError(f"embeddings_dir: {self.folder} was filled while other images were readable; delete it")
         # A copy: out of inference mode, so that autograd takes it, and out of the memory map.
         embeddings = {role: items.embeddings.to(self.world.device, copy=True) for role, items in complete.items()}
-        return embeddings, next(iter(complete.values())).ids
+        return embeddings, ids
 
     def _path(self, role: str, view: str) -> Path | None:
         key = hashlib.sha256(json.dumps([self.source, self.model_hashes[role], view]).encode()).hexdigest()

@@ -85,8 +85,8 @@ class CachedPairs:
 
     def batches(self, epoch: int) -> Iterator[PairBatch]:
         view = self._mixed(epoch) if self.exhaustive else self.views[epoch % len(self.views)]
-        for rows in shuffled_batches(len(view.labels), self.batch_size, self.world, seed=self.seed, epoch=epoch):
-            rows = rows.to(self.world.device)
+        shares = shuffled_batches(len(view.labels), self.batch_size, self.world, seed=self.seed, epoch=epoch)
+        for rows in [share.to(self.world.device) for share in shares]:  # all of them now: a copy waits for the device
             batch = {role: embeddings[rows].float() for role, embeddings in view.embeddings.items()}
             yield PairBatch(batch["old"], batch.get("side_info"), batch["new"], view.labels[rows])
 

@@ -49,6 +49,19 @@ def test_what_is_written_comes_back(tmp_path: Path, sigma: torch.Tensor | None) 
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["e.npz"]
 
 
+def test_a_folder_is_written_under_any_other_name(tmp_path: Path) -> None:
+    items = EmbeddingSet(torch.randn(N, D).half(), torch.randperm(N), log_variance=torch.randn(N))
+    write_embeddings(tmp_path / "e", items)
+    read = read_embeddings(tmp_path / "e", where="w")
+    assert torch.equal(read.embeddings, items.embeddings)
+    assert torch.equal(read.ids, items.ids)
+    assert read.labels is None
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+    with pytest.raises(UserError, match="cannot be written"):
+        write_embeddings(tmp_path / "e", items)
+    assert [path.name for path in tmp_path.iterdir()] == ["e"]
+
+
 @pytest.mark.parametrize("write", WRITERS)
 def test_both_forms_read_the_same(tmp_path: Path, write: type) -> None:
     items = read_embeddings(write(tmp_path / "e", ARRAYS), where="w")

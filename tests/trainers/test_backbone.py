@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from data.datasets import open_images
 from models.resnet import build_backbone
 from tests.tiny import BACKBONE, write_images
-from trainers.backbone import train_backbone
+from trainers.backbone import synchronise_batch_norms, train_backbone
 from utils.config import build, parse_yaml, to_dict
 from utils.distributed import World
+from utils.errors import UserError
 from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import BackboneConfig
@@ -41,3 +43,14 @@ def test_accuracy_on_the_validation_split_is_logged_when_asked_for(
         with torch.inference_mode():
             right = model.eval()(batch.images)[0].argmax(1) == batch.labels
         assert records[-1]["validation_accuracy"] == pytest.approx(right.double().mean().item())
+
+
+def test_batch_norms_of_several_gpus_can_share_their_statistics() -> None:
+    model = build_backbone("ResNet18", num_classes=3, width=0.0625)
+    names = list(model.state_dict())
+    with pytest.raises(UserError, match="sync_bn: needs GPUs"):
+        synchronise_batch_norms(model, World(0, 2))
+    synchronise_batch_norms(model, World(0, 2, torch.device("cuda")))
+    kinds = {type(module) for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    assert kinds == {nn.SyncBatchNorm}
+    assert list(model.state_dict()) == names

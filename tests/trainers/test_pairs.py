@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +20,7 @@ from trainers.embedding_cache import HALF_TOLERANCE, EmbeddingCache, rounded
 from trainers.pairs import CachedPairs, PairBatch, StreamedPairs, build_pairs
 from utils.config import build, parse_yaml
 from utils.distributed import World
+from utils.errors import UserError
 from utils.schema import DatasetParams, TransformationConfig
 
 ITEMS, BATCH = 20, 6
@@ -267,6 +269,16 @@ def test_other_data_another_transform_or_arithmetic_is_embedded_anew(root: Path,
     touched = source()
     image.unlink()
     assert len({before, touched, source()}) == 3
+
+
+def test_embeddings_of_fewer_images_are_not_mixed_in(root: Path, tmp_path: Path) -> None:
+    images = open_set(root, "none")
+    cached_pairs(make_models(), images, tmp_path)
+    (folder, *_) = tmp_path.iterdir()
+    for file in folder.iterdir():
+        np.save(file, np.load(file)[1:])
+    with pytest.raises(UserError, match=f"embeddings_dir: {tmp_path} was filled while other images"):
+        cached_pairs(make_models(), images, tmp_path)
 
 
 def test_damaged_embeddings_are_made_anew(root: Path, tmp_path: Path) -> None:

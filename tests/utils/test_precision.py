@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from utils.precision import autocast, resolve_precision
+from utils.precision import autocast, resolve_precision, tune_kernels
 
 CPU = torch.device("cpu")
 
@@ -43,6 +43,20 @@ def test_auto_asks_the_cpu(cpuinfo: str | OSError, expected: str, monkeypatch: p
 def test_auto_asks_the_gpu(supported: bool, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: supported)
     assert resolve_precision("auto", torch.device("cuda")) == expected
+
+
+def test_kernels_are_tuned_on_gpus_alone() -> None:
+    def switches() -> list[bool]:
+        return [torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32]
+
+    before = switches()
+    tune_kernels(CPU)
+    assert switches() == before == [False, False]
+    try:
+        tune_kernels(torch.device("cuda"))
+        assert switches() == [True, True]
+    finally:
+        torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def test_autocast_computes_in_bf16_or_does_nothing() -> None:
