@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import multiprocessing, nn
@@ -39,7 +40,7 @@ PASSES = 13
 class Turns:
     """An image set of one batch in memory; an epoch is a turn of `steps` steps, after one of `rival`."""
 
-    num_views = None
+    num_views: int | None = None
 
     def __init__(self, batch: Batch, steps: int, items: int, rival: Callable[[], None] | None = None) -> None:
         self.batch, self.steps, self.rival = batch, steps, rival
@@ -138,7 +139,7 @@ def two_against_one(arguments: argparse.Namespace) -> Figure:
 
 def architecture(arguments: argparse.Namespace) -> BackboneArch:
     """The network that the command line asks for, with the stem that suits the images."""
-    stem = "cifar" if arguments.image_size <= 64 else "imagenet"
+    stem: Literal["cifar", "imagenet"] = "cifar" if arguments.image_size <= 64 else "imagenet"
     return BackboneArch(arguments.arch, num_classes=100, stem=stem, width=arguments.width)
 
 

@@ -38,7 +38,7 @@ class Run:
         if found is not None:
             self.precision = found["precision"]
         if world.is_main:
-            outputs = [path for _, path in paths(config, "output")]
+            outputs = [Path(path) for _, path in paths(config, "output")]
             for path in (self.config_path, self.log_path, self.checkpoint_path, *outputs):
                 remove_leftovers(path)
             write_text(self.config_path, to_yaml(config))
