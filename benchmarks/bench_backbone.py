@@ -217,7 +217,7 @@ def main() -> None:
     if arguments.quick:
         arguments.width, arguments.batch, arguments.steps, arguments.repeats = 0.0625, 8, 1, 1
     figures = measure(arguments)
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and torch.get_num_threads() > 1:  # two processes share the threads of one
         figures.append(two_against_one(arguments))
     report(figures, arguments.json)
 
