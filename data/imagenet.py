@@ -2,17 +2,19 @@
 
 The source is a folder. Training images: `train/` or `training/` with class folders, or ILSVRC2012_img_train.tar.
 Validation images: `val/` or `validation/` with class folders; or flat images there or in ILSVRC2012_img_val.tar, and
-their labels beside: the official devkit, Kaggle's LOC_val_solution.csv or validation_labels.txt, lines `FILE WNID`.
+their labels beside: Kaggle's LOC_val_solution.csv; validation_labels.txt, lines `FILE WNID`; or the official devkit,
+which scipy reads.
 """
 
+import io
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
+import numpy as np
 from tqdm import tqdm
 
 from data.folders import SUFFIXES
-from data.matlab import read_struct_array
 from data.preparation import open_tar
 from utils.errors import UserError
 
@@ -128,6 +130,12 @@ def _is_wnid(word: str) -> bool:
 
 def _read_devkit(path: Path) -> dict[str, str]:
     """The devkit numbers the classes (meta.mat) and lists the class number of validation image 1, 2, ..."""
+    try:
+        from scipy.io import loadmat  # here: nothing else needs scipy
+    except ImportError:
+        raise UserError(
+            f"{path}: its list of classes is a MATLAB file; pip install scipy, or give {LABEL_FILES[0]} (Kaggle)"
+        ) from None
     contents = {}
     try:
         with open_tar(path) as archive:
@@ -135,14 +143,16 @@ def _read_devkit(path: Path) -> dict[str, str]:
                 name = PurePosixPath(member.name).name
                 if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and member.isfile():
                     contents[name] = archive.extractfile(member).read()  # type: ignore[union-attr]  # it is a file
-        synsets = read_struct_array(contents["meta.mat"])
-        wnids = {int(synset["ILSVRC2012_ID"][0]): str(synset["WNID"]) for synset in synsets}
+        synsets = np.atleast_1d(loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)["synsets"])
+        wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
         numbers = [int(line) for line in contents["ILSVRC2012_validation_ground_truth.txt"].split()]
         if not all(_is_wnid(wnid) for wnid in wnids.values()):
             raise ValueError("its meta.mat names classes that are no WordNet ids")
         return {f"ILSVRC2012_val_{index:08d}": wnids[number] for index, number in enumerate(numbers, start=1)}
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise UserError(f"{path}: cannot be read as the ILSVRC2012 devkit ({error})") from None
+    except UserError:
+        raise
+    except Exception as error:  # a damaged MATLAB file raises nearly anything
+        raise UserError(f"{path}: cannot be read as the ILSVRC2012 devkit ({type(error).__name__}: {error})") from None
 
 
 def _link_images(origin: Path, folder: Path, labels: dict[str, str]) -> None:

@@ -1,7 +1,6 @@
-"""Folders are whole or absent, pickles execute nothing, MATLAB structs are read as scipy wrote them."""
+"""Folders are whole or absent, pickles execute nothing."""
 
 import errno
-import io
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.io  # type: ignore[import-untyped]
 
 from data import cifar100
-from data.matlab import read_struct_array
 from data.preparation import STAMP, Recipe, prepare, read_stamp
 from utils.errors import UserError
 
@@ -201,32 +198,3 @@ class TestCifar100:
     def test_damaged_content_is_named(self, damage: bytes) -> None:
         with pytest.raises(UserError, match="is not a CIFAR-100 file"):
             cifar100.parse(damage, "train")
-
-
-class TestMatlab:
-    @pytest.mark.parametrize("compressed", [True, False])
-    def test_reads_structs_as_scipy_writes_them(self, compressed: bool) -> None:
-        synsets = np.zeros(3, dtype=[("ILSVRC2012_ID", object), ("WNID", object), ("words", object), ("gloss", object)])
-        for i, (wnid, words) in enumerate([("n02119789", "kit fox"), ("n02100735", "English setter"), ("n1", "é")]):
-            synsets[i] = (float(i + 1), wnid, words, np.arange(i + 2, dtype=np.uint8))
-        buffer = io.BytesIO()
-        scipy.io.savemat(buffer, {"other": np.ones((2, 3)), "synsets": synsets}, do_compression=compressed)
-        read = read_struct_array(buffer.getvalue())
-        assert [entry["WNID"] for entry in read] == ["n02119789", "n02100735", "n1"]
-        assert [entry["words"] for entry in read] == ["kit fox", "English setter", "é"]
-        assert [entry["ILSVRC2012_ID"].tolist() for entry in read] == [[1.0], [2.0], [3.0]]
-        assert [entry["gloss"].tolist() for entry in read] == [[0, 1], [0, 1, 2], [0, 1, 2, 3]]
-
-    def test_other_content_is_an_error(self) -> None:
-        buffer = io.BytesIO()
-        scipy.io.savemat(buffer, {"numbers": np.ones((2, 3))})
-        with pytest.raises(ValueError, match="no struct array"):
-            read_struct_array(buffer.getvalue())
-        with pytest.raises(ValueError, match="not a MATLAB 5 file"):
-            read_struct_array(b"MATLAB? no")
-        synsets = np.zeros(2, dtype=[("WNID", object)])
-        synsets["WNID"] = "n02119789"
-        buffer = io.BytesIO()
-        scipy.io.savemat(buffer, {"synsets": synsets})
-        with pytest.raises(ValueError, match="truncated"):
-            read_struct_array(buffer.getvalue()[:-40])
