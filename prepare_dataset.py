@@ -4,14 +4,16 @@
     python prepare_dataset.py --source DIR_OR_ARCHIVE                # CIFAR-100 from a local copy
     python prepare_dataset.py --dataset imagenet --source DIR        # ILSVRC2012 from folders or the official tar files
     python prepare_dataset.py --dataset glyphs [--seed N]            # rendered here; synthetic
+    python prepare_dataset.py --dataset imagenet --pack 256          # a copy in few large files, for fast training
 
-A folder that is prepared already is left alone; an interrupted run is never taken for a finished one.
+ImageNet's official devkit, where it has to tell the classes of the validation images, is read by scipy (pip install
+scipy). A folder that is prepared already is left alone; an interrupted run is never taken for a finished one.
 """
 
 import argparse
 from pathlib import Path
 
-from data import cifar100, glyphs, imagenet
+from data import cifar100, glyphs, imagenet, packed
 from data.preparation import Recipe, prepare, read_stamp
 from utils.errors import UserError, run_script
 
@@ -21,6 +23,7 @@ OUTPUTS = {
     "glyphs": "data_store/glyphs",
 }
 GLYPHS_PARAMETERS = {"seed": 0, "train_per_class": 200, "validation_per_class": 50}
+LOCAL_SPLIT = "local, split not verified"
 
 
 def main() -> None:
@@ -28,18 +31,28 @@ def main() -> None:
     arguments = parse_arguments()
     source: Path | None = arguments.source
     output: Path = arguments.output or Path(OUTPUTS[arguments.dataset])
-    recipe = Recipe(arguments.dataset, str(source.resolve()) if source else None)
+    recipe = Recipe(arguments.dataset, str(source.resolve()) if source else None, split=LOCAL_SPLIT)
     if arguments.dataset == "cifar100":
+        if source is None:
+            recipe = Recipe("cifar100", split="official")
         done = prepare(output, recipe, lambda folder: cifar100.lay_out(folder, source))
     elif arguments.dataset == "imagenet":
         done = prepare(output, recipe, lambda folder: imagenet.lay_out(folder, source))
     else:
         parameters = {name: getattr(arguments, name) for name in GLYPHS_PARAMETERS}
-        recipe = Recipe("glyphs", parameters=parameters)
+        recipe = Recipe("glyphs", parameters=parameters, split="rendered")
         done = prepare(output, recipe, lambda folder: glyphs.lay_out(folder, **parameters))
-    counts = read_stamp(output)["images"]
+    report(output, done, "prepared")
+    if arguments.pack is not None:
+        done = packed.pack(output, arguments.pack)
+        report(output / packed.FOLDER, done, "packed")
+
+
+def report(folder: Path, done: bool, state: str) -> None:
+    """Say what a folder holds."""
+    counts = read_stamp(folder)["images"]
     images = f"{counts['training']:,} training and {counts['validation']:,} validation images"
-    print(f"{output}: {images}" if done else f"{output}: already prepared ({images})")
+    print(f"{folder}: {images}" if done else f"{folder}: already {state} ({images})")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -48,6 +61,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--dataset", choices=list(OUTPUTS), default="cifar100", help="default: %(default)s")
     parser.add_argument("--source", type=Path, metavar="DIR_OR_ARCHIVE", help="a local copy of the original files")
     parser.add_argument("--output", type=Path, metavar="DIR", help=f"default: {', '.join(OUTPUTS.values())}")
+    parser.add_argument(
+        "--pack", type=int, metavar="SIZE", help="also write a packed copy, larger images reduced to SIZE pixels"
+    )
     for name, default in GLYPHS_PARAMETERS.items():
         parser.add_argument(_flag(name), type=int, metavar="N", help=f"glyphs only; default: {default}")
     arguments = parser.parse_args()
@@ -61,6 +77,8 @@ def parse_arguments() -> argparse.Namespace:
             raise UserError(f"{_flag(name)}: should be at least {minimum}, got {value}")
     if arguments.source is not None and arguments.dataset == "glyphs":
         raise UserError("--source: glyphs are rendered, they have no source")
+    if arguments.pack is not None and arguments.pack < 1:
+        raise UserError(f"--pack: should be at least 1, got {arguments.pack}")
     return arguments
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from data.datasets import list_split
 from data.embeddings import read_embeddings
-from data.folders import list_images, read_image
 from suites.planning import PlannedStage, plan
 from suites.plots import plot_backfilling, plot_retrieval_examples
 from suites.report import Results, collect_results, report, tables
@@ -58,13 +58,13 @@ def draw_examples(suite: SuiteConfig, stages: dict[str, PlannedStage], results: 
     folders = map(suite.embeddings_dir, (suite.old_old, suite.examples, suite.new_new))
     steps = [(kept_embeddings(folder / "query.npz"), kept_embeddings(folder / "gallery.npz")) for folder in folders]
     examples = choose_examples(steps, count=4, metric=results["evaluations"][suite.examples]["distance_metric"])
-    paths = list_images(params.data_root, "validation").paths
+    listed = list_split(params, "validation", all_classes=True)
 
     def image_of(item: int) -> Image.Image:
-        image = read_image(paths[item])
-        if image is None:
-            raise UserError(f"{paths[item]}: has become unreadable")
-        return image
+        pixels = listed.pixels(item)
+        if pixels is None:
+            raise UserError(f"{listed.paths[item]}: has become unreadable")
+        return Image.fromarray(pixels)
 
     plot_retrieval_examples(examples, image_of, path)
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from data.folder_images import FolderImages
-from data.folders import list_images
-from data.images import ImageSet, Unreadable
+from data.folders import ImageList, list_images
+from data.images import Feed, ImageSet, Unreadable
 from data.memory_images import MemoryImages
+from data.packed import PackedList, has_packed, list_packed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.schema import DatasetParams
@@ -49,19 +50,34 @@ def open_images(params: DatasetParams, split: str, world: World, *, seed: int, a
             not go with the data set.
     """
     preset = PRESETS[params.name]
-    kind = MemoryImages if preset.in_memory else FolderImages
     augmentation = params.augmentation or preset.augmentation
-    if augmentation not in kind.AUGMENTATIONS:
-        choices = ", ".join(kind.AUGMENTATIONS)
-        raise UserError(f"dataset_params.augmentation: {params.name} takes {choices}, not {augmentation}")
-    return kind(
-        list_images(params.data_root, split, None if all_classes else params.num_classes),
+    choices = (MemoryImages if preset.in_memory else FolderImages).AUGMENTATIONS
+    if augmentation not in choices:
+        raise UserError(f"dataset_params.augmentation: {params.name} takes {', '.join(choices)}, not {augmentation}")
+    listed = list_split(params, split, all_classes=all_classes)
+    if world.is_main and isinstance(listed, PackedList):
+        print(f"{split} images: packed in {listed.folder}", flush=True)
+    feed = Feed(
         image_size=resolve_image_size(params),
         augmentation=augmentation,
         mean=preset.mean,
         std=preset.std,
         unreadable=Unreadable(params.max_unreadable),
-        num_workers=params.num_workers,
         world=world,
         seed=seed,
     )
+    if preset.in_memory:
+        return MemoryImages(listed, feed)
+    return FolderImages(listed, feed, num_workers=params.num_workers)
+
+
+def list_split(params: DatasetParams, split: str, *, all_classes: bool = False) -> ImageList:
+    """The images of a split: the packed ones where there are such and `packed` does not forbid it.
+
+    Raises:
+        UserError: there are neither folders nor packed images, or `num_classes` is more than there are.
+    """
+    num_classes = None if all_classes else params.num_classes
+    if params.packed == "auto" and has_packed(params.data_root):
+        return list_packed(params.data_root, split, num_classes)
+    return list_images(params.data_root, split, num_classes)

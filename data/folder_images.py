@@ -1,119 +1,159 @@
-"""Large images: decoded and cropped in uint8 by worker processes, normalised on the device."""
+"""Large images: decoded and cropped in uint8 by worker processes, normalised on the device.
+
+JPEGs are decoded in full. PIL's draft mode could leave out every other pixel where at least half of each side goes in
+the resizing, but the published recipe's crops of ImageNet's 500 x 375 pixels to 224 never shrink that far.
+"""
 
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms.v2 import functional as TF
 
 from data.augmentation import normalise
-from data.folders import ImageList, read_image
-from data.images import Batch, Unreadable, shuffled_batches
-from utils.distributed import World
+from data.folders import ImageList
+from data.images import Batch, Feed, shuffled_batches
+from utils.errors import UserError
 from utils.seeds import seed_of
+
+AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]  # of the random crop: share of the image, width over height (Inception's)
+
+
+class Job(NamedTuple):
+    """A batch for a worker to decode."""
+
+    indices: list[int]
+    resized_crop: bool  # a random crop, resized; else the centre of the resized image
+    flip: float  # chance of mirroring
+    epoch: int
 
 
 class Decoded(NamedTuple):
     """A batch on its way from a worker: what could be decoded, and what could not."""
 
-    pixels: torch.Tensor  # (B, 3, H, W) uint8
-    indices: torch.Tensor  # (B,)
+    pixels: torch.Tensor  # (B, H, W, 3) uint8
+    indices: torch.Tensor  # (B,) int64
     unreadable: list[int]
 
 
 class FolderImages:
-    """An `ImageSet` that decodes images each time they are needed (ImageNet)."""
+    """An `ImageSet` that decodes images each time they are needed (ImageNet).
+
+    Its batches come from one iteration at a time, on workers that live as long as the set.
+    """
 
     AUGMENTATIONS = ("none", "flip", "resized_crop_flip")
 
-    def __init__(
-        self,
-        listed: ImageList,
-        *,
-        image_size: int,
-        augmentation: str,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        unreadable: Unreadable,
-        num_workers: int,
-        world: World,
-        seed: int,
-    ) -> None:
-        self.listed, self.labels = listed, torch.tensor(listed.labels)
-        self.augmentation, self.image_size = augmentation, image_size
-        self.mean, self.std, self.unreadable = mean, std, unreadable
-        self.world, self.seed = world, seed
+    def __init__(self, listed: ImageList, feed: Feed, *, num_workers: int) -> None:
+        self.listed, self.labels, self.feed = listed, torch.tensor(listed.labels), feed
         self.num_workers = min(num_workers, os.cpu_count() or 1)
-        self.num_views = {"none": 1, "flip": 2}.get(augmentation)
+        self.num_views = {"none": 1, "flip": 2}.get(feed.augmentation)
+        self._plan = _Plan()
+        self._loader = DataLoader(
+            _Decoder(listed, feed.image_size, feed.seed),
+            sampler=self._plan,
+            batch_size=None,  # a job is a batch
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=feed.world.device.type == "cuda",
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def training_batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
-        shares = shuffled_batches(len(self), batch_size, self.world, seed=self.seed, epoch=epoch)
-        if self.augmentation == "resized_crop_flip":
-            transform = v2.Compose(
-                [v2.RandomResizedCrop(self.image_size, antialias=True), v2.RandomHorizontalFlip(), v2.PILToTensor()]
-            )
-        else:
-            chance = 0.5 if self.augmentation == "flip" else 0.0
-            transform = v2.Compose([self._evaluation_transform(), v2.RandomHorizontalFlip(chance)])
-        yield from self._batches(shares, transform, epoch)
+        shares = shuffled_batches(len(self), batch_size, self.feed.world, seed=self.feed.seed, epoch=epoch)
+        resized_crop = self.feed.augmentation == "resized_crop_flip"
+        flip = 0.5 if "flip" in self.feed.augmentation else 0.0
+        yield from self._batches([Job(rows.tolist(), resized_crop, flip, epoch) for rows in shares])
 
     def view_batches(self, view: int, batch_size: int) -> Iterator[Batch]:
-        rows = torch.arange(len(self))[self.world.share(len(self))]
-        mirrored = v2.RandomHorizontalFlip(1.0 if view else 0.0)
-        yield from self._batches(list(rows.split(batch_size)), v2.Compose([self._evaluation_transform(), mirrored]), 0)
+        rows = torch.arange(len(self))[self.feed.world.share(len(self))]
+        yield from self._batches([Job(part.tolist(), False, float(view), 0) for part in rows.split(batch_size)])
 
-    def _evaluation_transform(self) -> v2.Transform:
-        """The usual one: the shorter side to 8/7 of the crop (256 for 224), then the centre."""
-        size = self.image_size
-        return v2.Compose([v2.Resize(size * 8 // 7, antialias=True), v2.CenterCrop(size), v2.PILToTensor()])
-
-    def _batches(self, batches: list[torch.Tensor], transform: v2.Transform, epoch: int) -> Iterator[Batch]:
-        loader = DataLoader(
-            _Images(self.listed, transform, self.seed, epoch),
-            batch_sampler=[batch.tolist() for batch in batches],
-            num_workers=self.num_workers,
-            collate_fn=_collate,
-            pin_memory=self.world.device.type == "cuda",
-        )
-        for decoded in loader:
+    def _batches(self, jobs: list[Job]) -> Iterator[Batch]:
+        device = self.feed.world.device
+        self._plan.jobs = jobs
+        for decoded in _from_workers(self._loader):
+            if self._plan.jobs is not jobs:
+                raise RuntimeError("a later iteration over the same images has taken over the workers")
             for index in decoded.unreadable:
-                self.unreadable.report(self.listed.paths[index], len(self))
+                self.feed.unreadable.report(self.listed.paths[index], len(self))
             if not len(decoded.indices):
                 continue
-            pixels = decoded.pixels.to(self.world.device, non_blocking=True)
-            images = normalise(pixels, self.mean, self.std).contiguous(memory_format=torch.channels_last)
-            labels = self.labels[decoded.indices].to(self.world.device, non_blocking=True)
-            yield Batch(images, labels, decoded.indices)
+            pixels = decoded.pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+            labels = self.labels[decoded.indices].to(device, non_blocking=True)
+            yield Batch(normalise(pixels, self.feed.mean, self.feed.std), labels, decoded.indices)
 
 
-class _Images(Dataset[tuple[int, torch.Tensor | None]]):
-    """What a worker does: decode and transform one image, with randomness of (seed, epoch, index) alone."""
+class _Plan(Sampler[Job]):
+    """What the workers do next. Set anew for each iteration, so that they outlive it."""
 
-    def __init__(self, listed: ImageList, transform: v2.Transform, seed: int, epoch: int) -> None:
-        self.listed, self.transform, self.seed, self.epoch = listed, transform, seed, epoch
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self.jobs)
 
     def __len__(self) -> int:
-        return len(self.listed)
+        return len(self.jobs)
 
-    def __getitem__(self, index: int) -> tuple[int, torch.Tensor | None]:
-        image = read_image(self.listed.paths[index])
-        if image is None:
-            return index, None
+
+class _Decoder(Dataset[Decoded]):
+    """What a worker does: decode and transform a batch, each image with randomness of (seed, epoch, index) alone."""
+
+    def __init__(self, listed: ImageList, size: int, seed: int) -> None:
+        self.listed, self.size, self.seed = listed, size, seed
+
+    def __getitem__(self, job: Job) -> Decoded:
+        views, indices, unreadable = [], [], []
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(self.seed, self.epoch, 1, index))
-            return index, self.transform(image)
+            for index in job.indices:
+                pixels = self.listed.pixels(index)
+                if pixels is None:
+                    unreadable.append(index)
+                    continue
+                torch.manual_seed(seed_of(self.seed, job.epoch, 1, index))
+                views.append(self._view(torch.tensor(pixels).permute(2, 0, 1), job).permute(1, 2, 0))
+                indices.append(index)
+        pixels = torch.stack(views) if views else torch.empty(0, self.size, self.size, 3, dtype=torch.uint8)
+        return Decoded(pixels, torch.tensor(indices, dtype=torch.int64), unreadable)
+
+    def _view(self, image: torch.Tensor, job: Job) -> torch.Tensor:
+        """A view (3, size, size) of a uint8 image (3, H, W). Its memory is channels last: the fast one to resize."""
+        size = [self.size, self.size]
+        if job.resized_crop:
+            top, left, height, width = RandomResizedCrop.get_params(image, AREA, ASPECT)
+            image = TF.resized_crop(image, top, left, height, width, size, antialias=True)
+        else:  # the usual one: the shorter side to 8/7 of the crop (256 for 224), then the centre
+            image = TF.center_crop(TF.resize(image, [self.size * 8 // 7], antialias=True), size)
+        return image.flip(2) if torch.rand(()) < job.flip else image
 
 
-def _collate(items: list[tuple[int, torch.Tensor | None]]) -> Decoded:
-    readable = [(index, pixels) for index, pixels in items if pixels is not None]
-    pixels = torch.stack([pixels for _, pixels in readable]) if readable else torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-    return Decoded(
-        pixels,
-        torch.tensor([index for index, _ in readable], dtype=torch.int64),
-        [index for index, pixels in items if pixels is None],
-    )
+def _from_workers(loader: DataLoader[Decoded]) -> Iterator[Decoded]:
+    """All batches of a loader.
+
+    Raises:
+        UserError: a worker process died.
+    """
+    # PyTorch would raise the death of a worker wherever the main thread is at that moment, in a training step mostly.
+    # Without its signal handler the loader finds out by itself, within seconds.
+    handler = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
+    try:
+        yield from batches
+    except (RuntimeError, MemoryError) as error:
+        message = str(error)
+        if isinstance(error, RuntimeError) and not message.startswith("DataLoader worker (pid"):
+            raise
+        raise UserError(
+            f"a process that decodes images died, killed or out of memory ({message.splitlines()[0]});\n"
+            "lower dataset_params.num_workers or dataset_params.batch_size, and start the same command again"
+        ) from None

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -22,6 +23,10 @@ class ImageList:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def pixels(self, index: int) -> np.ndarray | None:
+        """Image number `index` as uint8 (H, W, 3), or None where it is unreadable."""
+        return read_pixels(self.paths[index])
+
 
 def list_images(data_root: str | Path, split: str, num_classes: int | None = None) -> ImageList:
     """List the images of `split` ("training" or "validation").
@@ -39,10 +44,7 @@ def list_images(data_root: str | Path, split: str, num_classes: int | None = Non
     classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
     if not classes:
         raise UserError(f"dataset_params.data_root: {folder} has no class folders")
-    if num_classes is not None:
-        if num_classes > len(classes):
-            raise UserError(f"dataset_params.num_classes: {num_classes} classes asked for, {folder} has {len(classes)}")
-        classes = classes[:num_classes]
+    classes = first_classes(classes, num_classes, folder)
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -54,16 +56,27 @@ def list_images(data_root: str | Path, split: str, num_classes: int | None = Non
     return ImageList(paths, labels, classes)
 
 
-def read_image(path: Path) -> Image.Image | None:
+def first_classes(classes: list[str], num_classes: int | None, folder: Path) -> list[str]:
+    """The first `num_classes` of the sorted classes in `folder`; all if None.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if num_classes is not None and num_classes > len(classes):
+        raise UserError(f"dataset_params.num_classes: {num_classes} classes asked for, {folder} has {len(classes)}")
+    return classes[:num_classes]
+
+
+def read_image(file: Path | BinaryIO) -> Image.Image | None:
     """Decode an image file to RGB (grayscale and CMYK too), or None where it is truncated or no image."""
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return image.convert("RGB")
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
 
 
-def read_pixels(path: Path) -> np.ndarray | None:
+def read_pixels(file: Path | BinaryIO) -> np.ndarray | None:
     """Decode an image file to uint8 (H, W, 3), or None where it is unreadable."""
-    image = read_image(path)
+    image = read_image(file)
     return None if image is None else np.asarray(image)

@@ -1,6 +1,7 @@
 """What a set of labelled images gives: normalised batches on the device, each process its own share."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -36,6 +37,19 @@ class ImageSet(Protocol):
 
     def view_batches(self, view: int, batch_size: int) -> Iterator[Batch]:
         """This process's share of all images in order, in a certain view; 0 is the evaluation transform."""
+
+
+@dataclass(frozen=True)
+class Feed:
+    """How the images of a set become batches, whatever kind of set it is."""
+
+    image_size: int  # pixels a side
+    augmentation: str  # name of the random training transform
+    mean: tuple[float, float, float]  # of the levels, as fractions
+    std: tuple[float, float, float]
+    unreadable: "Unreadable"
+    world: World
+    seed: int  # of the shuffling and the augmentation
 
 
 class Unreadable:

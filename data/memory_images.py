@@ -1,17 +1,14 @@
 """Small images: the whole set as uint8 in the device's memory, gathered and augmented there."""
 
-import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from data.augmentation import Augmentation, normalise, resize
-from data.folders import ImageList, read_pixels
-from data.images import Batch, Unreadable, shuffled_batches
-from utils.distributed import World
+from data.folders import ImageList
+from data.images import Batch, Feed, Unreadable, shuffled_batches
 from utils.errors import UserError
 from utils.seeds import generator
 
@@ -21,74 +18,60 @@ class MemoryImages:
 
     AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 
-    def __init__(
-        self,
-        listed: ImageList,
-        *,
-        image_size: int,
-        augmentation: str,
-        mean: tuple[float, ...],
-        std: tuple[float, ...],
-        unreadable: Unreadable,
-        num_workers: int,
-        world: World,
-        seed: int,
-    ) -> None:
-        del num_workers  # decoding once on threads is quick
+    def __init__(self, listed: ImageList, feed: Feed) -> None:
         self.labels = torch.tensor(listed.labels)
-        self.image_size, self.mean, self.std = image_size, mean, std
-        self.world, self.seed = world, seed
-        pixels, readable = decode(listed, unreadable, progress=world.is_main)
+        self.feed = feed
+        pixels, readable = decode(listed, feed.unreadable, progress=feed.world.is_main)
         self.readable = readable  # (m,) positions in the list
-        self.pixels = pixels.to(world.device)  # (m, H, W, 3) uint8
-        self.device_labels = self.labels[readable].to(world.device)
+        self.pixels = pixels.to(feed.world.device)  # (m, H, W, 3) uint8
+        self.device_labels = self.labels[readable].to(feed.world.device)
         # An eighth of the side is the usual padding: 4 pixels at 32.
-        padding = pixels.shape[1] // 8 if "crop" in augmentation else 0
-        self.augmentation = Augmentation(padding, flips="flip" in augmentation)
+        padding = pixels.shape[1] // 8 if "crop" in feed.augmentation else 0
+        self.augmentation = Augmentation(padding, flips="flip" in feed.augmentation)
         self.num_views = self.augmentation.num_views
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def training_batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
-        count = len(self.pixels)
-        views = self.augmentation.draw(count, generator(self.seed, epoch, 1))
-        for rows in shuffled_batches(count, batch_size, self.world, seed=self.seed, epoch=epoch):
+        count, seed = len(self.pixels), self.feed.seed
+        views = self.augmentation.draw(count, generator(seed, epoch, 1))
+        for rows in shuffled_batches(count, batch_size, self.feed.world, seed=seed, epoch=epoch):
             yield self._batch(rows, views[rows])
 
     def view_batches(self, view: int, batch_size: int) -> Iterator[Batch]:
-        rows = torch.arange(len(self.pixels))[self.world.share(len(self.pixels))]
+        rows = torch.arange(len(self.pixels))[self.feed.world.share(len(self.pixels))]
         for part in rows.split(batch_size):
             yield self._batch(part, self.augmentation.view(view, len(part)))
 
     def _batch(self, rows: torch.Tensor, views: torch.Tensor) -> Batch:
         on_device = rows.to(self.pixels.device)
-        images = resize(self.augmentation.apply(self.pixels[on_device], views), self.image_size)
-        return Batch(normalise(images, self.mean, self.std), self.device_labels[on_device], self.readable[rows])
+        images = resize(self.augmentation.apply(self.pixels[on_device], views), self.feed.image_size)
+        images = normalise(images, self.feed.mean, self.feed.std)
+        return Batch(images, self.device_labels[on_device], self.readable[rows])
 
 
 def decode(listed: ImageList, unreadable: Unreadable, *, progress: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Decode all images of a list -> pixels (m, H, W, 3) uint8, positions in the list (m,) of the m readable ones.
+
+    On one thread: small images take Python longer than their decoder, and threads would wait for each other.
 
     Raises:
         UserError: the images differ in size, or too many are unreadable.
     """
     images: list[np.ndarray] = []
     readable: list[int] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        decoded = pool.map(read_pixels, listed.paths)
-        bar = tqdm(decoded, "reading images", len(listed), unit="img", leave=False, disable=None if progress else True)
-        for position, pixels in enumerate(bar):
-            path = listed.paths[position]
-            if pixels is None:
-                unreadable.report(path, len(listed))
-                continue
-            if images and pixels.shape != images[0].shape:
-                raise UserError(
-                    f"{path}: is {pixels.shape[:2]} pixels, others {images[0].shape[:2]}; use name: imagenet"
-                )
-            images.append(pixels)
-            readable.append(position)
+    for position in tqdm(
+        range(len(listed)), "reading images", unit="img", leave=False, disable=None if progress else True
+    ):
+        path, pixels = listed.paths[position], listed.pixels(position)
+        if pixels is None:
+            unreadable.report(path, len(listed))
+            continue
+        if images and pixels.shape != images[0].shape:
+            raise UserError(f"{path}: is {pixels.shape[:2]} pixels, others {images[0].shape[:2]}; use name: imagenet")
+        images.append(pixels)
+        readable.append(position)
     if not images:
         raise UserError(f"{listed.paths[0].parent}: no image of the data set is readable")
     return torch.from_numpy(np.stack(images)), torch.tensor(readable)

@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ class Recipe:
     dataset: str
     source: str | None = None  # a path; None for the data set's own origin (its download, its renderer)
     parameters: dict[str, int] | None = None
+    split: str | None = field(default=None, compare=False)  # what is known of the division into splits; only told
 
 
 def prepare(output: Path, recipe: Recipe, fill: Callable[[Path], dict[str, int]]) -> bool:
@@ -71,9 +72,9 @@ def is_prepared(output: Path, recipe: Recipe) -> bool:
             f"{output}: holds files that prepare_dataset.py did not write, and stays as it is; "
             "move them away or choose another --output"
         ) from None
-    wanted = {name: value for name, value in asdict(recipe).items() if value is not None}
+    wanted = {name: getattr(recipe, name) for name in ("dataset", "source", "parameters")}
     for name, value in wanted.items():
-        if stamp.get(name) != value:
+        if value is not None and stamp.get(name) != value:
             raise UserError(
                 f"{output}: was prepared with {name} {stamp.get(name)}, not {value}; "
                 "delete the folder or choose another --output"
@@ -86,6 +87,9 @@ def is_prepared(output: Path, recipe: Recipe) -> bool:
 
 def read_stamp(folder: Path) -> dict[str, Any]:
     """The stamp of a prepared folder: its recipe and, under `images`, the count of each split.
+
+    Its `split` is "official" where the download's checksum vouches for the division into training and validation
+    images, and says what is known of it otherwise; stamps of earlier versions have none.
 
     Raises:
         UserError: the folder has none.

@@ -1,5 +1,6 @@
 """Image sets: every image once an epoch, in views that depend on (seed, epoch) alone, on any number of processes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from PIL import Image
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD, PRESETS, open_images
 from data.folder_images import FolderImages
 from data.folders import list_images
-from data.images import Batch, ImageSet, Unreadable, shuffled_batches
+from data.images import Batch, Feed, ImageSet, Unreadable, shuffled_batches
 from data.memory_images import MemoryImages
 from tests.tiny import write_images
 from utils.distributed import World
@@ -29,17 +30,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_as(kind: Any, root: Path, split: str = "training", **options: Any) -> Any:
-    defaults: dict[str, Any] = {
-        "image_size": 16,
-        "augmentation": "none",
-        "mean": IMAGENET_MEAN,
-        "std": IMAGENET_STD,
-        "unreadable": Unreadable(0.0),
-        "num_workers": 0,
-        "world": World(),
-        "seed": 0,
-    }
-    return kind(list_images(root, split), **{**defaults, **options})
+    workers = {"num_workers": options.pop("num_workers", 0)} if kind is FolderImages else {}
+    plain = Feed(16, "none", IMAGENET_MEAN, IMAGENET_STD, Unreadable(0.0), World(), seed=0)
+    return kind(list_images(root, split), replace(plain, **options), **workers)
 
 
 def levels(batch: Batch) -> torch.Tensor:
