@@ -80,8 +80,6 @@ class FolderImages:
         device = self.feed.world.device
         self._plan.jobs = jobs
         for decoded in _from_workers(self._loader):
-            if self._plan.jobs is not jobs:
-                raise RuntimeError("a later iteration over the same images has taken over the workers")
             for index in decoded.unreadable:
                 self.feed.unreadable.report(self.listed.paths[index], len(self))
             if not len(decoded.indices):
@@ -89,6 +87,8 @@ class FolderImages:
             pixels = decoded.pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
             labels = self.labels[decoded.indices].to(device, non_blocking=True)
             yield Batch(normalise(pixels, self.feed.mean, self.feed.std), labels, decoded.indices)
+            if self._plan.jobs is not jobs:
+                raise RuntimeError("a later iteration over the same images has taken over the workers")
 
 
 class _Plan(Sampler[Job]):

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
+from torchvision import transforms
 
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD, PRESETS, open_images
 from data.folder_images import FolderImages
@@ -20,6 +21,7 @@ from tests.tiny import write_images
 from utils.distributed import World
 from utils.errors import UserError
 from utils.schema import DatasetParams
+from utils.seeds import seed_of
 
 SETS: list[Any] = [MemoryImages, FolderImages]
 
@@ -207,6 +209,19 @@ def test_both_kinds_see_the_same_levels(root: Path) -> None:
 # Sets in memory
 
 
+def test_resized_images_are_pils(tmp_path: Path) -> None:
+    """CIFAR-100's case: 32 pixels a side become 224."""
+    write_images(tmp_path, classes=2, training=2, validation=1, size=32)
+    images = open_as(MemoryImages, tmp_path, image_size=224, augmentation="flip")
+    for view, mirror in ((0, False), (1, True)):
+        batch = levels(whole(images.view_batches(view, 4)))
+        for path, actual in zip(list_images(tmp_path, "training").paths, batch, strict=True):
+            with Image.open(path) as picture:
+                expected = picture.resize((224, 224), Image.Resampling.BILINEAR)
+            expected = ImageOps.mirror(expected) if mirror else expected
+            assert np.abs(actual.permute(1, 2, 0).numpy() - np.asarray(expected)).max() <= 1
+
+
 def test_random_crops_pad_an_eighth_of_the_side(root: Path) -> None:
     images = open_as(MemoryImages, root, augmentation="crop_flip")
     assert images.augmentation == (2, True)
@@ -248,6 +263,41 @@ def test_worker_processes_change_nothing(root: Path, monkeypatch: pytest.MonkeyP
     for other in epochs[1:]:
         assert torch.equal(other.images, epochs[0].images)
         assert torch.equal(other.indices, epochs[0].indices)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resized_crops_and_flips_are_torchvisions(
+    num_workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    write_images(tmp_path, classes=2, training=6, validation=1, size=75)
+    images = open_as(FolderImages, tmp_path, augmentation="resized_crop_flip", seed=3, num_workers=num_workers)
+    batch = whole(images.training_batches(4, 12))
+    transform = transforms.Compose([transforms.RandomResizedCrop(16), transforms.RandomHorizontalFlip()])
+    differences = []
+    for index, actual in zip(batch.indices.tolist(), levels(batch), strict=True):
+        with Image.open(images.listed.paths[index]) as picture, torch.random.fork_rng():
+            torch.manual_seed(seed_of(3, 4, 1, index))
+            expected = np.asarray(transform(picture))
+        differences.append(np.abs(actual.permute(1, 2, 0).numpy() - expected))
+    assert np.max(differences) <= 1
+    assert np.mean(differences) < 0.3  # PIL's resizing rounds otherwise
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_an_iteration_may_be_left_and_another_begun(
+    num_workers: int, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    images = open_as(FolderImages, root, augmentation="flip", num_workers=num_workers)
+    left = images.training_batches(0, 3)
+    next(left)
+    batch = whole(images.training_batches(1, 7))
+    expected = whole(open_as(FolderImages, root, augmentation="flip").training_batches(1, 7))
+    assert torch.equal(batch.images, expected.images)
+    assert torch.equal(batch.indices, expected.indices)
+    with pytest.raises(RuntimeError, match="a later iteration"):
+        next(left)
 
 
 def test_the_evaluation_view_is_the_centre_of_the_resized_image(tmp_path: Path) -> None:

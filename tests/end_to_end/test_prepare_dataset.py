@@ -19,6 +19,8 @@ from PIL import Image
 
 from data import glyphs
 from data.folders import list_images
+from data.packed import list_packed
+from data.preparation import read_stamp
 
 SCRIPT = Path(__file__).parents[2] / "prepare_dataset.py"
 GLYPHS = ["--dataset", "glyphs", "--train-per-class", "1", "--validation-per-class", "1"]
@@ -91,6 +93,27 @@ def test_cifar100_from_a_local_copy(tmp_path: Path, form: str) -> None:
     assert "already prepared" in succeed(tmp_path, "--source", source)
     assert "already prepared" in succeed(tmp_path)  # whatever its source was
     assert tree(root) == before
+
+
+def test_the_stamp_says_what_is_known_of_the_split(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "copy")
+    succeed(tmp_path, "--source", "copy")
+    assert read_stamp(tmp_path / "data_store" / "cifar-100-python")["split"] == "local, split not verified"
+
+
+def test_a_packed_copy_is_written_once(tmp_path: Path) -> None:
+    write_cifar(tmp_path / "copy")
+    first = succeed(tmp_path, "--source", "copy", "--pack", "32")
+    assert "cifar-100-python/packed: 6 training and 4 validation images" in first
+    root = tmp_path / "data_store" / "cifar-100-python"
+    before = tree(root)
+    again = succeed(tmp_path, "--pack", "32")
+    assert again.count(": already ") == 2
+    assert "already packed (6 training and 4 validation images)" in again
+    assert "delete the folder" in fail(tmp_path, "--pack", "16")
+    assert tree(root) == before
+    copy, original = list_packed(root, "training"), list_images(root, "training")
+    assert [copy.pixels(i).tolist() for i in range(6)] == [original.pixels(i).tolist() for i in range(6)]  # type: ignore[union-attr]
 
 
 def test_offline_it_says_how_to_pass_a_source(tmp_path: Path) -> None:
@@ -171,6 +194,7 @@ def test_bad_flags(tmp_path: Path) -> None:
         (["--seed", "1"], "--seed: is for --dataset glyphs only"),
         ([*GLYPHS, "--train-per-class", "0"], "--train-per-class: should be at least 1"),
         ([*GLYPHS, "--source", "x"], "have no source"),
+        ([*GLYPHS, "--pack", "0"], "--pack: should be at least 1, got 0"),
         (["--dataset", "imagenet"], "--source: ImageNet has to be fetched by hand"),
         ([*GLYPHS, "--output", "full"], "files that prepare_dataset.py did not write"),
         ([*GLYPHS, "--output", "full/thesis.txt"], "thesis.txt: is a file"),
@@ -281,6 +305,25 @@ def test_imagenet_flat_validation_folder_is_linked_image_by_image(tmp_path: Path
     succeed(tmp_path, *arguments)
     assert tree(tmp_path / "raw" / "validation") == VALIDATION_FILES
     assert all(path.is_symlink() for path in (tmp_path / "raw" / "validation").glob("*/*"))
+
+
+def test_the_devkit_needs_scipy_and_says_so(tmp_path: Path) -> None:
+    write_training_tar(tmp_path)
+    write_tar(tmp_path / "ILSVRC2012_img_val.tar", VALIDATION)
+    write_devkit(tmp_path)
+    (tmp_path / "without" / "scipy").mkdir(parents=True)
+    (tmp_path / "without" / "scipy" / "__init__.py").write_text("raise ImportError")
+    arguments = ["--dataset", "imagenet", "--source", ".", "--output", "raw"]
+    error = fail(tmp_path, *arguments, PYTHONPATH=str(tmp_path / "without"))
+    assert "ILSVRC2012_devkit_t12.tar.gz: its list of classes is a MATLAB file; pip install scipy" in error
+    content = (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").read_bytes()
+    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+        files = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
+    name = next(name for name in files if name.endswith("meta.mat"))
+    for damaged in (b"MATLAB? no", files[name][:200], files[name][:-40]):
+        write_tar(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", files | {name: damaged}, "w:gz")
+        assert "cannot be read as the ILSVRC2012 devkit" in fail(tmp_path, *arguments)
+    assert not (tmp_path / "raw").exists()
 
 
 def test_bad_imagenet_sources(tmp_path: Path) -> None:
