@@ -55,7 +55,7 @@ class FolderImages:
         self.num_views = {"none": 1, "flip": 2}.get(feed.augmentation)
         self._plan = _Plan()
         self._loader = DataLoader(
-            _Decoder(listed, feed.image_size, feed.seed),
+            Decoder(listed, feed.image_size, feed.seed),
             sampler=self._plan,
             batch_size=None,  # a job is a batch
             num_workers=self.num_workers,
@@ -104,7 +104,7 @@ class _Plan(Sampler[Job]):
         return len(self.jobs)
 
 
-class _Decoder(Dataset[Decoded]):
+class Decoder(Dataset[Decoded]):
     """What a worker does: decode and transform a batch, each image with randomness of (seed, epoch, index) alone."""
 
     def __init__(self, listed: ImageList, size: int, seed: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.io  # type: ignore[import-untyped]
+import scipy.io
 from PIL import Image
 
 from data import glyphs
