@@ -85,9 +85,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
     parser.add_argument("--workers", type=int, default=os.cpu_count(), help="decoding processes; default: every core")
     parser.add_argument("--cifar", type=Path, metavar="DATA_ROOT", help="a prepared CIFAR-100")
-    parser.add_argument(
-        "--quick", action="store_true", help="few images and turns: a trial; its figures mean nothing"
-    )
+    parser.add_argument("--quick", action="store_true", help="few images and turns: a trial; its figures mean nothing")
     arguments = parser.parse_args()
     workers, quick = arguments.workers, arguments.quick
     print(f"{workers} decoding processes, {torch.get_num_threads()} threads, training on {DEVICE}")

@@ -10,12 +10,13 @@ import threading
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
-from data.augmentation import normalise
+from data.augmentation import normalise, resize
 from data.folders import ImageList
 from data.images import Batch, Feed, shuffled_batches
 from utils.errors import UserError
@@ -36,7 +37,7 @@ class Job(NamedTuple):
 class Decoded(NamedTuple):
     """A batch on its way from a worker: what could be decoded, and what could not."""
 
-    pixels: torch.Tensor  # (B, H, W, 3) uint8
+    pixels: torch.Tensor  # (B, 3, H, W) uint8, channels last in memory
     indices: torch.Tensor  # (B,) int64
     unreadable: list[int]
 
@@ -84,7 +85,7 @@ class FolderImages:
                 self.feed.unreadable.report(self.listed.paths[index], len(self))
             if not len(decoded.indices):
                 continue
-            pixels = decoded.pixels.to(device, non_blocking=True).permute(0, 3, 1, 2)
+            pixels = decoded.pixels.to(device, non_blocking=True)
             labels = self.labels[decoded.indices].to(device, non_blocking=True)
             yield Batch(normalise(pixels, self.feed.mean, self.feed.std), labels, decoded.indices)
             if self._plan.jobs is not jobs:
@@ -118,20 +119,26 @@ class Decoder(Dataset[Decoded]):
                 if pixels is None:
                     unreadable.append(index)
                     continue
-                torch.manual_seed(seed_of(self.seed, job.epoch, 1, index))
-                views.append(self._view(torch.tensor(pixels).permute(2, 0, 1), job).permute(1, 2, 0))
+                # The CPU's generator alone: torch.manual_seed takes a hundred times as long to look for others.
+                torch.default_generator.manual_seed(seed_of(self.seed, job.epoch, 1, index))
+                views.append(self._view(pixels, job))
                 indices.append(index)
-        pixels = torch.stack(views) if views else torch.empty(0, self.size, self.size, 3, dtype=torch.uint8)
-        return Decoded(pixels, torch.tensor(indices, dtype=torch.int64), unreadable)
+        rows = torch.cat(views) if views else torch.empty(0, self.size, self.size, 3, dtype=torch.uint8)
+        return Decoded(rows.permute(0, 3, 1, 2), torch.tensor(indices, dtype=torch.int64), unreadable)
 
-    def _view(self, image: torch.Tensor, job: Job) -> torch.Tensor:
-        """A view (3, size, size) of a uint8 image (3, H, W). Its memory is channels last: the fast one to resize."""
-        size = [self.size, self.size]
+    def _view(self, pixels: np.ndarray, job: Job) -> torch.Tensor:
+        """A view (1, size, size, 3) of an image (H, W, 3); both uint8."""
         if job.resized_crop:
-            top, left, height, width = RandomResizedCrop.get_params(image, AREA, ASPECT)
-            image = TF.resized_crop(image, top, left, height, width, size, antialias=True)
+            shape = torch.empty(3, *pixels.shape[:2], device="meta")
+            top, left, height, width = RandomResizedCrop.get_params(shape, AREA, ASPECT)
+            pixels = pixels[top : top + height, left : left + width]
+        image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).unsqueeze(0)
+        if job.resized_crop:
+            image = resize(image, self.size)
         else:  # the usual one: the shorter side to 8/7 of the crop (256 for 224), then the centre
-            image = TF.center_crop(TF.resize(image, [self.size * 8 // 7], antialias=True), size)
+            image = TF.resize(image, [self.size * 8 // 7], antialias=True)
+            image = TF.center_crop(image, [self.size, self.size])
+        image = image.permute(0, 2, 3, 1)
         return image.flip(2) if torch.rand(()) < job.flip else image
 
 
@@ -150,10 +157,10 @@ def _from_workers(loader: DataLoader[Decoded]) -> Iterator[Decoded]:
     try:
         yield from batches
     except (RuntimeError, MemoryError) as error:
-        message = str(error)
+        message = (str(error) or "no memory").splitlines()[0]
         if isinstance(error, RuntimeError) and not message.startswith("DataLoader worker (pid"):
             raise
         raise UserError(
-            f"a process that decodes images died, killed or out of memory ({message.splitlines()[0]});\n"
+            f"a process that decodes images died, killed or out of memory ({message});\n"
             "lower dataset_params.num_workers or dataset_params.batch_size, and start the same command again"
         ) from None

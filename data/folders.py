@@ -71,7 +71,8 @@ def read_image(file: Path | BinaryIO) -> Image.Image | None:
     """Decode an image file to RGB (grayscale and CMYK too), or None where it is truncated or no image."""
     try:
         with Image.open(file) as image:
-            return image.convert("RGB")
+            image.load()
+            return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
 
