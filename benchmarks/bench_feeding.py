@@ -92,16 +92,16 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         small, large = arguments.cifar or Path(folder, "small"), Path(folder, "large")
         if arguments.cifar is None:
-            render(small, count=256 if quick else 10_000, size=(SMALL, SMALL), suffix=".png")
-        render(large, count=64 if quick else 512, size=(500, 375), suffix=".jpg")
+            render(small, count=128 if quick else 10_000, size=(SMALL, SMALL), suffix=".png")
+        render(large, count=32 if quick else 512, size=(500, 375), suffix=".jpg")
         comparisons = [
-            compare_steps(small, steps=2 if quick else 10),
-            compare_small(small, SMALL, workers, limit=256 if quick else 10_000),
-            compare_small(small, LARGE, workers, limit=256 if quick else 2_560),
+            compare_steps(small, steps=1 if quick else 10),
+            compare_small(small, SMALL, workers, limit=128 if quick else 10_000),
+            compare_small(small, LARGE, workers, limit=128 if quick else 2_560),
             compare_with_one_core(large, workers),
             compare_large(large, workers),
         ]
-        figures = [comparison.measure(turns=2 if quick else 7) for comparison in comparisons]
+        figures = [comparison.measure(turns=1 if quick else 7) for comparison in comparisons]
     if arguments.json:
         write_json(arguments.json, figures)
 
