@@ -156,8 +156,8 @@ def _from_workers(loader: DataLoader[Decoded]) -> Iterator[Decoded]:
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
     try:
         yield from batches
-    except (RuntimeError, MemoryError) as error:
-        message = (str(error) or "no memory").splitlines()[0]
+    except (RuntimeError, MemoryError, ConnectionError, EOFError) as error:
+        message = (str(error) or type(error).__name__).splitlines()[0]
         if isinstance(error, RuntimeError) and not message.startswith("DataLoader worker (pid"):
             raise
         raise UserError(

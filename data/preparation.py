@@ -11,7 +11,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ class Recipe:
     dataset: str
     source: str | None = None  # a path; None for the data set's own origin (its download, its renderer)
     parameters: dict[str, int] | None = None
-    split: str | None = field(default=None, compare=False)  # what is known of the division into splits; only told
+    split: str | None = None  # what is known of the division into splits; two of one recipe may differ in it
 
 
 def prepare(output: Path, recipe: Recipe, fill: Callable[[Path], dict[str, int]]) -> bool:
