@@ -76,6 +76,18 @@ def test_every_batch_is_the_same_from_the_packed_copy_alone(tmp_path: Path) -> N
             assert torch.equal(one, other)
 
 
+def test_workers_read_packed_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    root = prepared(tmp_path / "toy", size=70)  # more than are kept raw, fewer than are reduced
+    packed.pack(root, 100)
+    imagenet = replace(params(root), name="imagenet", augmentation="resized_crop_flip", num_workers=2)
+    copy, folders = (
+        torch.cat([batch.images for batch in open_images(p, "training", World(), seed=0).training_batches(2, 4)])
+        for p in (imagenet, replace(imagenet, packed="off"))
+    )
+    assert torch.equal(copy, folders)
+
+
 def test_packed_images_are_read_unless_the_config_says_no(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = prepared(tmp_path / "toy")
     assert not isinstance(list_split(params(root), "training"), packed.PackedList)
