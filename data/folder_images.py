@@ -61,6 +61,7 @@ class FolderImages:
             batch_size=None,  # a job is a batch
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
+            worker_init_fn=_ignore_termination,
             pin_memory=feed.world.device.type == "cuda",
         )
 
@@ -140,6 +141,11 @@ class Decoder(Dataset[Decoded]):
             image = TF.center_crop(image, [self.size, self.size])
         image = image.permute(0, 2, 3, 1)
         return image.flip(2) if torch.rand(()) < job.flip else image
+
+
+def _ignore_termination(worker: int) -> None:
+    """A scheduler's SIGTERM reaches every process of a job: how to end is for the main one, and the workers follow."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _from_workers(loader: DataLoader[Decoded]) -> Iterator[Decoded]:

@@ -1,5 +1,8 @@
 """Image sets: every image once an epoch, in views that depend on (seed, epoch) alone, on any number of processes."""
 
+import multiprocessing
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -298,6 +301,20 @@ def test_an_iteration_may_be_left_and_another_begun(
     assert torch.equal(batch.indices, expected.indices)
     with pytest.raises(RuntimeError, match="a later iteration"):
         next(left)
+
+
+def test_workers_go_on_when_a_scheduler_terminates_the_job(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    before = set(multiprocessing.active_children())
+    images = open_as(FolderImages, root, num_workers=2)
+    batches = images.training_batches(0, 1)
+    next(batches)
+    workers = set(multiprocessing.active_children()) - before
+    assert len(workers) == 2
+    for worker in workers:
+        assert worker.pid is not None
+        os.kill(worker.pid, signal.SIGTERM)
+    assert len(list(batches)) == 20
 
 
 def test_the_evaluation_view_is_the_centre_of_the_resized_image(tmp_path: Path) -> None:
