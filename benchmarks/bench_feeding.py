@@ -92,12 +92,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         small, large = arguments.cifar or Path(folder, "small"), Path(folder, "large")
         if arguments.cifar is None:
-            render(small, count=128 if quick else 10_000, size=(SMALL, SMALL), suffix=".png")
-        render(large, count=32 if quick else 512, size=(500, 375), suffix=".jpg")
+            render(small, count=128 if quick else 5_120, size=(SMALL, SMALL), suffix=".png")
+        render(large, count=32 if quick else 384, size=(500, 375), suffix=".jpg")
         comparisons = [
-            compare_steps(small, steps=1 if quick else 10),
-            compare_small(small, SMALL, workers, limit=128 if quick else 10_000),
-            compare_small(small, LARGE, workers, limit=128 if quick else 2_560),
+            compare_steps(small, steps=1 if quick else 4),
+            compare_small(small, SMALL, workers, limit=128 if quick else 5_120),
+            compare_small(small, LARGE, workers, limit=128 if quick else 1_280),
             compare_with_one_core(large, workers),
             compare_large(large, workers),
         ]
