@@ -72,11 +72,11 @@ class Comparison:
             for contender, rate in zip(contenders, rates, strict=True):
                 started = time.perf_counter()
                 rate.append(contender() / (time.perf_counter() - started))
-        ratio = statistics.median(ours / (self.times * other) for ours, other in zip(*rates, strict=True))
+        ratio = statistics.median(ours / (self.times * theirs) for ours, theirs in zip(*rates, strict=True))
         holds = None if self.bar is None else ratio >= self.bar
         verdict = "" if self.bar is None else f"   bar {self.bar:g} {'holds' if holds else 'MISSED'}"
-        ours, other = (f"{statistics.median(rate):,.0f}" for rate in rates)
-        print(f"{self.name:58}{ratio:7.3f}x   {ours:>9} against {other:>8} images/s{verdict}", flush=True)
+        medians = " against ".join(f"{statistics.median(rate):,.0f}" for rate in rates)
+        print(f"{self.name:62}{ratio:7.3f}x   {medians} images/s{verdict}", flush=True)
         return {"name": self.name, "value": ratio, "unit": "x", "bar": self.bar, "holds": holds}
 
 

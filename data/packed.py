@@ -104,7 +104,7 @@ def list_packed(data_root: str | Path, split: str, num_classes: int | None = Non
         paths=[Path(data_root) / split / names[position] for position in chosen],
         labels=[label_of[class_of[position]] for position in chosen],
         classes=classes,
-        folder=folder,
+        folder=folder.absolute(),  # maps of its shards are known by it
         records=records[chosen],
     )
 
