@@ -19,8 +19,9 @@ import multiprocessing
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.figures import Figure, figure, print_figure, print_machine
 from data.embeddings import read_embeddings
 from retrieval import backfilling_curve, backfilling_order, cutoffs, evaluate
 from utils.files import write_json
@@ -167,29 +169,12 @@ def _resident(field: str) -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:")) / 2**20
 
 
-class Figures:
-    """The figures of the run: printed as they come, and kept for the JSON."""
-
-    def __init__(self) -> None:
-        self.all: list[dict[str, Any]] = []
-
-    def add(
-        self, name: str, value: float, unit: str, at_most: float | None = None, at_least: float | None = None
-    ) -> None:
-        """Print and keep a figure with its bar, if it has one."""
-        bar = at_least if at_most is None else at_most
-        holds = None if bar is None else bool(value >= bar if at_most is None else value <= bar)
-        self.all.append({"name": name, "value": value, "unit": unit, "bar": bar, "holds": holds})
-        limit = "" if bar is None else f"{'at least' if at_most is None else 'at most'} {bar:g}"
-        print(f"{name:58}{value:10.3f} {unit:4} {limit:14}{'' if holds is None else 'holds' if holds else 'FAILS'}")
-
-
-def compare(figures: Figures, items: Upgrade, some: int, repeats: int) -> None:
+def compare(items: Upgrade, some: int, repeats: int) -> Iterator[Figure]:
     """Ours, sort, (a) and (b) on the same embeddings; ours and sort take turns."""
     n, device = len(items.new), items.new.device
     ours, theirs = evaluation(items), sort_evaluation(items)  # also the warm-up
     agreement = max(abs(ours[name] - theirs[name]) for name in theirs)
-    figures.add(f"largest difference of a metric, ours and sort, n = {n}", agreement, "")
+    yield figure(f"largest difference of a metric, ours and sort, n = {n}", agreement, "")
     ways = {"evaluate": evaluation, "curve": curve, "sort": sort_evaluation}
     times: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(repeats):
@@ -198,17 +183,17 @@ def compare(figures: Figures, items: Upgrade, some: int, repeats: int) -> None:
     median = {name: statistics.median(values) for name, values in times.items()}
     loop = POINTS * median["sort"]
     matrix = seconds(lambda: matrix_points(items, some, 2), device) * (n / some) * (POINTS / 2)
-    figures.add("one evaluation, ours", median["evaluate"], "s")
-    figures.add("one evaluation, sort", median["sort"], "s")
-    figures.add(f"curve of {POINTS} points, ours", median["curve"], "s")
-    figures.add(f"curve, (a) a sort for each point: one, times {POINTS}", loop, "s")
-    figures.add(f"curve, (b) matrix and scikit-learn: from {some} queries", matrix, "s")
-    figures.add("curve, ours / one evaluation, sort", median["curve"] / median["sort"], "x", at_most=0.6)
-    figures.add("curve, (a) / ours", loop / median["curve"], "x", at_least=30)
-    figures.add("curve, (b) / ours", matrix / median["curve"], "x", at_least=120)
+    yield figure("one evaluation, ours", median["evaluate"], "s")
+    yield figure("one evaluation, sort", median["sort"], "s")
+    yield figure(f"curve of {POINTS} points, ours", median["curve"], "s")
+    yield figure(f"curve, (a) a sort for each point: one, times {POINTS}", loop, "s")
+    yield figure(f"curve, (b) matrix and scikit-learn: from {some} queries", matrix, "s")
+    yield figure("curve, ours / one evaluation, sort", median["curve"] / median["sort"], "x", at_most=0.6)
+    yield figure("curve, (a) / ours", loop / median["curve"], "x", at_least=30)
+    yield figure("curve, (b) / ours", matrix / median["curve"], "x", at_least=120)
 
 
-def growth(figures: Figures, sizes: list[int]) -> None:
+def growth(sizes: list[int]) -> Iterator[Figure]:
     """Time of the curve over n^2, relative to the size before the last; classes of fixed size, or of fixed number."""
     for title, class_size in (("classes of 100", lambda n: CLASS_SIZE), ("100 classes", lambda n: n // CLASSES)):
         costs = {}
@@ -216,10 +201,26 @@ def growth(figures: Figures, sizes: list[int]) -> None:
             items = synthetic(n, class_size(n))
             spent = min(seconds(lambda items=items: curve(items), items.new.device) for _ in range(2))  # type: ignore[misc]
             costs[n] = spent / n**2
-            figures.add(f"curve, n = {n}, {title}", spent, "s")
+            yield figure(f"curve, n = {n}, {title}", spent, "s")
         for n in sizes:
             ratio = costs[n] / costs[sizes[-2]]
-            figures.add(f"cost over n^2, n = {n} / n = {sizes[-2]}, {title}", ratio, "x")
+            yield figure(
+                f"cost over n^2, n = {n} / n = {sizes[-2]}, {title}", ratio, "x", at_most=1.2 if n > sizes[-2] else None
+            )
+
+
+def memory(quick: bool) -> Iterator[Figure]:
+    """Peak memory beyond the embeddings, each in a process of its own."""
+    small, large = 200 if quick else 10_000, 100_000
+    ways: list[tuple[str, Callable[[Upgrade], Any], int, float | None]] = [
+        ("curve, ours", curve, small, 1.0),
+        ("curve, ours (512 of the queries)", few_chunks, large, 4.0),
+        ("one evaluation, sort", sort_evaluation, small, None),
+        ("curve, (b)", matrices, small, None),
+    ]
+    for title, way, n, bar in ways[:1] if quick else ways:
+        gigabytes = peak_gigabytes(way, n, torch.get_num_threads())
+        yield figure(f"extra memory, n = {n}, {title}", gigabytes, "GiB", at_most=bar)
 
 
 def main() -> None:
@@ -228,7 +229,7 @@ def main() -> None:
     parser.add_argument("--embeddings", metavar="DIR", help="compare on query.npz and gallery.npz of this folder")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     arguments = parser.parse_args()
-    figures = Figures()
+    print_machine()
     items = synthetic(200 if arguments.quick else CLASSES * CLASS_SIZE)
     if arguments.embeddings:
         query, gallery = (
@@ -238,21 +239,17 @@ def main() -> None:
         assert gallery.labels is not None
         device = items.new.device
         items = Upgrade(query.embeddings.float().to(device), gallery.embeddings.float().to(device), gallery.labels)
-    compare(figures, items, some=4 if arguments.quick else 100, repeats=1 if arguments.quick else 3)
     sizes = [2000, 5000, 10_000, 20_000, *([50_000, 100_000] if torch.cuda.is_available() else [])]
-    growth(figures, [200, 400] if arguments.quick else sizes)
-    small, large = 200 if arguments.quick else 10_000, 100_000
-    ways: list[tuple[str, Callable[[Upgrade], Any], int, float | None]] = [
-        ("curve, ours", curve, small, 1.0),
-        ("curve, ours (512 of the queries)", few_chunks, large, 4.0),
-        ("one evaluation, sort", sort_evaluation, small, None),
-        ("curve, (b)", matrices, small, None),
-    ]
-    for title, way, n, bar in ways[:1] if arguments.quick else ways:
-        gigabytes = peak_gigabytes(way, n, torch.get_num_threads())
-        figures.add(f"extra memory, n = {n}, {title}", gigabytes, "GiB", at_most=bar)
+    figures: list[Figure] = []
+    for row in chain(
+        compare(items, some=4 if arguments.quick else 100, repeats=1 if arguments.quick else 3),
+        growth([200, 400] if arguments.quick else sizes),
+        memory(quick=arguments.quick),
+    ):
+        print_figure(row)
+        figures.append(row)
     if arguments.json:
-        write_json(arguments.json, figures.all)
+        write_json(arguments.json, figures)
 
 
 if __name__ == "__main__":

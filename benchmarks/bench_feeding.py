@@ -36,6 +36,7 @@ from torchvision.datasets import ImageFolder
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.figures import Figure, figure, print_figure, print_machine
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from data.folder_images import Decoder, FolderImages, Job
 from data.folders import list_images
@@ -62,7 +63,7 @@ class Comparison:
     other: Contender
     times: int = 1
 
-    def measure(self, turns: int) -> dict[str, Any]:
+    def measure(self, turns: int) -> Figure:
         """Let the two take turns, print a line, and return the figure."""
         contenders = (self.ours, self.other)
         for contender in contenders:
@@ -73,11 +74,10 @@ class Comparison:
                 started = time.perf_counter()
                 rate.append(contender() / (time.perf_counter() - started))
         ratio = statistics.median(ours / (self.times * theirs) for ours, theirs in zip(*rates, strict=True))
-        holds = None if self.bar is None else ratio >= self.bar
-        verdict = "" if self.bar is None else f"   bar {self.bar:g} {'holds' if holds else 'MISSED'}"
         medians = " against ".join(f"{statistics.median(rate):,.0f}" for rate in rates)
-        print(f"{self.name:62}{ratio:7.3f}x   {medians} images/s{verdict}", flush=True)
-        return {"name": self.name, "value": ratio, "unit": "x", "bar": self.bar, "holds": holds}
+        row = figure(self.name, ratio, "x", at_least=self.bar)
+        print_figure(row, remark=f"{medians} images/s")
+        return row
 
 
 def main() -> None:
@@ -88,7 +88,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="few images and turns: a trial; its figures mean nothing")
     arguments = parser.parse_args()
     workers, quick = arguments.workers, arguments.quick
-    print(f"{workers} decoding processes, {torch.get_num_threads()} threads, training on {DEVICE}")
+    print_machine()
+    print(f"{workers} decoding processes, training on {DEVICE}")
     with tempfile.TemporaryDirectory() as folder:
         small, large = arguments.cifar or Path(folder, "small"), Path(folder, "large")
         if arguments.cifar is None:

@@ -26,7 +26,8 @@ from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.hardware import Figure, figure, flops_of, matmul_rate, report, synchronise
+from benchmarks.figures import Figure, figure, report
+from benchmarks.hardware import flops_of, matmul_rate, synchronise
 from data.images import shuffled_batches
 from models.embedding import embed
 from models.resnet import build_backbone
@@ -174,8 +175,7 @@ def measure_steps(arguments: argparse.Namespace, device: torch.device) -> tuple[
                 f"{EPOCHS} epochs on embeddings",
                 EPOCHS * steps * seconds,
                 "s",
-                5.0 if device.type == "cuda" else None,
-                at_most=True,
+                at_most=5.0 if device.type == "cuda" else None,
             ),
             figure(f"  measured matmul rate, {resolved}", rate / 1e9, "GFLOP/s"),
             figure("  share of the limit: matrix products alone", flops / rate / seconds, ""),
@@ -232,8 +232,7 @@ def compare_losses(arguments: argparse.Namespace, device: torch.device) -> list[
             "difference of the means, in standard deviations over seeds",
             abs(means["plain"] - means["ours"]) / noise,
             "",
-            2.0,
-            at_most=True,
+            at_most=2.0,
         ),
     ]
 
@@ -259,7 +258,7 @@ def main() -> None:
         plain_total = EPOCHS * steps * (3 * BATCH * plain_image + plain_step)
         total = VIEWS * 2 * ITEMS * image + EPOCHS * steps * step
         figures += [
-            figure(f"{name}: whole training against the plain loop", plain_total / total, "x", 30.0),
+            figure(f"{name}: whole training against the plain loop", plain_total / total, "x", at_least=30.0),
             figure(f"{name}: plain, extrapolated", plain_total / 3600, "h"),
             figure(f"{name}: ours, extrapolated", total / 3600, "h"),
             figure(f"{name}: embedding, plain", 1 / plain_image, "images/s"),

@@ -1,18 +1,13 @@
-"""What this machine can do at best, and how a benchmark reports its figures."""
+"""What this machine can do at best, and how long something takes on it."""
 
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from utils.files import write_json
 from utils.precision import Resolved
-from utils.provenance import environment
-
-Figure = dict[str, Any]
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 5) -> float:
@@ -53,20 +48,3 @@ def flops_of(work: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         work()
     return counter.get_total_flops()
-
-
-def figure(name: str, value: float, unit: str, bar: float | None = None, *, at_most: bool = False) -> Figure:
-    """A line of the report; `bar` is what it should reach, or with `at_most` not exceed."""
-    holds = None if bar is None else (value <= bar if at_most else value >= bar)
-    return {"name": name, "value": value, "unit": unit, "bar": bar, "holds": holds}
-
-
-def report(figures: list[Figure], json_path: str | None) -> None:
-    """Print the figures as a table, and write them to a file if one is named."""
-    machine = environment()
-    print(f"{machine['device']}, {machine['cores']} cores, torch {machine['torch']}, {torch.get_num_threads()} threads")
-    for row in figures:
-        bar = "" if row["bar"] is None else f"   bar {row['bar']:g}: {'holds' if row['holds'] else 'MISSED'}"
-        print(f"{row['name']:64}{row['value']:12.4g} {row['unit']}{bar}")
-    if json_path:
-        write_json(json_path, figures)

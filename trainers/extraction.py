@@ -12,7 +12,6 @@ from data.images import Batch
 from models.embedding import embed
 from models.model_files import load_model
 from models.transformations import Transformed
-from trainers.batches import watch_workers
 from utils.distributed import World
 from utils.precision import autocast, resolve_precision
 from utils.schema import EvalConfig, Precision
@@ -65,7 +64,7 @@ def embed_images(
         autocast(resolved, world.device),
         tqdm(total=total, desc=title, unit="img", leave=False, disable=None if world.is_main else True) as bar,
     ):
-        for batch in watch_workers(batches):
+        for batch in batches:
             for key, model in distinct.items():
                 outputs[key].append(embed(model, batch.images))
             indices.append(batch.indices)

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from trainers.acceleration import maybe_compiled
-from trainers.batches import split_batch, watch_workers
+from trainers.batches import split_batch
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import tune_kernels
@@ -120,7 +120,7 @@ class Trainer(Generic[BatchT]):
         started = refreshed = time.perf_counter() - so_far.seconds
         unseen = 0
         # The batches before a checkpoint are drawn again and passed over, so that the same ones follow.
-        for batch in islice(watch_workers(self.batches(epoch)), so_far.steps, None):
+        for batch in islice(self.batches(epoch), so_far.steps, None):
             self.optimizer.zero_grad(set_to_none=True)
             for step in self._accumulate(batch):
                 so_far.sums[0] += step.loss.detach() * step.items

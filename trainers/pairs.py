@@ -8,7 +8,6 @@ from torch import nn
 
 from data.images import ImageSet, shuffled_batches
 from models.embedding import embed
-from trainers.batches import watch_workers
 from trainers.embedding_cache import EmbeddingCache
 from utils.distributed import World
 from utils.precision import Resolved, autocast
@@ -119,7 +118,7 @@ class StreamedPairs:
         return len(self.images)
 
     def batches(self, epoch: int) -> Iterator[PairBatch]:
-        for batch in watch_workers(self.images.training_batches(epoch, self.batch_size)):
+        for batch in self.images.training_batches(epoch, self.batch_size):
             with torch.no_grad(), autocast(self.precision, self.world.device):
                 embedded = {name: embed(model, batch.images).embedding for name, model in self.models.items()}
             yield PairBatch(embedded["old"], embedded.get("side_info"), embedded["new"], batch.labels)
