@@ -153,6 +153,7 @@ def test_config_and_log_stand_beside_the_model(trained: Path) -> None:
     assert names == {
         *("old.pt", "old.config.yaml", "old.log.jsonl", "new.pt", "new.config.yaml", "new.log.jsonl"),
         *("transformation.pt", "transformation.config.yaml", "transformation.log.jsonl", "old_transformed.pt"),
+        "embeddings",
     }
     log = [json.loads(line) for line in (trained / "checkpoints" / "new.log.jsonl").read_text().splitlines()]
     assert [record["epoch"] for record in log] == [1, 2]
@@ -186,9 +187,10 @@ def test_side_information_from_a_model_of_ours_and_from_torchscript(work: Path, 
 
 
 def test_embedding_every_epoch_trains_as_embedding_once(work: Path) -> None:
-    """Without augmentation there is one view, so the two differ by rounding alone."""
-    arguments = ["dataset_params.augmentation=none", "precision=fp32"]
-    assert train(work, *arguments, "cache_embeddings=off") == pytest.approx(train(work, *arguments), rel=1e-3)
+    """Without augmentation there is one view, so the two differ by rounding to half precision alone."""
+    # A small rate: with the usual one this tiny training is so unstable that it magnifies any rounding.
+    arguments = ["dataset_params.augmentation=none", "precision=fp32", "optimizer_params.lr=1e-4"]
+    assert train(work, *arguments, "cache_embeddings=off") == pytest.approx(train(work, *arguments), rel=5e-4)
 
 
 def test_one_log_variance_a_dimension(work: Path) -> None:
