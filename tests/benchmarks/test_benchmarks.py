@@ -7,7 +7,7 @@ import pytest
 
 from tests.tiny import succeed
 
-BARS = {  # of each benchmark, in the order of its figures
+BARS: dict[str, list[float]] = {  # of each benchmark, in the order of its figures
     "backbone": [3, 1],  # and 0.9, where two processes can have the cores that one has
     "eval": [0.6, 30, 120, 1.2, 1.2, 1],
     "feeding": [0.97, 10, 10, 0.85],
