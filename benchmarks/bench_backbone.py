@@ -173,9 +173,11 @@ def measure(arguments: argparse.Namespace) -> list[Figure]:
                 at_least=3.0 if precision == "auto" else None,
             ),
             figure(f"training, {name}", batch_size / seconds, "images/s"),
-            figure(f"  measured matmul rate, {resolved}", rate / 1e9, "GFLOP/s"),
-            figure("  share of the limit: matrix products alone", products / seconds, ""),
-            figure("  share of the limit: products, then passes over memory", (products + passes) / seconds, ""),
+            figure(f"  measured matmul rate, {name}", rate / 1e9, "GFLOP/s"),
+            figure(f"  {name}, share of the limit: products alone", products / seconds, ""),
+            figure(
+                f"  {name}, share of the limit: products, then passes over memory", (products + passes) / seconds, ""
+            ),
         ]
         speed[precision] = rival / seconds
         plain.append(rival)

@@ -1,6 +1,11 @@
-"""Options of the whole test run."""
+"""What holds for the whole test run."""
 
 import pytest
+import torch
+
+# Tiny tensors gain nothing from threads; and a script that runs within this process computes the bits of one in a
+# process of its own, which has one thread (tests/tiny.py).
+torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -62,7 +62,6 @@ class Trainer(Generic[BatchT]):
         compilation: whether torch.compile makes the forward and backward pass.
         set_mode: called with (model, epoch) before each; train mode by default.
         validate: called after an epoch for further values of its log record.
-        find_unused_parameters: some parameters have no part in the loss (data parallelism must know).
     """
 
     def __init__(
@@ -83,7 +82,6 @@ class Trainer(Generic[BatchT]):
         compilation: Compile = "off",
         set_mode: Callable[[nn.Module, int], object] = lambda model, epoch: model.train(),
         validate: Callable[[int], dict[str, float]] = lambda epoch: {},
-        find_unused_parameters: bool = False,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.epochs, self.items, self.batches, self.step = epochs, items, batches, step
@@ -92,7 +90,7 @@ class Trainer(Generic[BatchT]):
         tune_kernels(world.device)
         self.parallel = model
         if world.size > 1:
-            self.parallel = DistributedDataParallel(model, find_unused_parameters=find_unused_parameters)
+            self.parallel = DistributedDataParallel(model)
         self.forward = maybe_compiled(self.parallel, compilation, world, steps=epochs * items // batch_size)
 
     def fit(self) -> None:
