@@ -10,6 +10,8 @@ Three claims, each measured in one run whose contenders take turns; figures are 
 - Folders of 500 x 375 JPEGs, in random resized crops of 224 px: N worker processes against N times the rate of the
   same decoding and cropping in a plain loop on one core, and against ImageFolder with PIL transforms.
 
+This process uses every core, but one thread for small images at 32 px and beside workers that decode JPEGs.
+
 The images are rendered for the benchmark and deleted; --cifar names a prepared CIFAR-100 to take in their place.
 """
 
@@ -50,6 +52,7 @@ from utils.precision import autocast, resolve_precision
 SMALL, LARGE = 32, 224  # pixels a side
 BATCH, LARGE_BATCH = 128, 32
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+THREADS = torch.get_num_threads()
 Contender = Callable[[], int]  # does some work -> how many images it took
 
 
@@ -62,9 +65,11 @@ class Comparison:
     ours: Contender
     other: Contender
     times: int = 1
+    threads: int = THREADS  # of PyTorch in this process
 
     def measure(self, turns: int) -> Figure:
         """Let the two take turns, print a line, and return the figure."""
+        torch.set_num_threads(self.threads)
         contenders = (self.ours, self.other)
         for contender in contenders:
             contender()  # warm-up: starts the workers too
@@ -139,7 +144,8 @@ def compare_small(root: Path, size: int, workers: int, limit: int) -> Comparison
     transform = [first, transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     other = plain_loader(root, transform, workers, BATCH, limit)
     name = f"images in memory / ImageFolder + PIL, {SMALL} to {size} px"
-    return Comparison(name, 10, partial(take, ours, limit // BATCH), partial(take_all, other))
+    threads = THREADS if resizes else 1
+    return Comparison(name, 10, partial(take, ours, limit // BATCH), partial(take_all, other), threads=threads)
 
 
 def compare_with_one_core(root: Path, workers: int) -> Comparison:
@@ -148,17 +154,14 @@ def compare_with_one_core(root: Path, workers: int) -> Comparison:
     decoder, random_crops = Decoder(listed, LARGE, seed=0), feed(LARGE, "resized_crop_flip")
 
     def decode_on_one_core() -> int:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
         for start in range(0, len(listed), LARGE_BATCH):
             indices = list(range(start, min(start + LARGE_BATCH, len(listed))))
             decoder[Job(indices, resized_crop=True, flip=0.5, epoch=0)]
-        torch.set_num_threads(threads)
         return len(listed)
 
     ours = FolderImages(listed, random_crops, num_workers=workers)
     name = f"JPEG folder, {workers} processes / {workers} x decode and crop on one core"
-    return Comparison(name, 0.85, partial(take_epoch, ours), decode_on_one_core, times=workers)
+    return Comparison(name, 0.85, partial(take_epoch, ours), decode_on_one_core, times=workers, threads=1)
 
 
 def compare_large(root: Path, workers: int) -> Comparison:
@@ -166,7 +169,8 @@ def compare_large(root: Path, workers: int) -> Comparison:
     ours = FolderImages(list_images(root, "training"), feed(LARGE, "resized_crop_flip"), num_workers=workers)
     transform = [transforms.RandomResizedCrop(LARGE), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     other = plain_loader(root, transform, workers, LARGE_BATCH, limit=len(ours))
-    return Comparison("JPEG folder / ImageFolder + PIL", None, partial(take_epoch, ours), partial(take_all, other))
+    name = "JPEG folder / ImageFolder + PIL"
+    return Comparison(name, None, partial(take_epoch, ours), partial(take_all, other), threads=1)
 
 
 def feed(size: int, augmentation: str) -> Feed:

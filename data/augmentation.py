@@ -89,6 +89,7 @@ def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, .
     rows = images.permute(0, 2, 3, 1).reshape(batch * height, width * 3)
     scale = 1 / (torch.tensor(std, device=images.device) * 255)
     shift = -255 * torch.tensor(mean, device=images.device) * scale
+    # Two operations a batch: each is a meeting of all threads, which waits for the last where workers decode beside it.
     levels = _empty(rows.shape, images.device).copy_(rows)
     torch.addcmul(shift.repeat(width), levels, scale.repeat(width), out=levels)
     return levels.view(batch, height, width, 3).permute(0, 3, 1, 2)
