@@ -71,7 +71,8 @@ def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
         where: the config key that names it, for error messages.
 
     Raises:
-        UserError: no such file, not an embedding file, or arrays whose shapes or types do not fit.
+        UserError: no such file, not an embedding file, no item, ids that occur twice, or arrays whose shapes or types
+            do not fit.
     """
     path = Path(path)
     arrays = _read_arrays(path, where)
@@ -83,11 +84,18 @@ def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
             f"{where}: {path}: embeddings should be (n, d) float16 or float32, "
             f"got {embeddings.shape} {embeddings.dtype}"
         )
+    if not embeddings.size:
+        raise UserError(f"{where}: {path} is empty, its embeddings are {embeddings.shape}")
     for name, array in arrays.items():
         if array.shape[:1] != embeddings.shape[:1]:
             raise UserError(f"{where}: {path}: {name} is {array.shape}, embeddings {embeddings.shape}")
         if name in ("ids", "labels") and (array.ndim != 1 or array.dtype.kind not in "iu"):
             raise UserError(f"{where}: {path}: {name} should be (n,) whole numbers, got {array.shape} {array.dtype}")
+    if "ids" in arrays:
+        ids, counts = np.unique(arrays["ids"], return_counts=True)
+        if len(ids) < len(embeddings):
+            twice = ids[counts > 1]
+            raise UserError(f"{where}: {path}: {len(twice)} ids occur more than once, the first is {twice[0]}")
     if "sigma" in arrays and (arrays["sigma"].ndim > 2 or arrays["sigma"].dtype.kind != "f"):
         raise UserError(f"{where}: {path}: sigma should be (n,) or (n, d) floating point log variances")
     labels, sigma = arrays.get("labels"), arrays.get("sigma")

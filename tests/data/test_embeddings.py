@@ -108,6 +108,8 @@ def test_a_folder_is_mapped_and_never_written_to(tmp_path: Path) -> None:
         ({"embeddings": np.zeros((N, D))}, r"should be \(n, d\) float16 or float32, got \(5, 3\) float64"),
         ({"embeddings": np.zeros(N, np.float32)}, r"should be \(n, d\) float16 or float32, got \(5,\) float32"),
         ({"embeddings": np.zeros((N, D), np.int64)}, r"got \(5, 3\) int64"),
+        ({"embeddings": np.zeros((0, D), np.float32)}, r"is empty, its embeddings are \(0, 3\)"),
+        ({"ids": np.array([7, 8, 7, 9, 9])}, "2 ids occur more than once, the first is 7"),
         ({"ids": np.arange(4)}, r"ids is \(4,\), embeddings \(5, 3\)"),
         ({"labels": np.int64(3)}, r"labels is \(\), embeddings \(5, 3\)"),
         ({"labels": np.zeros((N, 1), np.int64)}, r"labels should be \(n,\) whole numbers, got \(5, 1\) int64"),
