@@ -263,7 +263,11 @@ GOOD = {"embeddings": np.eye(4, dtype=np.float32), "labels": np.array([0, 0, 1, 
             "query.npz, gallery.npz: transformed: 4 of 4 rows hold NaN or infinity, the first is row 0",
         ),
         (GOOD | {"embeddings": GOOD["embeddings"][:, :3]}, "query.npz, gallery.npz: transformed: embeddings are 3-dim"),
-        (GOOD | {"embeddings": GOOD["embeddings"][:0], "labels": GOOD["labels"][:0]}, "needs queries and gallery of"),
+        (
+            GOOD | {"embeddings": GOOD["embeddings"][:0], "labels": GOOD["labels"][:0]},
+            "embeddings_params.gallery: gallery.npz is empty, its embeddings are (0, 4)",
+        ),
+        (GOOD | {"ids": np.array([0, 7, 7, 1])}, "gallery.npz: 1 ids occur more than once, the first is 7"),
         (GOOD | {"ids": np.array([3, 2, 1, 0])}, "needs queries and gallery of the same items in the same order"),
         (GOOD, "order `sigma` needs a gallery with sigma"),
     ],
@@ -287,11 +291,10 @@ def test_ids_that_occur_twice_and_an_empty_file(tmp_path: Path) -> None:
     (tmp_path / "eval.yaml").write_text("embeddings_params: {query: query.npz, gallery: query.npz}\n")
     np.savez(tmp_path / "query.npz", **GOOD, ids=np.array([0, 7, 7, 1]))  # type: ignore[arg-type]
     error = refuse("eval.py", "--output", "result.json", cwd=tmp_path)
-    assert error == (
-        "error: embeddings_params: query.npz, query.npz: query_ids: 1 ids occur more than once, the first is 7"
-    )
+    assert error == "error: embeddings_params.query: query.npz: 1 ids occur more than once, the first is 7"
     np.savez(tmp_path / "query.npz", **{name: array[:0] for name, array in GOOD.items()})  # type: ignore[arg-type]
-    assert "query.npz, query.npz: query: the set of embeddings is empty, (0, 4)" in refuse("eval.py", cwd=tmp_path)
+    error = refuse("eval.py", cwd=tmp_path)
+    assert error == "error: embeddings_params.query: query.npz is empty, its embeddings are (0, 4)"
 
 
 # -------------------------------------------------------------------------------------------- the outputs and the disk
