@@ -1,4 +1,4 @@
-"""Train a transformation from old embeddings to the space of a new model (FCT, FastFill).
+"""Train a transformation from old embeddings to the space of a new model (FCT, FastFill, plain baselines).
 
 python train_transformation.py --config configs/cifar100_fastfill_transformation.yaml [optimizer_params.lr=1e-3 ...]
 torchrun --nproc_per_node=8 train_transformation.py --config configs/imagenet_fct_transformation.yaml
@@ -23,7 +23,7 @@ from models.transformations import build_transformation, transformation_argument
 from trainers.extraction import embedding_dim, freeze
 from trainers.objectives import build_objective
 from trainers.pairs import build_pairs
-from trainers.transformation import train_transformation
+from trainers.transformation import fit_transformation
 from utils.config import load_config, to_dict
 from utils.distributed import process_group
 from utils.errors import run_script
@@ -67,7 +67,7 @@ def main() -> None:
 
         run = Run(config.output_transformation_path, config, world)
         pairs = build_pairs(models, images, config, run.precision, world)
-        train_transformation(transformation, objective, config, pairs, run, world, preemption)
+        fit_transformation(transformation, objective, config, pairs, run, world, preemption)
         if world.is_main:
             trained = describe_transformation(transformation, arguments)
             transformed = describe_transformed(descriptions["old"], descriptions.get("side_info"), trained)

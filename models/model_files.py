@@ -17,7 +17,8 @@ from torch import nn
 
 from models.embedding import TransformedModel
 from models.resnet import ResNet, build_backbone
-from models.transformations import FCTTransformation, build_transformation
+from models.transformations import build_transformation
+from models.transformed import Transformation
 from utils.errors import UserError
 from utils.files import read_torch, sha256_of, write_torch
 from utils.provenance import git_revision
@@ -32,7 +33,7 @@ def describe_backbone(model: ResNet, arguments: dict[str, Any]) -> Description:
     return {"kind": "backbone", "arguments": arguments, "state_dict": _plain_state(model)}
 
 
-def describe_transformation(model: FCTTransformation, arguments: dict[str, Any]) -> Description:
+def describe_transformation(model: Transformation, arguments: dict[str, Any]) -> Description:
     """A transformation as plain values; `arguments` are those of `build_transformation`."""
     return {"kind": "transformation", "arguments": arguments, "state_dict": _plain_state(model)}
 
@@ -134,7 +135,7 @@ def build_model(description: Description, *, where: str) -> nn.Module:
         model: nn.Module = TransformedModel(
             build_model(description["old"], where=where),
             None if side is None else build_model(side, where=where),
-            cast(FCTTransformation, build_model(description["transformation"], where=where)),
+            cast(Transformation, build_model(description["transformation"], where=where)),
         )
         return model.eval()
     build = {"backbone": build_backbone, "transformation": build_transformation}.get(kind)

@@ -11,7 +11,7 @@ from data.embeddings import EmbeddingSet
 from data.images import Batch
 from models.embedding import embed
 from models.model_files import load_model
-from models.transformations import Transformed
+from models.transformed import Transformed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import autocast, resolve_precision

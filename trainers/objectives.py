@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.resnet import ResNet
-from models.transformations import FastFillTransformation, FCTTransformation, Transformed
+from models.transformed import Transformation, Transformed
 from utils.errors import UserError
 from utils.schema import ObjectiveParams
 
@@ -80,14 +80,14 @@ class TransformationObjective(nn.Module):
 
 
 def build_objective(
-    params: ObjectiveParams, new_model: nn.Module, transformation: FCTTransformation
+    params: ObjectiveParams, new_model: nn.Module, transformation: Transformation
 ) -> TransformationObjective:
     """The objective that `objective_params` describes, with the new model's classifier where L_disc needs it.
 
     Raises:
         UserError: the new model has no classifier, or uncertainty and transformation do not go together.
     """
-    uncertain = isinstance(transformation, FastFillTransformation)
+    uncertain = transformation.has_uncertainty
     if params.uncertainty_loss is not None and not uncertain:
         raise UserError("objective_params.uncertainty_loss: needs a transformation with uncertainty, arch fastfill")
     if params.uncertainty_loss is None and uncertain:

@@ -33,6 +33,9 @@ class Pairs(Protocol):
     def batches(self, epoch: int) -> Iterator[PairBatch]:
         """This process's share of an epoch, a function of (seed, epoch) alone."""
 
+    def views_once(self) -> Iterator[PairBatch]:
+        """This process's share of every view of every item, each once; of an epoch where the views are too many."""
+
 
 class View(NamedTuple):
     """Embeddings of one view of every image, on the device."""
@@ -86,8 +89,17 @@ class CachedPairs:
         view = self._mixed(epoch) if self.exhaustive else self.views[epoch % len(self.views)]
         shares = shuffled_batches(len(view.labels), self.batch_size, self.world, seed=self.seed, epoch=epoch)
         for rows in [share.to(self.world.device) for share in shares]:  # all of them now: a copy waits for the device
-            batch = {role: embeddings[rows].float() for role, embeddings in view.embeddings.items()}
-            yield PairBatch(batch["old"], batch.get("side_info"), batch["new"], view.labels[rows])
+            yield self._batch(view, rows)
+
+    def views_once(self) -> Iterator[PairBatch]:
+        for view in self.views:
+            share = self.world.share(len(view.labels))
+            for start in range(share.start, share.stop, self.batch_size):
+                yield self._batch(view, slice(start, min(start + self.batch_size, share.stop)))
+
+    def _batch(self, view: View, rows: torch.Tensor | slice) -> PairBatch:
+        batch = {role: embeddings[rows].float() for role, embeddings in view.embeddings.items()}
+        return PairBatch(batch["old"], batch.get("side_info"), batch["new"], view.labels[rows])
 
     def _mixed(self, epoch: int) -> View:
         """Every item in a view drawn for it, the same for every model."""
@@ -122,6 +134,9 @@ class StreamedPairs:
             with torch.no_grad(), autocast(self.precision, self.world.device):
                 embedded = {name: embed(model, batch.images).embedding for name, model in self.models.items()}
             yield PairBatch(embedded["old"], embedded.get("side_info"), embedded["new"], batch.labels)
+
+    def views_once(self) -> Iterator[PairBatch]:
+        return self.batches(0)
 
 
 def build_pairs(

@@ -48,6 +48,11 @@ class Run:
         if self.world.is_main:
             checkpoint = {"identity": self.identity, "precision": self.precision, "history": history, "state": state}
             write_torch(self.checkpoint_path, checkpoint)
+        self.log(history)
+
+    def log(self, history: list[dict[str, Any]]) -> None:
+        """Write the log: a JSON line for each record."""
+        if self.world.is_main:
             write_text(self.log_path, "".join(json.dumps(record) + "\n" for record in history))
 
     def restore(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:

@@ -7,6 +7,7 @@ from utils.config import key, section
 
 Precision = Literal["auto", "bf16", "fp32"]
 Compile = Literal["auto", "on", "off"]
+CLOSED_FORMS = ("procrustes", "ridge")
 COMPILE_DOC = "torch.compile; auto: on GPUs, for runs so long that it pays"
 
 
@@ -30,12 +31,24 @@ class BackboneArch:
 class TransformationArch:
     """`arch_params` of a transformation. Dimensions left out are those of the models."""
 
-    arch: str = key(doc="fct (MLP_BN_SIDE_PROJECTION) or fastfill (MLP_BN_SIDE_PROJECTION_SIGMA)")
+    arch: str = key(
+        doc="fct (MLP_BN_SIDE_PROJECTION) or fastfill (MLP_BN_SIDE_PROJECTION_SIGMA); the baselines residual_mlp and, "
+        "in closed form, procrustes and ridge"
+    )
     old_embedding_dim: int | None = key(None, doc="dimension of the old embedding", minimum=1)
     new_embedding_dim: int | None = key(None, doc="dimension of the new embedding", minimum=1)
     side_info_dim: int | None = key(None, doc="dimension of the side-information", minimum=1)
-    inner_dim: int = key(2048, doc="width of the mixer's hidden layers", minimum=1)
+    inner_dim: int | None = key(
+        None,
+        doc="width of the hidden layers; fct and fastfill: 2048, residual_mlp: 256; closed forms have none",
+        minimum=1,
+    )
     sigma_dim: int | None = key(None, doc="fastfill: 1 log variance an item (default), or one a dimension", minimum=1)
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether the transformation is computed, not trained."""
+        return self.arch in CLOSED_FORMS
 
 
 @dataclass
@@ -120,6 +133,17 @@ class ObjectiveParams:
     discriminative_loss: DiscriminativeLoss | None = key(None, doc="L_disc; FastFill")
     uncertainty_loss: UncertaintyLoss | None = key(None, doc="uncertainty; FastFill")
 
+    def check_closed_form(self, arch: str) -> None:
+        """Raise ValueError where the objective is not the mean squared error, which alone has a closed form."""
+        for name in ("discriminative_loss", "uncertainty_loss"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"objective_params.{name}: {arch} is a closed form and cannot use it; leave it out")
+        if self.similarity_loss.name != "mse":
+            raise ValueError(
+                f"objective_params.similarity_loss.name: {arch} minimises mse in closed form, not "
+                f"{self.similarity_loss.name}"
+            )
+
 
 @dataclass
 class EvalParams:
@@ -187,16 +211,16 @@ class BackboneConfig:
         self.lr_policy_params.check_length(self.epochs)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TransformationConfig:
     """train_transformation.py: a config -> a transformation from old embeddings to the new space."""
 
     old_model_path: str = key(doc="the old model", path="input")
     new_model_path: str = key(doc="the new model", path="input")
     arch_params: TransformationArch = key(doc="the transformation")
-    optimizer_params: OptimizerParams = key(doc="the optimizer")
+    optimizer_params: OptimizerParams | None = key(None, doc="the optimizer; closed forms have none")
     dataset_params: DatasetParams = key(doc="the training images")
-    epochs: int = key(doc="passes over the training set", minimum=1)
+    epochs: int | None = key(None, doc="passes over the training set; closed forms take one", minimum=1)
     output_transformation_path: str = key(doc="file for the transformation alone", path="output")
     output_transformed_old_model_path: str = key(
         doc="file for images -> transformed embedding: old model, side-information model and transformation",
@@ -205,7 +229,9 @@ class TransformationConfig:
     side_info_model_path: str | None = key(
         None, doc="side-information model (ours or TorchScript); none: the old embedding takes its place", path="input"
     )
-    objective_params: ObjectiveParams = section(ObjectiveParams, doc="the losses; L_sim alone (FCT) if left out")
+    objective_params: ObjectiveParams = section(
+        ObjectiveParams, doc="the losses; L_sim alone (FCT) if left out; closed forms minimise mse"
+    )
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
     switch_mode_to_eval: bool = key(False, doc="freeze the BN statistics from half of the epochs on")
     cache_embeddings: Literal["auto", "memory", "off"] = key(
@@ -228,6 +254,13 @@ class TransformationConfig:
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
 
     def __post_init__(self) -> None:
+        if self.arch_params.is_closed_form:
+            self.objective_params.check_closed_form(self.arch_params.arch)
+            return
+        for name in ("optimizer_params", "epochs"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: is missing, and {self.arch_params.arch} needs training")
+        assert self.epochs is not None
         self.lr_policy_params.check_length(self.epochs)
 
 

@@ -150,6 +150,20 @@ def test_processes_share_the_batches_that_one_process_has(root: Path) -> None:
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_every_view_once_over_all_processes(root: Path, size: int) -> None:
+    pairs = cached_pairs(make_models(), open_set(root))
+    shares = []
+    for rank in range(size):
+        pairs.world = World(rank, size)
+        shares.append(list(pairs.views_once()))
+    assert all(len(batch.labels) <= BATCH for batches in shares for batch in batches)
+    drawn = torch.cat([batch.new for batches in shares for batch in batches])
+    views = torch.cat([view.embeddings["new"].float() for view in pairs.views])
+    assert sorted(drawn.tolist()) == sorted(views.tolist())
+    assert len(drawn) == 2 * ITEMS
+
+
 @pytest.mark.parametrize(("augmentation", "views"), [("none", 1), ("flip", 2)])
 def test_every_model_sees_every_view_of_every_image_once(root: Path, augmentation: str, views: int) -> None:
     models = make_models(side_info=False)
