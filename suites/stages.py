@@ -82,10 +82,10 @@ def run_stage(stage: PlannedStage, heading: str) -> Record:
     if code == INTERRUPTED or (code == 0 and preempted):
         raise KeyboardInterrupt
     if code != 0:
-        raise StageFailed(f"stage {stage.name} failed (exit code {code}); {stage.script} says why above", code)
+        raise StageFailed(f"stage {stage.label} failed (exit code {code}); {stage.script} says why above", code)
     for path in stage.outputs:
         if not Path(path).exists():
-            raise UserError(f"stage {stage.name}: {stage.script} ended without having written {path}")
+            raise UserError(f"stage {stage.label}: {stage.script} ended without having written {path}")
     record.status, record.outputs = "finished", {path: content_of(path) for path in stage.outputs}
     write_json(stage.record, asdict(record))
     print(f"{heading}: done in {duration(record.seconds)}", flush=True)
@@ -115,7 +115,8 @@ def _packed(stage: PlannedStage) -> str:
 def content_of(path: str, packed: str = "off") -> str:
     """A hash of a file's content; of a folder's, by the names and sizes of the files in it (hidden ones aside).
 
-    Of a data root those count that images are read from: see `image_files` for `packed`. Cached until a stage has run, as a data root may hold a million files.
+    Of a data root those count that images are read from: see `image_files` for `packed`. Cached until a stage has run,
+    as a data root may hold a million files.
 
     Raises:
         UserError: there is no such file or folder.
