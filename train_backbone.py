@@ -1,4 +1,4 @@
-"""Train an embedding model: the old one on some of the classes, the new one on all (FCT, FastFill).
+"""Train an embedding model: old, new or side-information (FCT, FastFill; side-information by SimCLR).
 
 python train_backbone.py --config configs/cifar100_backbone_old.yaml [optimizer_params.lr=0.5 ...]
 torchrun --nproc_per_node=8 train_backbone.py --config configs/imagenet_backbone_new.yaml
@@ -32,7 +32,7 @@ def main() -> None:
         training = open_images(config.dataset_params, "training", world, seed=config.seed)
         validation = open_images(config.dataset_params, "validation", world, seed=config.seed)
         classes = int(training.labels.max()) + 1
-        if classes > config.arch_params.num_classes:
+        if config.objective == "classification" and classes > config.arch_params.num_classes:
             raise UserError(
                 f"arch_params.num_classes: the classifier has {config.arch_params.num_classes} outputs, "
                 f"the training set {classes} classes"

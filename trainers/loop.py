@@ -61,7 +61,7 @@ class Trainer(Generic[BatchT]):
         micro_batch: items a forward pass of this process; the gradients of a larger batch are accumulated.
         compilation: whether torch.compile makes the forward and backward pass.
         set_mode: called with (model, epoch) before each; train mode by default.
-        validate: called after an epoch for further values of its log record.
+        validate: called after an epoch for further values of its log record, fractions that are also shown.
     """
 
     def __init__(
@@ -106,7 +106,11 @@ class Trainer(Generic[BatchT]):
             for epoch in range(len(history), self.epochs):
                 record = self._train_epoch(epoch, so_far, history, bar)
                 so_far = self._new_epoch()
-                record.update(self.validate(epoch))
+                found = self.validate(epoch)
+                record.update(found)
+                if found and self.world.is_main:
+                    figures = ", ".join(f"{name.replace('_', ' ')} {value:.1%}" for name, value in found.items())
+                    tqdm.write(f"epoch {epoch + 1}: {figures}")
                 history.append(record)
                 self._save(history, so_far)
 

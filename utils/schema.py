@@ -102,6 +102,26 @@ class LrPolicyParams:
 
 
 @dataclass
+class SimCLRParams:
+    """`simclr_params`: two views of each image, the projection head and NT-Xent."""
+
+    temperature: float | None = key(None, doc="of the softmax over similarities; imagenet: 0.1, others: 0.5")
+    projection_dim: int = key(128, doc="dimension in which views are compared", minimum=1)
+    projection_hidden_dim: int = key(2048, doc="hidden width of the projection head", minimum=1)
+    min_area: float = key(0.08, doc="smallest random crop, as a share of the image", minimum=0.0, maximum=1.0)
+    jitter_strength: float | None = key(
+        None, doc="of the colour jitter; imagenet: 1, others: 0.5", minimum=0.0, maximum=2.5
+    )
+    blur: bool | None = key(None, doc="Gaussian blur of every other view; imagenet: True, others: False")
+    flip: bool | None = key(None, doc="mirror every other view; glyphs: False, others: True")
+    knn_items: int = key(20_000, doc="training images, evenly spaced, among which the monitor looks", minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"temperature: should be above 0, got {self.temperature}")
+
+
+@dataclass
 class SimilarityLoss:
     """`objective_params.similarity_loss`: L_sim."""
 
@@ -194,9 +214,15 @@ class BackboneConfig:
     dataset_params: DatasetParams = key(doc="the training images")
     epochs: int = key(doc="passes over the training set", minimum=1)
     output_model_path: str = key(doc="model file to write", path="output")
+    objective: Literal["classification", "simclr"] = key(
+        "classification", doc="classification by labels, or simclr: side-information, without labels"
+    )
+    simclr_params: SimCLRParams = section(SimCLRParams, doc="self-supervised training; objective simclr")
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
     label_smoothing: float = key(0.0, doc="share of the label spread over all classes", minimum=0.0, maximum=1.0)
-    validate_every: int = key(10, doc="epochs between accuracies on the validation split; 0: never", minimum=0)
+    validate_every: int = key(
+        10, doc="epochs between accuracies on the validation split (simclr: of nearest neighbours); 0: never", minimum=0
+    )
     seed: int = key(0, doc="of the initial weights, the shuffling and the augmentation", minimum=0)
     precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
     compile: Compile = key("auto", doc=COMPILE_DOC)
@@ -209,6 +235,15 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         self.lr_policy_params.check_length(self.epochs)
+        if self.objective == "simclr":
+            if self.micro_batch is not None:
+                raise ValueError("micro_batch: does not go with simclr, which compares all images of a batch")
+            if self.dataset_params.augmentation is not None:
+                raise ValueError("dataset_params.augmentation: simclr has its own (simclr_params); leave this one out")
+            if self.label_smoothing:
+                raise ValueError("label_smoothing: simclr has no labels; leave it out")
+        elif self.simclr_params != SimCLRParams():
+            raise ValueError("simclr_params: is for objective simclr")
 
 
 @dataclass(kw_only=True)
