@@ -47,8 +47,21 @@ def _plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
-def save_model(path: str | Path, description: Description, *, config: dict[str, Any], seed: int) -> None:
+def save_model(
+    path: str | Path,
+    description: Description,
+    *,
+    config: dict[str, Any],
+    seed: int,
+    embeddings: dict[str, Any] | None = None,
+) -> None:
     """Write a model file atomically, with its provenance.
+
+    Args:
+        description: the model, as plain values.
+        config: what it was made by.
+        seed: likewise.
+        embeddings: the embedding files that it was fitted to, and what came of that, as plain values.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -60,6 +73,8 @@ def save_model(path: str | Path, description: Description, *, config: dict[str, 
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    if embeddings is not None:
+        provenance["embeddings"] = embeddings
     write_torch(path, {"format": FORMAT, "version": VERSION, "provenance": provenance, **description})
 
 
