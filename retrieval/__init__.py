@@ -9,14 +9,17 @@ curves["distance"].auc.to_json()
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders import ORDERS, backfilling_order
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
+from retrieval.uncertainty import RiskCoverage, uncertainty_quality
 
 __all__ = [
     "ORDERS",
     "BackfillingCurve",
     "PerQuery",
     "RetrievalMetrics",
+    "RiskCoverage",
     "backfilling_curve",
     "backfilling_order",
     "cutoffs",
     "evaluate",
+    "uncertainty_quality",
 ]
