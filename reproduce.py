@@ -21,7 +21,7 @@ from data.datasets import list_split
 from data.embeddings import read_embeddings
 from data.preparation import read_stamp
 from suites.planning import PlannedStage, plan
-from suites.plots import plot_backfilling, plot_retrieval_examples
+from suites.plots import plot_backfilling, plot_retrieval_examples, plot_risk_coverage
 from suites.report import report, tables
 from suites.results import Results, collect_results
 from suites.retrieval_examples import Embeddings, choose_examples
@@ -62,11 +62,11 @@ def write_report(suite: SuiteConfig, stages: list[PlannedStage], results: list[R
     for name, result in zip(names, results, strict=True):
         write_json(folder / name, result)
     plot_backfilling(summary, folder / "backfilling.png")
+    plot_risk_coverage(summary, folder / "risk_coverage.png")
     of_first_seed = {stage.name: stage for stage in reversed(stages)}
     draw_examples(suite, of_first_seed, results[0], folder / "retrieval_examples.png")
     write_text(folder / "report.md", report(results))
-    files = ["report.md", *names, "backfilling.png", "retrieval_examples.png"]
-    print(f"\n{tables(summary)}\n\n{folder}: {', '.join(files)}")
+    print(f"\n{tables(summary)}\n\n{folder}: report.md with its pictures, {', '.join(names)}")
 
 
 def read_stamps(stages: list[PlannedStage]) -> dict[str, dict[str, Any] | None]:

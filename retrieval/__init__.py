@@ -10,16 +10,19 @@ from retrieval.agreement import recall_of_nearest, retrieval_quality
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders import ORDERS, backfilling_order
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
+from retrieval.uncertainty import RiskCoverage, uncertainty_quality
 
 __all__ = [
     "ORDERS",
     "BackfillingCurve",
     "PerQuery",
     "RetrievalMetrics",
+    "RiskCoverage",
     "backfilling_curve",
     "backfilling_order",
     "cutoffs",
     "evaluate",
     "recall_of_nearest",
     "retrieval_quality",
+    "uncertainty_quality",
 ]

@@ -203,6 +203,42 @@ def test_curves_of_different_points_have_no_mean(evaluations: dict[str, Any]) ->
         summarise(results_of(seeded_values(), once | of_seeds))
 
 
+UNCERTAINTY = {
+    "alignment_error": {
+        "spearman": 0.5,
+        "coverages": [0.5, 1.0],
+        "sigma": [0.1, 0.2],
+        "oracle": [0.05, 0.2],
+        "random": 0.2,
+        "aurc": {"sigma": 0.15, "oracle": 0.125, "random": 0.2},
+    }
+}
+
+
+def test_how_good_sigma_is(evaluations: dict[str, Any]) -> None:
+    values = seeded_values()
+    values["stages"]["eval_new_old"]["overrides"] = {"eval_params": {"backfilling_list": ["sigma"]}}
+    values["tables"]["backfilling"][0]["order"] = "sigma"
+    once = {name: evaluations[name] for name in ("eval_old_old", "eval_new_new")}
+    of_seeds = {f"eval_new_old_seed_{seed}": evaluation(0.4, ("sigma",)) for seed in (3, 5)}
+    unjudged = report(results_of(values, once | of_seeds))
+    assert "How good sigma is" not in unjudged  # results of an earlier version
+    for seed, correlation in ((3, 0.5), (5, 0.6)):
+        risk = UNCERTAINTY["alignment_error"] | {"spearman": correlation}
+        path = Path(f"results/fake/stages/eval_new_old_seed_{seed}.json")
+        path.write_text(json.dumps(of_seeds[path.stem] | {"uncertainty": {"alignment_error": risk}}))
+    suite = read_suite(values)
+    stages = plan(suite, root=Path.cwd())
+    records = {stage.label: Record("", "finished", 61.0, {}, dict(MACHINE)) for stage in stages}
+    results = collect_results(suite, stages, records, command="", data={})
+    header, row = cells(report(results), "How good sigma is")
+    assert header[2:] == ["risk", "rank correlation", "AURC, sigma", "AURC, random", "AURC, oracle"]
+    assert row == [
+        *("FCT new/old", "no", "alignment error", "0.550 ± 0.071"),
+        *("0.150 ± 0.000", "0.200 ± 0.000", "0.125 ± 0.000"),
+    ]
+
+
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=6))
 def test_mean_and_deviation_are_numpys(values: list[float]) -> None:
     figure = over_seeds(values)
