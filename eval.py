@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data.embeddings import EmbeddingSet, read_query_and_gallery, write_embeddings
+from data.embeddings import ClassVectors, EmbeddingSet, read_class_vectors, read_query_and_gallery, write_embeddings
 from retrieval import (
     BackfillingCurve,
     RetrievalMetrics,
@@ -40,11 +40,12 @@ def main() -> None:
     with process_group() as world:
         files = config.embeddings_params
         if files is None:
-            query, gallery = embed_queries_and_gallery(config, world)
+            query, gallery, classes = embed_queries_and_gallery(config, world)
         else:
             query, gallery = read_query_and_gallery(files, world.device)
+            classes = read_class_vectors(files, world.device)
         try:
-            metrics, curves = evaluate_sets(config, query, gallery, world)
+            metrics, curves = evaluate_sets(config, query, gallery, classes, world)
             uncertainty = judge_sigma(config, query, gallery, world) if "sigma" in curves else None
         except UserError as error:
             source = "" if files is None else f"embeddings_params: {files.query}, {files.gallery}: "
@@ -60,7 +61,7 @@ def main() -> None:
 
 
 def evaluate_sets(
-    config: EvalConfig, query: EmbeddingSet, gallery: EmbeddingSet, world: World
+    config: EvalConfig, query: EmbeddingSet, gallery: EmbeddingSet, classes: ClassVectors, world: World
 ) -> tuple[RetrievalMetrics, dict[str, BackfillingCurve]]:
     """The metrics before any backfilling and, if the config asks for it, the curve of each order."""
     params = config.eval_params
@@ -92,6 +93,10 @@ def evaluate_sets(
                 transformed=transformed,
                 new=new,
                 log_variance=gallery.log_variance,
+                classifier=classes.classifier,
+                classifier_bias=classes.bias,
+                class_means=classes.means,
+                labels=gallery.labels,
                 seed=config.seed,
                 distance=params.distance_metric_name,
             )

@@ -44,6 +44,15 @@ class EmbeddingSet:
         return torch.equal(self.ids, other.ids)
 
 
+@dataclass(frozen=True)
+class ClassVectors:
+    """What is known of C classes in the new space."""
+
+    classifier: torch.Tensor | None = None  # (C, d) weight of the new model's classifier
+    bias: torch.Tensor | None = None  # (C,), if it has one
+    means: torch.Tensor | None = None  # (C, d) mean new embedding of each class over the training set
+
+
 def write_embeddings(path: str | Path, items: EmbeddingSet) -> None:
     """Write an embedding file atomically: an `.npz`, or under any other name a folder of `.npy` files."""
     arrays = {"embeddings": items.embeddings, "ids": items.ids, "labels": items.labels, "sigma": items.log_variance}
@@ -62,6 +71,29 @@ def read_query_and_gallery(files: EmbeddingsParams, device: torch.device) -> tup
         if items.labels is None:
             raise UserError(f"embeddings_params.{name}: {path} has no array `labels`; the evaluation needs `labels`")
     return query, gallery
+
+
+def read_class_vectors(files: EmbeddingsParams, device: torch.device) -> ClassVectors:
+    """Read what an evaluation's files say of the classes, onto the device.
+
+    Raises:
+        UserError: a file that is not an `.npy` of a matrix.
+    """
+    matrices = [
+        None if path is None else _read_matrix(path, where=f"embeddings_params.{name}").to(device)
+        for name, path in (("classifier", files.classifier), ("class_means", files.class_means))
+    ]
+    return ClassVectors(classifier=matrices[0], means=matrices[1])
+
+
+def _read_matrix(path: str, *, where: str) -> torch.Tensor:
+    try:
+        matrix = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"{where}: {path} is no array (.npy): {error}") from None
+    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f":
+        raise UserError(f"{where}: {path} should be an `.npy` of (classes, dimension) floating point numbers")
+    return _tensor(matrix.astype(np.float32))
 
 
 def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:

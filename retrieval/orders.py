@@ -1,50 +1,43 @@
 """Backfilling orders: which gallery items to give their new embedding first. Ties go by index."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from retrieval.buffers import row_parts
+from retrieval.class_orders import class_distance, confidence, entropy, knn_disagreement
 from retrieval.distances import check_distance, unit
-from retrieval.validation import check_embeddings, check_finite, check_same_items
+from retrieval.gallery import Gallery
+from retrieval.oracle import retrieval_error
+from retrieval.validation import as_integers, check_embeddings, check_finite, check_same_items
 from utils.config import unknown_choice
 from utils.errors import UserError
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """What an order may look at: a gallery of n items before and after backfilling."""
-
-    transformed: Tensor  # (n, d) h(old)
-    new: Tensor  # (n, d)
-    log_variance: Tensor | None  # (n,) or (n, sigma_dim)
-    distance: str
-    seed: int
-
-
-def random_order(gallery: Gallery) -> Tensor:
+def random_score(gallery: Gallery) -> Tensor:
     """A random order, the same for a seed on every device."""
-    return torch.randperm(len(gallery.new), generator=torch.Generator().manual_seed(gallery.seed))
+    order = torch.randperm(len(gallery.new), generator=torch.Generator().manual_seed(gallery.seed))
+    return -order.argsort()  # so that the item at place i of `order` comes i-th
 
 
-def distance_order(gallery: Gallery) -> Tensor:
+def distance_score(gallery: Gallery) -> Tensor:
     """Largest distance between new and h(old) first: an oracle, since it needs the new embeddings."""
-    transformed, new = gallery.transformed.double(), gallery.new.double()
+    parts = zip(row_parts(gallery.transformed), row_parts(gallery.new), strict=True)
     if gallery.distance == "cosine":
-        transformed, new = unit(transformed), unit(new)
-        return _descending(-(transformed * new).sum(1))
-    return _descending((new - transformed).square().sum(1))
+        return torch.cat([-(unit(h.double()) * unit(new.double())).sum(1) for h, new in parts])
+    return torch.cat([(new.double() - h.double()).square().sum(1) for h, new in parts])
 
 
-def sigma_order(gallery: Gallery) -> Tensor:
+def sigma_score(gallery: Gallery) -> Tensor:
     """Largest log variance first (FastFill); one of several dimensions counts by its mean."""
     if gallery.log_variance is None:
         raise UserError(
             "order `sigma` needs a gallery with sigma (log variance); "
             "train with MLP_BN_SIDE_PROJECTION_SIGMA or give a gallery file with `sigma`"
         )
-    return _descending(mean_log_variance(gallery.log_variance, len(gallery.new)))
+    return mean_log_variance(gallery.log_variance, len(gallery.new))
 
 
 def mean_log_variance(log_variance: Tensor, n: int) -> Tensor:
@@ -60,10 +53,24 @@ def mean_log_variance(log_variance: Tensor, n: int) -> Tensor:
     return rows.mean(1)
 
 
-ORDERS: dict[str, Callable[[Gallery], Tensor]] = {
-    "random": random_order,
-    "distance": distance_order,
-    "sigma": sigma_order,
+class Order(NamedTuple):
+    """A way to rank the items of a gallery."""
+
+    score: Callable[[Gallery], Tensor]
+    """-> (n,), the largest to be backfilled first."""
+    needs: str
+    """What it looks at beside h(old)."""
+
+
+ORDERS = {
+    "random": Order(random_score, "nothing"),
+    "distance": Order(distance_score, "new embeddings (an oracle)"),
+    "sigma": Order(sigma_score, "sigma"),
+    "confidence": Order(confidence, "classifier"),
+    "entropy": Order(entropy, "classifier"),
+    "class_distance": Order(class_distance, "class means; classifier if there is one"),
+    "knn_disagreement": Order(knn_disagreement, "classifier or class means"),
+    "oracle": Order(retrieval_error, "new embeddings and gallery labels (an oracle)"),
 }
 
 
@@ -73,29 +80,47 @@ def backfilling_order(
     transformed: Tensor,
     new: Tensor,
     log_variance: Tensor | None = None,
+    classifier: Tensor | None = None,
+    classifier_bias: Tensor | None = None,
+    class_means: Tensor | None = None,
+    labels: Tensor | None = None,
     seed: int = 0,
     distance: str = "l2",
 ) -> Tensor:
     """The order `name` of ORDERS for a gallery -> permutation (n,) int64, on the device of `new`.
 
+    Memory beyond the embeddings does not grow with n, but for a few numbers an item.
+
     Args:
-        name: `random`, `distance` or `sigma`.
+        name: of ORDERS, which say what each needs.
         transformed: h(old) of the gallery items, (n, d).
-        new: the new model's embeddings of the same items, (n, d).
-        log_variance: of h's output, (n,) or (n, sigma_dim); the order `sigma` needs it.
-        seed: of the order `random`.
-        distance: `l2` or `cosine`, for the order `distance`.
+        new: the new model's embeddings of the same items, (n, d); only `distance` and `oracle` look at them.
+        log_variance: of h's output, (n,) or (n, sigma_dim).
+        classifier: (C, d) weight of the new model's classifier.
+        classifier_bias: (C,), if it has one.
+        class_means: (C, d) mean new embedding of each class over the training set, in the classifier's order; where
+            there is no classifier, those of any clusters.
+        labels: (n,) integers, for `oracle`.
+        seed: of the order `random`, and of the sample that `knn_disagreement` looks at.
+        distance: `l2` or `cosine`, for the orders that look at distances.
 
     Raises:
-        UserError: an unknown name, a missing log variance, or tensors that are not finite or do not fit together.
+        UserError: an unknown name, something missing that the order needs, or tensors that are not finite or do not
+            fit together.
     """
     if name not in ORDERS:
         raise UserError(unknown_choice("order", name, ORDERS))
     check_distance(distance)
     check_embeddings(new=new, transformed=transformed)
     check_same_items(new=new, transformed=transformed)
-    return ORDERS[name](Gallery(transformed, new, log_variance, distance, seed)).to(new.device)
-
-
-def _descending(scores: Tensor) -> Tensor:
-    return scores.sort(descending=True, stable=True).indices
+    vectors = {"classifier": classifier, "class_means": class_means}
+    check_embeddings(new=new, **{key: value for key, value in vectors.items() if value is not None})
+    if classifier is not None and class_means is not None and len(classifier) != len(class_means):
+        raise UserError(f"class_means: are of {len(class_means)} classes, but the classifier knows {len(classifier)}")
+    if classifier is not None and classifier_bias is not None and classifier_bias.shape != classifier.shape[:1]:
+        raise UserError(f"classifier_bias: should be ({len(classifier)},), got {tuple(classifier_bias.shape)}")
+    if labels is not None:
+        labels = as_integers("labels", labels, new)
+    gallery = Gallery(transformed, new, log_variance, classifier, classifier_bias, class_means, labels, distance, seed)
+    scores = ORDERS[name].score(gallery)
+    return scores.sort(descending=True, stable=True).indices.to(new.device)

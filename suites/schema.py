@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from utils.config import key, section, unknown_choice
+from utils.schema import BackfillingOrder
 
 DATA_SCRIPT, EVAL_SCRIPT = "prepare_dataset.py", "eval.py"
 
@@ -41,7 +42,7 @@ class Row:
     case: str = key(doc="query model / gallery model, with the method")
     stage: str | None = key(None, doc="the evaluation whose figures the row shows; none: a published row, not run here")
     side_info: bool | None = key(None, doc="whether the transformation sees side-information; left out: no question")
-    order: Literal["random", "distance", "sigma"] | None = key(None, doc="backfilling order")
+    order: BackfillingOrder | None = key(None, doc="backfilling order")
     published: list[float] | None = key(None, doc="the published CMC-1, CMC-5 and mAP, or their AUCs, in percent")
 
 

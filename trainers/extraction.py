@@ -7,10 +7,11 @@ from torch import nn
 from tqdm import tqdm
 
 from data.datasets import open_images
-from data.embeddings import EmbeddingSet
+from data.embeddings import ClassVectors, EmbeddingSet
 from data.images import Batch
 from models.embedding import embed
 from models.model_files import load_model
+from models.resnet import ResNet
 from models.transformed import Transformed
 from utils.distributed import World
 from utils.errors import UserError
@@ -119,10 +120,11 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
     )
 
 
-def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, EmbeddingSet]:
+def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, EmbeddingSet, ClassVectors]:
     """Embed the validation split of all classes as query set, by the query model, and as gallery, by the gallery model.
 
-    The ids are the images' positions in the list of the split; unreadable images are in neither set.
+    The ids are the images' positions in the list of the split; unreadable images are in neither set. The third is what
+    the models know of the classes.
 
     Raises:
         UserError: a model file or the data set cannot be read.
@@ -149,4 +151,10 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
         EmbeddingSet(output.embedding, ids.to(world.device), labels.to(world.device), output.log_variance)
         for output in (embedded["query"], embedded["gallery"])
     )
-    return query, gallery
+    return query, gallery, _class_vectors(query_model)
+
+
+def _class_vectors(query_model: nn.Module) -> ClassVectors:
+    if isinstance(query_model, ResNet):
+        return ClassVectors(query_model.fc.weight.flatten(1))  # (C, d, 1, 1) -> (C, d)
+    return ClassVectors()

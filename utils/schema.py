@@ -8,6 +8,9 @@ from utils.config import key, section
 Precision = Literal["auto", "bf16", "fp32"]
 Compile = Literal["auto", "on", "off"]
 AUTO = "auto"  # `arch_params.arch`: the transformation that does best on held-out pairs
+BackfillingOrder = Literal[
+    "random", "distance", "sigma", "confidence", "entropy", "class_distance", "knn_disagreement", "oracle"
+]
 CLOSED_FORMS = ("procrustes", "ridge")
 COMPILE_DOC = "torch.compile; auto: on GPUs, for runs so long that it pays"
 
@@ -184,9 +187,7 @@ class EvalParams:
     verbose: bool = key(True, doc="print the table and a progress bar")
     compute_map: bool = key(True, doc="mean average precision too")
     backfilling: int | None = key(None, doc="B: evaluate B + 2 points from 0 to all items backfilled", minimum=0)
-    backfilling_list: list[Literal["random", "distance", "sigma"]] = key(
-        ["random"], doc="orders of backfilling to evaluate"
-    )
+    backfilling_list: list[BackfillingOrder] = key(["random"], doc="orders of backfilling to evaluate")
     backfilling_result_path: str | None = key(
         None, doc="also write the curves as .npy: (orders, points, 3) of CMC-1, CMC-5, mAP", path="output"
     )
@@ -214,6 +215,14 @@ class EmbeddingsParams:
 
     query: str = key(doc="embedding file (.npz, or a folder of .npy) of the queries, by the new model", path="input")
     gallery: str = key(doc="embedding file of the gallery; its `sigma` serves the sigma order", path="input")
+    classifier: str | None = key(
+        None, doc="the new model's classifier, (classes, dimension) as `.npy`; some orders need it", path="input"
+    )
+    class_means: str | None = key(
+        None,
+        doc="mean new embedding of each class over the training set, as `.npy`; or k-means centroids",
+        path="input",
+    )
 
 
 @dataclass

@@ -11,12 +11,14 @@ from utils.errors import UserError
 GENERATOR = torch.Generator().manual_seed(0)
 NEW, TRANSFORMED = torch.randn(2, 40, 6, generator=GENERATOR)
 LOG_VARIANCE = torch.randn(40, generator=GENERATOR)
+LABELS = torch.arange(40) % 7
 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 @pytest.mark.parametrize("name", ORDERS)
 def test_every_order_is_a_permutation(name: str, distance: str) -> None:
-    order = backfilling_order(name, transformed=TRANSFORMED, new=NEW, log_variance=LOG_VARIANCE, distance=distance)
+    known = {"log_variance": LOG_VARIANCE, "classifier": NEW[:5], "class_means": NEW[5:10], "labels": LABELS}
+    order = backfilling_order(name, transformed=TRANSFORMED, new=NEW, distance=distance, **known)
     assert order.dtype == torch.int64
     assert sorted(order.tolist()) == list(range(40))
 
@@ -62,7 +64,10 @@ def test_half_precision_differences_do_not_overflow() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"name": "sigm"}, r"order: unknown 'sigm'; did you mean sigma\? \(choices: random, distance, sigma\)"),
+        (
+            {"name": "sigm"},
+            r"order: unknown 'sigm'; did you mean sigma\? \(choices: random, distance, sigma, .*oracle\)",
+        ),
         ({"log_variance": None}, r"order `sigma` needs a gallery with sigma \(log variance\); train with MLP_BN"),
         ({"log_variance": LOG_VARIANCE[:-1]}, "sigma: has 39 rows, but new 40"),
         ({"log_variance": LOG_VARIANCE.where(LOG_VARIANCE < 1, torch.nan)}, r"sigma: \d+ of 40 rows hold NaN"),

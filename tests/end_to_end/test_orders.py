@@ -1,0 +1,86 @@
+"""eval.py by orders that ask for more than embeddings: from models, and from files that bring it along."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.tiny import fail, succeed
+
+ORDERS = ("confidence", "entropy", "knn_disagreement", "oracle")
+FILES = "embeddings_params: {query: kept/query.npz, gallery: kept/gallery.npz}\n"
+
+
+def evaluate(folder: Path, config: str, *arguments: str, processes: int | None = None) -> dict[str, Any]:
+    command = ["eval.py", "--config", config, "--output", "result.json", *arguments]
+    succeed(*command, cwd=folder, processes=processes)
+    return json.loads((folder / "result.json").read_text())["backfilling"]
+
+
+@pytest.fixture
+def folder(work: Path, evaluated: Path) -> Path:
+    """A folder with models, and with the embedding files of an evaluation and the new model's classifier."""
+    (work / "kept").symlink_to(evaluated / "embeddings")
+    (work / "files.yaml").write_text(FILES + "eval_params: {backfilling: 3}\n")
+    (work / "embed.yaml").write_text(
+        "model_path: checkpoints/new.pt\n"
+        "dataset_params: {name: cifar100, data_root: data, batch_size: 32, image_size: 16}\n"
+        "output_embeddings_path: new.npz\noutput_classifier_path: classifier.npy\n"
+    )
+    succeed("embed.py", "--config", "embed.yaml", cwd=work, processes=None)
+    np.save(work / "means.npy", np.random.default_rng(0).random((6, 16), np.float32))
+    return work
+
+
+def test_models_and_files_give_the_same_curves(folder: Path) -> None:
+    orders = f"eval_params.backfilling_list=[{', '.join(ORDERS)}]"
+    of_models = evaluate(folder, "eval.yaml", orders, processes=1)
+    of_files = evaluate(folder, "files.yaml", orders, "embeddings_params.classifier=classifier.npy")
+    assert tuple(of_models) == ORDERS
+    assert of_models == of_files
+    random = evaluate(folder, "files.yaml")["random"]
+    assert of_files["oracle"]["auc"]["map"] > random["auc"]["map"]
+
+
+def test_class_means_come_from_a_file(folder: Path) -> None:
+    orders = "eval_params.backfilling_list=[class_distance, knn_disagreement]"
+    curves = evaluate(folder, "files.yaml", orders, "embeddings_params.class_means=means.npy")
+    assert list(curves) == ["class_distance", "knn_disagreement"]
+    classified = evaluate(
+        folder,
+        "files.yaml",
+        orders,
+        "embeddings_params.class_means=means.npy",
+        "embeddings_params.classifier=classifier.npy",
+    )
+    assert classified["class_distance"] != curves["class_distance"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["eval_params.backfilling_list=[confidence]"], "order `confidence` needs a classifier of the new model"),
+        (["eval_params.backfilling_list=[class_distance]"], "order `class_distance` needs class means"),
+        (["embeddings_params.classifier=none.npy"], "files.yaml: embeddings_params.classifier: there is no none.npy"),
+        (["embeddings_params.classifier=embed.yaml"], "embeddings_params.classifier: embed.yaml is no array (.npy)"),
+        (
+            ["embeddings_params.class_means=kept/query.npz"],
+            "kept/query.npz should be an `.npy` of (classes, dimension)",
+        ),
+        (
+            ["embeddings_params.class_means=wide.npy", "eval_params.backfilling_list=[class_distance]"],
+            "class_means: embeddings are 17-dimensional, but those of new 16",
+        ),
+    ],
+)
+def test_bad_input(folder: Path, arguments: list[str], message: str) -> None:
+    np.save(folder / "wide.npy", np.zeros((6, 17), np.float32))
+    assert message in fail("eval.py", "--config", "files.yaml", *arguments, cwd=folder, processes=None)
+
+
+def test_a_query_model_without_a_classifier(folder: Path) -> None:
+    arguments = ["query_model_path=checkpoints/old_transformed.pt", "eval_params.backfilling_list=[entropy]"]
+    error = fail("eval.py", "--config", "eval.yaml", *arguments, cwd=folder, processes=None)
+    assert "order `entropy` needs a classifier of the new model; evaluate with a backbone as query model" in error
