@@ -25,7 +25,7 @@ from retrieval import (
     uncertainty_quality,
 )
 from retrieval.report import curve_array, per_query_arrays, result_json, table
-from trainers.extraction import embed_queries_and_gallery
+from trainers.extraction import embed_queries_and_gallery, transform_gallery
 from utils.config import load_config
 from utils.distributed import World, process_group
 from utils.errors import UserError, run_script
@@ -43,6 +43,7 @@ def main() -> None:
             query, gallery, classes = embed_queries_and_gallery(config, world)
         else:
             query, gallery = read_query_and_gallery(files, world.device)
+            gallery = transform_gallery(gallery, files)
             classes = read_class_vectors(files, world.device)
         try:
             metrics, curves = evaluate_sets(config, query, gallery, classes, world)

@@ -215,6 +215,10 @@ class EmbeddingsParams:
 
     query: str = key(doc="embedding file (.npz, or a folder of .npy) of the queries, by the new model", path="input")
     gallery: str = key(doc="embedding file of the gallery; its `sigma` serves the sigma order", path="input")
+    transformation: str | None = key(
+        None, doc="transformation that the gallery's old embeddings go through first; it gives the sigma", path="input"
+    )
+    side_info: str | None = key(None, doc="embedding file of the gallery's side-information for it", path="input")
     classifier: str | None = key(
         None, doc="the new model's classifier, (classes, dimension) as `.npy`; some orders need it", path="input"
     )
@@ -223,6 +227,10 @@ class EmbeddingsParams:
         doc="mean new embedding of each class over the training set, as `.npy`; or k-means centroids",
         path="input",
     )
+
+    def __post_init__(self) -> None:
+        if self.side_info is not None and self.transformation is None:
+            raise ValueError("side_info: is for a transformation; name one as embeddings_params.transformation")
 
 
 @dataclass

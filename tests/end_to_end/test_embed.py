@@ -43,6 +43,33 @@ def test_files_evaluate_as_their_models_do(folder: Path, evaluated: Path) -> Non
         assert of_files["backfilling"][order]["auc"] == pytest.approx(curve["auc"], abs=1e-6)
 
 
+def test_old_embeddings_and_a_transformation_evaluate_as_the_transformed_model_does(
+    folder: Path, evaluated: Path
+) -> None:
+    embed(folder)
+    embed(folder, "model_path=checkpoints/old.pt", "output_embeddings_path=embeddings/old.npz")
+    (folder / "files.yaml").write_text(
+        "embeddings_params: {query: embeddings/new.npz, gallery: embeddings/old.npz,"
+        " transformation: checkpoints/transformation.pt}\n"
+        "eval_params: {backfilling: 3, backfilling_list: [sigma]}\n"
+    )
+    files = ("--config", "files.yaml", "--output", "files.json")
+    succeed("eval.py", *files, cwd=folder, processes=None)
+    of_files, of_models = (json.loads(path.read_text()) for path in (folder / "files.json", evaluated / "result.json"))
+    expected = of_models["backfilling"]["sigma"]["auc"]
+    assert of_files["backfilling"]["sigma"]["auc"] == pytest.approx(expected, abs=1e-6)
+
+    def refused(value: str) -> str:
+        return fail("eval.py", *files, f"embeddings_params.{value}", cwd=folder, processes=None)
+
+    assert "is a model of images" in refused("transformation=checkpoints/new.pt")
+    embed(folder, "split=training", "output_embeddings_path=embeddings/other.npz")
+    assert "hold different items" in refused("side_info=embeddings/other.npz")
+    wide = torch.zeros(48, 40).numpy()
+    np.savez(folder / "wide.npz", embeddings=wide, labels=np.arange(48) % 6)
+    assert "does not take embeddings of dimension 40 with no side-information" in refused("gallery=wide.npz")
+
+
 def test_all_views_and_the_classifier(folder: Path) -> None:
     files = ("output_embeddings_path=embeddings/views", "output_classifier_path=embeddings/classifier.npy")
     embed(folder, "split=training", "views=all", "embedding_dtype=float16", *files)
