@@ -43,10 +43,11 @@ class MemoryImages:
             yield self._batch(rows, views[rows])
 
     def view_pairs(self, recipe: ViewRecipe, epoch: int, batch_size: int) -> Iterator[ViewPairs]:
-        count, seed = len(self.pixels), self.feed.seed
+        count, height, width, _ = self.pixels.shape
+        seed = self.feed.seed
         random = generator(seed, epoch, 1)
         # The first views of all images, then the second ones.
-        crops = recipe.draw_crops(2 * count, *self.pixels.shape[1:3], random)
+        crops = recipe.draw_crops(2 * count, height, width, random)
         colours = recipe.draw_colours(2 * count, random)
         for rows in shuffled_batches(count, batch_size, self.feed.world, seed=seed, epoch=epoch):
             on_device, views = rows.to(self.pixels.device), torch.cat([rows, rows + count])

@@ -1,6 +1,6 @@
 """Training an embedding model for what its config names as the objective."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -9,6 +9,7 @@ from torch import nn
 from data.images import ImageSet
 from models.resnet import ResNet
 from trainers.classification import Classification
+from trainers.compatible import Compatible, OldModel
 from trainers.contrastive import SimCLR
 from trainers.loop import Step, Trainer
 from trainers.optimizers import build_optimizer, build_schedule
@@ -34,9 +35,6 @@ class BackboneObjective(Protocol):
         """Figures on the validation split, as fractions."""
 
 
-OBJECTIVES: dict[str, Callable[..., BackboneObjective]] = {"classification": Classification, "simclr": SimCLR}
-
-
 def train_backbone(
     model: ResNet,
     config: BackboneConfig,
@@ -45,17 +43,25 @@ def train_backbone(
     run: Run,
     world: World,
     preemption: Preemption,
+    old: OldModel | None = None,
 ) -> None:
     """Train `model` in place on this process's share of `training`.
 
     Args:
         validation: images of the trained classes, for the figures in the log.
+        old: the model to be compatible with; needed with `bct_params`.
 
     Raises:
         UserError: `sync_bn` without GPUs; see `Trainer.fit`.
         Preempted: see `Trainer.fit`.
     """
-    objective = OBJECTIVES[config.objective](model, config, training, validation, run.precision, world)
+    objective: BackboneObjective
+    if config.objective == "simclr":
+        objective = SimCLR(model, config, training, validation, run.precision, world)
+    elif old is not None:
+        objective = Compatible(model, config, training, validation, run.precision, world, old)
+    else:
+        objective = Classification(model, config, training, validation, run.precision, world)
     if config.sync_bn:
         synchronise_batch_norms(objective.module, world)
     # Convolutions over channels-last images are the faster ones, in bf16 and in float32.

@@ -36,9 +36,12 @@ class Classification:
     def step(self, model: nn.Module, batch: Batch) -> Step:
         with autocast(self.precision, self.world.device):
             logits, _ = model(batch.images)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=self.config.label_smoothing)
-        return Step(loss, len(batch.labels), (logits.argmax(1) == batch.labels).sum())
+        return self.classify(logits.float(), batch.labels)
+
+    def classify(self, logits: torch.Tensor, labels: torch.Tensor) -> Step:
+        """The loss of logits (B, C) for labels (B,), and how many of them are right."""
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
+        return Step(loss, len(labels), (logits.argmax(1) == labels).sum())
 
     def validate(self) -> dict[str, float]:
         counts = torch.zeros(2, dtype=torch.float64, device=self.world.device)

@@ -126,6 +126,17 @@ class SimCLRParams:
 
 
 @dataclass
+class BCTParams:
+    """`bct_params`: the influence loss of an old model's frozen classifier on the new embedding."""
+
+    old_model_path: str = key(doc="the old model, with embeddings of the same dimension", path="input")
+    weight: float = key(1.0, doc="of the influence loss", minimum=0.0)
+    old_classes: int | None = key(
+        None, doc="the old model was trained on the first so many classes; as its file says if left out", minimum=1
+    )
+
+
+@dataclass
 class SimilarityLoss:
     """`objective_params.similarity_loss`: L_sim."""
 
@@ -277,6 +288,7 @@ class BackboneConfig:
         "classification", doc="classification by labels, or simclr: side-information, without labels"
     )
     simclr_params: SimCLRParams = section(SimCLRParams, doc="self-supervised training; objective simclr")
+    bct_params: BCTParams | None = key(None, doc="backward-compatible training; objective classification")
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
     label_smoothing: float = key(0.0, doc="share of the label spread over all classes", minimum=0.0, maximum=1.0)
     validate_every: int = key(
@@ -301,6 +313,8 @@ class BackboneConfig:
                 raise ValueError("dataset_params.augmentation: simclr has its own (simclr_params); leave this one out")
             if self.label_smoothing:
                 raise ValueError("label_smoothing: simclr has no labels; leave it out")
+            if self.bct_params is not None:
+                raise ValueError("bct_params: is for objective classification; simclr has no classifier")
         elif self.simclr_params != SimCLRParams():
             raise ValueError("simclr_params: is for objective simclr")
 

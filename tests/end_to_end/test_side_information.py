@@ -27,9 +27,9 @@ def test_a_killed_run_goes_on_to_the_same_bits(trained: Path, tmp_path: Path) ->
     state = torch.load(killed / f"{OUTPUT[SCRIPT]}.checkpoint.pt", weights_only=True)["state"]["model"]
     assert {name.partition(".")[0] for name in state} == {"backbone", "head"}
     for folder in (whole, killed):
-        output = succeed(SCRIPT, *LONG[SCRIPT], *SIMCLR, cwd=folder, processes=None)
-        assert ("resuming after epoch " in output) == (folder == killed)
-        assert "epoch 5: knn accuracy " in output or folder == killed
+        shown = succeed(SCRIPT, *LONG[SCRIPT], *SIMCLR, cwd=folder, processes=None)
+        assert ("resuming after epoch " in shown) == (folder == killed)
+        assert "epoch 5: knn accuracy " in shown or folder == killed
     model = f"{OUTPUT[SCRIPT]}.pt"
     assert same_bits(state_of(killed / model), state_of(whole / model))
     logs = [(folder / f"{OUTPUT[SCRIPT]}.log.jsonl").read_text().splitlines() for folder in (whole, killed)]
