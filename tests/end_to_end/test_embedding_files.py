@@ -89,7 +89,7 @@ def test_auto_tries_all_and_writes_the_best(folder: Path) -> None:
     assert all(len(file["sha256"]) == 64 for file in found["files"].values())
     names = {path.name for path in (folder / "out").iterdir()}
     logs = {f"h.{arch}.{suffix}" for arch in scores for suffix in ("config.yaml", "log.jsonl")}
-    assert names == {"h.pt", *logs}
+    assert names == {"h.pt", "h.config.yaml", *logs}
     h, log_variance = apply(folder)
     new = torch.from_numpy(np.load(folder / "new.npz")["embeddings"])
     assert float((h - new).square().mean()) < 0.06  # the noise has a variance of 0.04
@@ -144,6 +144,17 @@ def test_side_information_and_two_processes(folder: Path) -> None:
     fit(folder, *arguments, processes=2)
     for mine, other in zip(apply(folder, side="side.npz"), one, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_two_processes_stop_early_together(folder: Path) -> None:
+    """BN statistics are each process's own, so each finds another held-out loss; they go by their mean."""
+    stopping = ["epochs=60", "embeddings_params.patience=2", "optimizer_params.lr=0.01"]
+    fit(folder, "arch_params.arch=fct", *stopping, processes=2)
+    log = [json.loads(line) for line in (folder / "out" / "h.log.jsonl").read_text().splitlines()]
+    losses = [record["held_out_loss"] for record in log]
+    assert len(log) < 60
+    assert losses.index(min(losses)) == len(losses) - 3
+    apply(folder)
 
 
 @pytest.mark.parametrize(

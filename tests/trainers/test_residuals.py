@@ -29,7 +29,7 @@ def fitted(noise: float = 1.0) -> tuple[torch.nn.Module, PairBatch]:
     training = PairsInMemory([pairs_of(400, 0)[0]], batch_size=64, world=World(), seed=0)
     view, _ = pairs_of(200, 1, noise=noise)
     held_out = PairBatch(view.embeddings["old"], None, view.embeddings["new"], view.labels)
-    fit_residual_head(model, training, held_out, World())
+    fit_residual_head(model, training.views_once(), held_out, World())
     return model, held_out
 
 
@@ -62,7 +62,7 @@ def test_no_error_at_all_is_very_certain() -> None:
         new = model(old).embedding
     labels = torch.full((50,), -1)
     training = PairsInMemory([View({"old": old, "new": new}, labels)], batch_size=50, world=World(), seed=0)
-    fit_residual_head(model, training, PairBatch(old, None, new, labels), World())
+    fit_residual_head(model, training.views_once(), PairBatch(old, None, new, labels), World())
     with torch.no_grad():
         s = model(old).log_variance
     assert s is not None

@@ -73,6 +73,6 @@ def test_with_side_information_those_are_left_out_that_take_none(side_info: bool
     def fit(own: Any, *arguments: Any) -> Fitted:
         return with_score(float(len(own.arch_params.arch)))
 
-    with mock.patch.object(selection, "fit_on_sample", fit):
+    with mock.patch.object(selection, "fit_on_sample", fit), mock.patch.object(selection, "Run"):
         fitted = fit_methods(config(), sample, mock.Mock(), World(), Preemption())
     assert list(fitted) == [arch for arch in METHODS if not (side_info and arch == "procrustes")]
