@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from data.paired_embeddings import PairedEmbeddings
+from models.baselines import AffineTransformation
 from models.transformations import build_transformation, transformation_arguments
 from models.transformed import Transformation
+from trainers.batches import share_of_batch
 from trainers.classifiers import fit_classifier
 from trainers.objectives import objective_of
 from trainers.pairs import PairBatch, PairsInMemory, View
@@ -23,6 +25,7 @@ from utils.runs import Run
 from utils.schema import DiscriminativeLoss, ObjectiveParams, PairedEmbeddingsParams, TransformationConfig
 from utils.seeds import generator
 
+FEWEST_HELD_OUT = 10  # pairs, whatever the share
 # (h of the held-out old embeddings, their new ones, their labels) -> what is measured, and its value: higher is better
 Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[str, float]]
 
@@ -65,7 +68,7 @@ def divide(paired: PairedEmbeddings, config: TransformationConfig, world: World)
     assert params is not None
     count = len(paired)
     order = torch.randperm(count, generator=generator(config.seed, 2))
-    rest = round(params.held_out * count)
+    rest = max(FEWEST_HELD_OUT, round(params.held_out * count))
     held, kept = order[:rest].sort().values, order[rest:].sort().values
     labels = paired.labels if paired.labels is not None else torch.full((count,), -1)
 
@@ -119,7 +122,9 @@ def fit_on_sample(
     fit_transformation(transformation, objective, config, sample.training, run, world, preemption, held_out)
     transformation.to(world.device).eval()
     if not transformation.has_uncertainty:
-        fit_residual_head(transformation, sample.training, sample.held_out, world)
+        few_parameters = isinstance(transformation, AffineTransformation)
+        pairs = sample.training.views_once() if few_parameters else [share_of_batch(sample.held_out, world)]
+        fit_residual_head(transformation, pairs, sample.held_out, world)
         assert transformation.residual_head is not None
         arguments["residual_inputs"] = transformation.residual_head.in_features
     with torch.no_grad():

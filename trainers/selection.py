@@ -6,6 +6,7 @@ from models.transformations import TRANSFORMATIONS
 from trainers.embedding_pairs import Fitted, Sample, Score, fit_on_sample, output_of
 from utils.distributed import World
 from utils.preemption import Preemption
+from utils.runs import Run
 from utils.schema import AUTO, CLOSED_FORMS, DiscriminativeLoss, ObjectiveParams, TransformationConfig, UncertaintyLoss
 
 METHODS = ("procrustes", "ridge", "residual_mlp", "fct", "fastfill")  # from the simplest on
@@ -25,6 +26,7 @@ def fit_methods(
         has_side_info = "side_info" in sample.dims
         methods = [arch for arch in METHODS if TRANSFORMATIONS[arch].takes_side_info or not has_side_info]
         configs = {arch: config_of(config, arch) for arch in methods}
+        Run(config.output_transformation_path, config, world)  # its config beside the output
     else:
         configs = {config.arch_params.arch: config}
     return {arch: fit_on_sample(own, sample, score, world, preemption) for arch, own in configs.items()}

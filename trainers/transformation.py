@@ -7,7 +7,7 @@ from torch import nn
 
 from models.baselines import AffineTransformation
 from models.transformed import Transformation
-from trainers.batches import split_batch
+from trainers.batches import share_of_batch, split_batch
 from trainers.closed_form import fit_closed_form
 from trainers.loop import HELD_OUT, Step, Trainer
 from trainers.objectives import TransformationObjective
@@ -83,12 +83,16 @@ def train_transformation(
         if held_out is None:
             return {}
         transformation.eval()
-        total = torch.zeros((), dtype=torch.float64, device=world.device)
+        sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, items
+        own: PairBatch = share_of_batch(held_out.batch, world)
         with torch.no_grad():
             # A contrast depends on the number of items, so the parts are as large as the batches.
-            for part, count in split_batch(held_out.batch, world.local_batch(config.batch_size)):
-                total += step(transformation, part).loss.double() * count
-        return {HELD_OUT: float(total) / len(held_out.batch.labels)}
+            for part, count in split_batch(own, world.local_batch(config.batch_size)):
+                if count:  # or there are more processes than pairs
+                    sums[0] += step(transformation, part).loss.double() * count
+                    sums[1] += count
+        loss, count = world.sum(sums).tolist()  # so that all processes stop at the same epoch
+        return {HELD_OUT: loss / count}
 
     Trainer(
         transformation,
