@@ -12,6 +12,7 @@ from data.datasets import open_images, resolve_image_size
 from models.export import check_formats, export_model
 from models.model_files import (
     build_model,
+    describe_refined,
     describe_transformation,
     describe_transformed,
     holds_torchscript,
@@ -20,9 +21,11 @@ from models.model_files import (
     save_model,
 )
 from models.transformations import build_transformation, transformation_arguments
+from retrieval import upgrade_quality
 from trainers.extraction import embedding_dim, freeze
 from trainers.objectives import build_objective
 from trainers.pairs import build_pairs
+from trainers.refinement import hold_out, refine
 from trainers.transformation import fit_transformation
 from utils.config import load_config, to_dict
 from utils.distributed import process_group
@@ -67,9 +70,15 @@ def main() -> None:
 
         run = Run(config.output_transformation_path, config, world)
         pairs = build_pairs(models, images, config, run.precision, world)
+        held_out = hold_out(pairs, config.refinement_params, models["new"])
         fit_transformation(transformation, objective, config, pairs, run, world, preemption)
+        trained = describe_transformation(transformation, arguments)
+        if held_out is not None:
+            refinement = refine(transformation, held_out, upgrade_quality, world)
+            trained = describe_refined(refinement.transformation, trained, refinement.record)
+            if world.is_main:
+                print(f"refinement, chosen on held-out training items: {refinement.record}", flush=True)
         if world.is_main:
-            trained = describe_transformation(transformation, arguments)
             transformed = describe_transformed(descriptions["old"], descriptions.get("side_info"), trained)
             for path, description in (
                 (config.output_transformation_path, trained),

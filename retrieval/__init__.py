@@ -9,6 +9,7 @@ curves["distance"].auc.to_json()
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders import ORDERS, backfilling_order
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
+from retrieval.upgrade import upgrade_quality
 
 __all__ = [
     "ORDERS",
@@ -19,4 +20,5 @@ __all__ = [
     "backfilling_order",
     "cutoffs",
     "evaluate",
+    "upgrade_quality",
 ]
