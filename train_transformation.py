@@ -15,6 +15,7 @@ from data.paired_embeddings import read_paired_embeddings
 from models.export import check_formats, export_model
 from models.model_files import (
     build_model,
+    describe_refined,
     describe_transformation,
     describe_transformed,
     holds_torchscript,
@@ -23,11 +24,12 @@ from models.model_files import (
     save_model,
 )
 from models.transformations import build_transformation, transformation_arguments
-from retrieval import retrieval_quality
+from retrieval import retrieval_quality, upgrade_quality
 from trainers.embedding_pairs import divide, provenance
 from trainers.extraction import embedding_dim, freeze
 from trainers.objectives import build_objective
 from trainers.pairs import build_pairs
+from trainers.refinement import hold_out, refine
 from trainers.selection import choose, comparison, fit_methods
 from trainers.transformation import fit_transformation
 from utils.config import load_config, to_dict
@@ -85,9 +87,15 @@ def fit_to_models(config: TransformationConfig, world: World, preemption: Preemp
 
     run = Run(config.output_transformation_path, config, world)
     pairs = build_pairs(models, images, config, run.precision, world)
+    held_out = hold_out(pairs, config.refinement_params, models["new"])
     fit_transformation(transformation, objective, config, pairs, run, world, preemption)
+    fitted = describe_transformation(transformation, arguments)
+    if held_out is not None:
+        refinement = refine(transformation, held_out, upgrade_quality, world)
+        fitted = describe_refined(refinement.transformation, fitted, refinement.record)
+        if world.is_main:
+            print(f"refinement, chosen on held-out training items: {refinement.record}", flush=True)
     if world.is_main:
-        fitted = describe_transformation(transformation, arguments)
         transformed = describe_transformed(descriptions["old"], descriptions.get("side_info"), fitted)
         for path, description in (
             (config.output_transformation_path, fitted),

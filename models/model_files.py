@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from models.embedding import TransformedModel
+from models.refinement import RefinedTransformation
 from models.resnet import ResNet, build_backbone
 from models.transformations import build_transformation
 from models.transformed import Transformation
@@ -36,6 +37,17 @@ def describe_backbone(model: ResNet, arguments: dict[str, Any]) -> Description:
 def describe_transformation(model: Transformation, arguments: dict[str, Any]) -> Description:
     """A transformation as plain values; `arguments` are those of `build_transformation`."""
     return {"kind": "transformation", "arguments": arguments, "state_dict": _plain_state(model)}
+
+
+def describe_refined(model: RefinedTransformation, transformation: Description, chosen: dict[str, Any]) -> Description:
+    """A refined transformation: the description of the one within, what pulls, and how its strength was chosen."""
+    return {
+        "kind": "refined",
+        "transformation": transformation,
+        "arguments": model.arguments,
+        "chosen": chosen,
+        "state_dict": {name: tensor.detach().cpu().clone() for name, tensor in model.named_buffers(recurse=False)},
+    }
 
 
 def describe_transformed(old: Description, side_info: Description | None, transformation: Description) -> Description:
@@ -107,7 +119,7 @@ def read_description(
         raise UserError(f"{where}: {path} is no model file of ours (a {type(content).__name__} saved by torch)")
     if content["version"] > VERSION:
         raise UserError(f"{where}: {path} has format version {content['version']}; this code reads up to {VERSION}")
-    if content["kind"] == "transformation" and not transformation:
+    if content["kind"] in ("transformation", "refined") and not transformation:
         raise UserError(f"{where}: {path} is a transformation alone; this place needs a model that takes images")
     return content
 
@@ -153,16 +165,30 @@ def build_model(description: Description, *, where: str) -> nn.Module:
             cast(Transformation, build_model(description["transformation"], where=where)),
         )
         return model.eval()
+    if kind == "refined":
+        inner = cast(Transformation, build_model(description["transformation"], where=where))
+        refined = RefinedTransformation(inner, **description["arguments"])
+        _load_state(
+            refined,
+            description["state_dict"]
+            | {f"transformation.{name}": tensor for name, tensor in inner.state_dict().items()},
+            where,
+        )
+        return refined.eval()
     build = {"backbone": build_backbone, "transformation": build_transformation}.get(kind)
     if build is None:
         raise UserError(f"{where}: the file holds an unknown kind of model, {kind!r}")
     model = build(**description["arguments"])
+    _load_state(model, description["state_dict"], where)
+    return model.eval()
+
+
+def _load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     try:
-        model.load_state_dict(description["state_dict"])
+        model.load_state_dict(state)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()  # below the title
         raise UserError(f"{where}: the file's weights do not fit its architecture ({first})") from None
-    return model.eval()
 
 
 def _load_torchscript(description: Description, where: str) -> nn.Module:

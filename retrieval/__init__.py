@@ -11,6 +11,7 @@ from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders import ORDERS, backfilling_order
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
 from retrieval.uncertainty import RiskCoverage, uncertainty_quality
+from retrieval.upgrade import upgrade_quality
 
 __all__ = [
     "ORDERS",
@@ -25,4 +26,5 @@ __all__ = [
     "recall_of_nearest",
     "retrieval_quality",
     "uncertainty_quality",
+    "upgrade_quality",
 ]

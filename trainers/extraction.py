@@ -10,8 +10,9 @@ from tqdm import tqdm
 from data.datasets import open_images
 from data.embeddings import ClassVectors, EmbeddingSet, read_embeddings
 from data.images import Batch
-from models.embedding import embed
+from models.embedding import TransformedModel, embed
 from models.model_files import load_model
+from models.refinement import RefinedTransformation
 from models.resnet import ResNet
 from models.transformed import Transformation, Transformed
 from utils.distributed import World
@@ -193,10 +194,14 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
         EmbeddingSet(output.embedding, ids.to(world.device), labels.to(world.device), output.log_variance)
         for output in (embedded["query"], embedded["gallery"])
     )
-    return query, gallery, _class_vectors(query_model)
+    return query, gallery, _class_vectors(query_model, gallery_model)
 
 
-def _class_vectors(query_model: nn.Module) -> ClassVectors:
+def _class_vectors(query_model: nn.Module, gallery_model: nn.Module) -> ClassVectors:
+    """Of the gallery's refinement if it has one, else the query model's classifier."""
+    if isinstance(gallery_model, TransformedModel) and isinstance(gallery_model.transformation, RefinedTransformation):
+        refinement = gallery_model.transformation
+        return ClassVectors(refinement.classifier, refinement.bias, refinement.class_means)
     if isinstance(query_model, ResNet):
         return ClassVectors(query_model.fc.weight.flatten(1))  # (C, d, 1, 1) -> (C, d)
     return ClassVectors()

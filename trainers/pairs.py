@@ -72,6 +72,18 @@ class PairsInMemory:
             for start in range(share.start, share.stop, self.batch_size):
                 yield self._batch(view, slice(start, min(start + self.batch_size, share.stop)))
 
+    def hold_out(self, share: float) -> PairBatch:
+        """Take a share of the items, drawn by the seed, out of the training for good -> their first view."""
+        order = torch.randperm(len(self), generator=generator(self.seed, 2))
+        count = max(1, round(share * len(self)))
+        held, kept = (rows.sort().values.to(self.world.device) for rows in (order[:count], order[count:]))
+        first = self._batch(self.views[0], held)
+        self.views = [
+            View({role: table[kept] for role, table in view.embeddings.items()}, view.labels[kept])
+            for view in self.views
+        ]
+        return first
+
     def _batch(self, view: View, rows: torch.Tensor | slice) -> PairBatch:
         batch = {role: embeddings[rows].float() for role, embeddings in view.embeddings.items()}
         return PairBatch(batch["old"], batch.get("side_info"), batch["new"], view.labels[rows])

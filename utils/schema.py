@@ -191,6 +191,21 @@ class ObjectiveParams:
 
 
 @dataclass
+class RefinementParams:
+    """`refinement_params`: pull h towards what the new model expects of its class, as far as held-out items gain."""
+
+    held_out: float = key(
+        0.1,
+        doc="share of the training images kept from the training; retrieval among them chooses the strength",
+        minimum=0.01,
+        maximum=0.5,
+    )
+    clusters: int | None = key(
+        None, doc="so many k-means centroids of the new embeddings in place of classifier and class means", minimum=2
+    )
+
+
+@dataclass
 class EvalParams:
     """`eval_params`."""
 
@@ -343,6 +358,9 @@ class TransformationConfig:
     )
     objective_params: ObjectiveParams = section(
         ObjectiveParams, doc="the losses; L_sim alone (FCT) if left out; closed forms minimise mse"
+    )
+    refinement_params: RefinementParams | None = key(
+        None, doc="pull h towards class means, by a strength chosen on held-out training images; none: h as it is"
     )
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
     switch_mode_to_eval: bool = key(False, doc="freeze the BN statistics from half of the epochs on")

@@ -1,0 +1,72 @@
+"""A head on any transformation that pulls h towards what the new model expects of its class."""
+
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from models.transformed import Transformation, Transformed
+
+
+class RefinedTransformation(Transformation):
+    """h' = h + w(h) (sum_c p_c(h) m_c - h), with p(h) = softmax of (V h + b) / T.
+
+    V, b are the new model's classifier and m_c the mean new embedding of class c over the training set; where there is
+    no classifier m_c are k-means centroids of the new training embeddings and p(h) their soft assignment
+    (`soft_assignment`). The uncertainty is that of the transformation within.
+
+    w(h) = strength * (max_c p_c(h)) ** focus: with focus 0 a constant, above it items of clear class are pulled most.
+    """
+
+    classifier: torch.Tensor
+    bias: torch.Tensor
+    class_means: torch.Tensor
+
+    def __init__(
+        self,
+        transformation: Transformation,
+        *,
+        num_classes: int,
+        new_embedding_dim: int,
+        strength: float,
+        temperature: float = 1.0,
+        focus: float = 0.0,
+    ) -> None:
+        super().__init__()
+        self.transformation = transformation
+        self.strength, self.temperature, self.focus = strength, temperature, focus
+        for name in ("classifier", "class_means"):
+            self.register_buffer(name, torch.zeros(num_classes, new_embedding_dim))
+        self.register_buffer("bias", torch.zeros(num_classes))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that it was made with, but for the transformation within."""
+        num_classes, new_embedding_dim = self.classifier.shape
+        return {
+            "num_classes": num_classes,
+            "new_embedding_dim": new_embedding_dim,
+            "strength": self.strength,
+            "temperature": self.temperature,
+            "focus": self.focus,
+        }
+
+    def transform(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
+        h, log_variance = self.transformation(old, side_info)
+        return Transformed(self.refine(h), log_variance)
+
+    def refine(self, h: torch.Tensor) -> torch.Tensor:
+        """h (B, d) -> h' (B, d), float32."""
+        h = h.float()
+        probabilities = (F.linear(h, self.classifier, self.bias) / self.temperature).softmax(1)  # (B, d) -> (B, C)
+        weight = self.strength * probabilities.amax(1, keepdim=True) ** self.focus
+        return torch.lerp(h, probabilities @ self.class_means, weight)
+
+
+def soft_assignment(centroids: torch.Tensor, variance: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Softmax of -|h - c|^2 / (2 variance) over centroids c (K, d) as a classifier: weight (K, d), bias (K,).
+
+    |h|^2 is the same for all centroids, and what is left is linear in h. `variance` is that of a dimension within a
+    cluster, so that these are the posteriors of equal spherical Gaussians.
+    """
+    return centroids / variance, -centroids.square().sum(1) / (2 * variance)

@@ -1,0 +1,81 @@
+"""The refinement of h against the formula, an item at a time, and its file."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import build_transformation, load_model, save_model
+from models.model_files import describe_refined, describe_transformation
+from models.refinement import RefinedTransformation, soft_assignment
+from utils.errors import UserError
+from utils.files import read_torch, write_torch
+
+GENERATOR = torch.Generator().manual_seed(0)
+DIMENSIONS = {"old_embedding_dim": 3, "new_embedding_dim": 4, "side_info_dim": 3}
+OLD = torch.randn(7, 3, generator=GENERATOR)
+CLASSIFIER, MEANS = torch.randn(2, 5, 4, generator=GENERATOR)
+BIAS = torch.randn(5, generator=GENERATOR)
+
+
+def refined(strength: float, temperature: float, focus: float, arch: str = "fastfill") -> RefinedTransformation:
+    torch.manual_seed(0)
+    inner = build_transformation(arch, **DIMENSIONS, inner_dim=8)
+    model = RefinedTransformation(
+        inner, num_classes=5, new_embedding_dim=4, strength=strength, temperature=temperature, focus=focus
+    )
+    for buffer, value in ((model.classifier, CLASSIFIER), (model.bias, BIAS), (model.class_means, MEANS)):
+        buffer.copy_(value)
+    return model.eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("strength", "temperature", "focus"), [(0.5, 1.0, 0.0), (1.0, 2.0, 0.0), (0.7, 0.5, 3.0)])
+def test_the_formula(strength: float, temperature: float, focus: float) -> None:
+    model = refined(strength, temperature, focus)
+    h, log_variance = model.transformation(OLD)
+    found = model(OLD)
+    assert torch.equal(found.log_variance, log_variance)
+    for item, before in enumerate(h.double().numpy()):
+        odds = [
+            np.exp((before @ row + bias) / temperature)
+            for row, bias in zip(CLASSIFIER.numpy(), BIAS.tolist(), strict=True)
+        ]
+        p = np.array(odds) / sum(odds)
+        weight = strength * p.max() ** focus
+        expected = (1 - weight) * before + weight * sum(p[c] * MEANS[c].numpy() for c in range(5))
+        assert found.embedding[item].numpy() == pytest.approx(expected, abs=1e-5)
+
+
+@torch.no_grad()
+def test_no_strength_changes_nothing() -> None:
+    model = refined(0.0, 1.0, 0.0, arch="fct")
+    assert torch.equal(model(OLD).embedding, model.transformation(OLD).embedding)
+    assert model(OLD).log_variance is None
+
+
+def test_soft_assignment_is_the_posterior_of_equal_gaussians() -> None:
+    h = torch.randn(6, 4, generator=GENERATOR)
+    weight, bias = soft_assignment(MEANS, variance=0.3)
+    densities = torch.exp(-torch.cdist(h, MEANS).square() / (2 * 0.3))
+    expected = densities / densities.sum(1, keepdim=True)
+    torch.testing.assert_close((h @ weight.T + bias).softmax(1), expected, rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_file_gives_the_same_model(tmp_path: Path) -> None:
+    model, path = refined(0.7, 2.0, 1.0), tmp_path / "refined.pt"
+    inner = describe_transformation(model.transformation, {"arch": "fastfill", **DIMENSIONS, "inner_dim": 8})
+    save_model(path, describe_refined(model, inner, {"quality": 0.5}), config={}, seed=0)
+    again = load_model(path)
+    assert isinstance(again, RefinedTransformation)
+    assert torch.equal(again(OLD).embedding, model(OLD).embedding)
+    assert read_torch(path)["chosen"] == {"quality": 0.5}
+    with pytest.raises(UserError, match="is a transformation alone; this place needs a model that takes images"):
+        load_model(path, transformation=False)
+    content = read_torch(path)
+    content["state_dict"]["bias"] = torch.zeros(9)
+    write_torch(path, content)
+    with pytest.raises(UserError, match="the file's weights do not fit its architecture"):
+        load_model(path)

@@ -1,0 +1,146 @@
+"""Choosing the refinement: what it sees, and that it chooses what is best there."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from models import build_transformation
+from models.resnet import build_backbone
+from retrieval import upgrade_quality
+from trainers.centroids import class_means, k_means
+from trainers.pairs import CachedPairs, PairBatch, StreamedPairs, View
+from trainers.refinement import HeldOut, hold_out, refine, refined
+from utils.distributed import World
+from utils.errors import UserError
+from utils.precision import resolve_precision
+from utils.schema import RefinementParams
+
+CLASSES, N, DIMENSION = 4, 80, 8
+GENERATOR = torch.Generator().manual_seed(0)
+MEANS = 3 * torch.randn(CLASSES, DIMENSION, generator=GENERATOR)
+LABELS = torch.arange(N) % CLASSES
+NEW = MEANS[LABELS] + torch.randn(N, DIMENSION, generator=GENERATOR)
+
+
+class Pairs(CachedPairs):
+    """Two views of pairs, without models: old embeddings are new ones with much noise."""
+
+    def __init__(self) -> None:
+        self.batch_size, self.world, self.seed, self.exhaustive = 16, World(), 5, True
+        old = NEW + 3 * torch.randn(2, N, DIMENSION, generator=torch.Generator().manual_seed(1))
+        self.views = [View({"old": rows, "new": NEW + view}, LABELS) for view, rows in enumerate(old)]
+
+
+def identity() -> torch.nn.Module:
+    transformation = build_transformation("ridge", old_embedding_dim=8, new_embedding_dim=8, side_info_dim=0)
+    transformation.affine.weight.data.copy_(torch.eye(8))
+    transformation.affine.bias.data.zero_()
+    return transformation
+
+
+def held_out_of(params: RefinementParams) -> HeldOut:
+    model = build_backbone(arch="ResNet18", num_classes=CLASSES, embedding_dim=DIMENSION, stem="cifar", width=1 / 64)
+    model.fc.weight.data.copy_(MEANS.view(CLASSES, DIMENSION, 1, 1))
+    found = hold_out(Pairs(), params, model)
+    assert found is not None
+    return found
+
+
+def test_held_out_items_leave_every_view_for_good() -> None:
+    pairs = Pairs()
+    held = pairs.hold_out(0.25)
+    assert len(held.labels) == 20
+    assert len(pairs) == 60
+    taken = {tuple(row) for row in held.new.tolist()}
+    kept = [row for batch in pairs.views_once() for row in batch.new.tolist()]
+    drawn = [row for epoch in range(6) for batch in pairs.batches(epoch) for row in batch.new.tolist()]
+    for rows, views in ((kept, (0, 1)), (drawn, (0, 1))):
+        for view in views:
+            assert taken.isdisjoint(tuple((torch.tensor(row) - view).tolist()) for row in rows)
+    assert len(kept) == 120
+    again = Pairs().hold_out(0.25)
+    assert torch.equal(again.new, held.new)
+    assert all(before < after for before, after in pairwise(NEW.tolist().index(row) for row in held.new.tolist()))
+
+
+@pytest.mark.parametrize("clusters", [None, 6])
+def test_the_choice_is_the_best_of_all_on_held_out_items_alone(clusters: int | None) -> None:
+    held_out, seen = held_out_of(RefinementParams(held_out=0.25, clusters=clusters)), []
+
+    def quality(new: Tensor, transformed: Tensor, labels: Tensor, classifier: Tensor, bias: Tensor) -> float:
+        assert torch.equal(new, held_out.items.new)
+        value = upgrade_quality(new, transformed, labels, classifier, bias)
+        seen.append((value, transformed))
+        return value
+
+    found = refine(identity(), held_out, quality, World())
+    best = max(value for value, _ in seen)
+    assert found.record["quality"] == best > found.record["quality_of_h"] == seen[0][0]
+    assert found.record["strength"] > 0
+    assert torch.equal(seen[0][1], held_out.items.old)
+    (transformed,) = [h for value, h in seen if value == best][:1]
+    torch.testing.assert_close(found.transformation(held_out.items.old).embedding, transformed)
+
+
+def test_where_no_pull_helps_h_stays() -> None:
+    def worse_with_change(new: Tensor, transformed: Tensor, *_: Tensor) -> float:
+        return -float((transformed - held_out.items.old).abs().sum())
+
+    held_out = held_out_of(RefinementParams())
+    found = refine(identity(), held_out, worse_with_change, World())
+    assert found.record["strength"] == 0
+    old = held_out.items.old
+    assert torch.equal(found.transformation(old).embedding, old)
+
+
+def test_with_clusters_no_label_is_looked_at() -> None:
+    found = [held_out_of(RefinementParams(clusters=6)) for _ in range(2)]
+    unlabelled = PairBatch(found[1].items.old, None, found[1].items.new, torch.full((8,), -1))
+    found[1].training.views = [View(view.embeddings, -view.labels) for view in found[1].training.views]
+    first, second = (
+        refine(identity(), found[0], upgrade_quality, World()),
+        refine(identity(), found[1]._replace(items=unlabelled), upgrade_quality, World()),
+    )
+    assert first.record == second.record
+    assert torch.equal(first.transformation.class_means, second.transformation.class_means)
+
+
+def test_class_means_are_means() -> None:
+    means = class_means(Pairs().views_once(), CLASSES + 1, World())
+    for label in range(CLASSES):
+        torch.testing.assert_close(means[label], NEW[label == LABELS].mean(0) + 0.5)
+    torch.testing.assert_close(means[CLASSES], NEW.mean(0) + 0.5)  # a class without an item
+
+
+def test_k_means_finds_clusters_and_its_variance() -> None:
+    points, variance = k_means(NEW, CLASSES, seed=0)
+    nearest = torch.cdist(NEW, points).argmin(1)
+    for cluster in range(CLASSES):
+        torch.testing.assert_close(points[cluster], NEW[nearest == cluster].mean(0), rtol=1e-4, atol=1e-5)
+    assert variance == pytest.approx(float((NEW - points[nearest]).square().mean()), rel=1e-4)
+    assert torch.equal(points, k_means(NEW, CLASSES, seed=0).points)
+    assert k_means(NEW[:5], 5, seed=0).variance == pytest.approx(0, abs=1e-6)
+
+
+def test_what_a_refinement_cannot_be_made_from() -> None:
+    new_model = build_backbone(arch="ResNet18", num_classes=2, embedding_dim=8, stem="cifar", width=1 / 64)
+    assert hold_out(Pairs(), None, new_model) is None
+    with pytest.raises(UserError, match="classifier has 2 classes, the training set 4; refinement_params needs"):
+        hold_out(Pairs(), RefinementParams(), new_model)
+    with pytest.raises(UserError, match=r"needs a new model with a classifier, .*; or set refinement_params.clusters"):
+        hold_out(Pairs(), RefinementParams(), torch.nn.Identity())
+    streamed = StreamedPairs({}, [], batch_size=4, precision=resolve_precision("fp32", World().device), world=World())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="refinement_params: needs embeddings that are computed once; set cached_views"):
+        hold_out(streamed, RefinementParams(), new_model)
+    many = held_out_of(RefinementParams(clusters=1000))
+    with pytest.raises(UserError, match=r"refinement_params.clusters: 1000 are more than the 144 training embeddings"):
+        refine(identity(), many, upgrade_quality, World())
+
+
+def test_refined_keeps_what_it_is_given() -> None:
+    model = refined(identity(), MEANS, MEANS[:, 0], MEANS + 1, (0.5, 2.0, 1.0))
+    assert (model.strength, model.temperature, model.focus) == (0.5, 2.0, 1.0)
+    for buffer, value in ((model.classifier, MEANS), (model.bias, MEANS[:, 0]), (model.class_means, MEANS + 1)):
+        assert torch.equal(buffer, value)
