@@ -45,15 +45,12 @@ def folded(transformation: nn.Module, precision: Resolved) -> nn.Module:
 
 def _fold(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     for name, child in list(module.named_children()):
-        if isinstance(child, nn.Linear):
-            setattr(module, name, _Output(child))
-        elif isinstance(child, nn.Sequential) and [type(layer) for layer in child] == [
-            nn.Linear,
-            nn.BatchNorm1d,
-            nn.ReLU,
-        ]:
-            linear, normalisation, _ = child
-            setattr(module, name, _Hidden(fuse_linear_bn_eval(linear, normalisation), dtype))
-        else:
-            _fold(child, dtype)
+        layers = list(child) if isinstance(child, nn.Sequential) else []
+        match layers:
+            case [nn.Linear() as linear, nn.BatchNorm1d() as normalisation, nn.ReLU()]:
+                setattr(module, name, _Hidden(fuse_linear_bn_eval(linear, normalisation), dtype))
+            case _ if isinstance(child, nn.Linear):
+                setattr(module, name, _Output(child))
+            case _:
+                _fold(child, dtype)
     return module

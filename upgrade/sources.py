@@ -125,7 +125,8 @@ def _check(source: Source, where: str) -> None:
     for name, rows in (("ids", source.ids), ("labels", source.labels)):
         if rows is not None and (rows.shape != (len(source),) or rows.dtype.kind not in "iu"):
             raise UserError(
-                f"{where}: {source.path}: {name} should be ({len(source)},) whole numbers, got {rows.shape} {rows.dtype}"
+                f"{where}: {source.path}: {name} should be ({len(source)},) whole numbers, "
+                f"got {rows.shape} {rows.dtype}"
             )
 
 

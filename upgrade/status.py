@@ -91,13 +91,13 @@ def verify(gallery: Gallery) -> None:
         vectors, state = embeddings.read(start, stop), states.read(start, stop)
         for number, entry in enumerate(entries):
             low, high = np.searchsorted(entry.rows, (start, stop))
-            place, rows = entry.order[low:high], entry.rows[low:high] - start
-            kept = np.array_equal(vectors[rows], entry.after.take(place)) and (state[rows] == RE_EMBEDDED).all()
+            place, here = entry.order[low:high], entry.rows[low:high] - start
+            kept = np.array_equal(vectors[here], entry.after.take(place)) and (state[here] == RE_EMBEDDED).all()
             if not kept:
                 raise UserError(
                     f"output: {gallery.folder}: rows {start} to {stop - 1} are not what batch "
                     f"{manifest.batches - number} put there"
                 )
-            vectors[rows], state[rows] = entry.before.take(place), entry.before_state.take(place)
+            vectors[here], state[here] = entry.before.take(place), entry.before_state.take(place)
         if state.any() or hashlib.sha256(vectors.tobytes()).hexdigest() != hashes[chunk]:
             raise UserError(f"output: {gallery.folder}: rows {start} to {stop - 1} are not what transform made of them")

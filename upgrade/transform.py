@@ -273,7 +273,7 @@ def read_checked(source: Source, where: str, start: int, stop: int, *, unit: boo
 def transform_rows(
     module: nn.Module, inputs: list[Array], manifest: Manifest, device: torch.device
 ) -> tuple[Array, Array | None]:
-    """Old embeddings (m, d_old) and perhaps side-information -> embeddings (m, d) as the gallery keeps them, sigma (m,).
+    """Old embeddings and perhaps side-information -> embeddings (m, d) as the gallery keeps them, and sigma (m,).
 
     Args:
         module: a transformation on the device, `folded` or not.

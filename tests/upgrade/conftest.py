@@ -36,10 +36,8 @@ def write_transformation(path: Path, arch: str = "fastfill", **options: int) -> 
     model = build_transformation(**arguments)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm1d):
-            nn.init.uniform_(module.running_mean, -0.2, 0.2)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-            nn.init.uniform_(module.weight, 0.5, 2.0)
-            nn.init.uniform_(module.bias, -0.2, 0.2)
+            for name, low, high in (("running_mean", -0.2, 0.2), ("running_var", 0.5, 2.0), ("weight", 0.5, 2.0)):
+                nn.init.uniform_(getattr(module, name), low, high)
     save_model(path, describe_transformation(model, arguments), config={}, seed=0)
     return model.eval()
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -129,7 +130,8 @@ def test_embeddings_of_length_1_stay_so(tmp_path: Path) -> None:
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     np.testing.assert_allclose(case.array("embeddings"), embeddings, atol=2e-3)
     case.run("transform", "normalised=off", "output=other")
-    assert not np.linalg.norm(np.load(case.folder / "other/embeddings.npy"), axis=1) == pytest.approx(1, abs=0.1)
+    other = np.load(case.folder / "other/embeddings.npy")
+    assert (np.abs(np.linalg.norm(other, axis=1) - 1) > 0.1).any()
 
 
 def test_the_manifest_says_what_it_is(upgraded: Case) -> None:
@@ -160,14 +162,15 @@ def test_the_manifest_says_what_it_is(upgraded: Case) -> None:
     ],
 )
 def test_a_bad_gallery_is_refused(case: Case, change: dict[str, np.ndarray], message: str) -> None:
-    np.savez(case.folder / "old.npz", **{"embeddings": case.old, "ids": IDS, **change})
+    arrays: dict[str, Any] = {"embeddings": case.old, "ids": IDS, **change}
+    np.savez(case.folder / "old.npz", **arrays)
     assert message in case.refuse("transform")
 
 
 def test_a_row_with_nan_is_named_and_the_gallery_never_finished(case: Case) -> None:
     case.old[300, 2] = np.nan
     np.savez(case.folder / "old.npz", embeddings=case.old, ids=IDS)
-    with pytest.raises(AssertionError, match="gallery: old.npz: row 300 holds NaN or infinity"):
+    with pytest.raises(AssertionError, match=r"gallery: old\.npz: row 300 holds NaN or infinity"):
         case.run("transform")
     assert "is not fully transformed yet" in case.refuse("apply", "--batch", case.write_batch("b.npz", np.arange(3)))
 
