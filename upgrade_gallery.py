@@ -16,6 +16,8 @@ from upgrade.batches import apply_batch
 from upgrade.gallery import ORDER, Gallery, locked
 from upgrade.manifest import read_manifest
 from upgrade.order import write_order
+from upgrade.planning import predict
+from upgrade.plots import plot_plan
 from upgrade.rollback import give_up, roll_back
 from upgrade.schema import UpgradeConfig
 from upgrade.status import status, verify
@@ -24,6 +26,7 @@ from upgrade.transform import transform_gallery
 from utils.config import load_config
 from utils.distributed import process_group
 from utils.errors import UserError, run_script
+from utils.files import write_json
 
 
 def main() -> None:
@@ -52,10 +55,17 @@ def plan(config: UpgradeConfig) -> None:
     with locked(folder):
         finish_pending(folder)
         gallery = Gallery.open(folder)
+        predicted = None if config.plan_params.old is None else predict(config, gallery)
         temporary = folder / f".{ORDER}.tmp"
         write_order(temporary, gallery, gallery.rows("state"), seed=config.seed)
         temporary.replace(folder / ORDER)
-    print(f"order: {folder / ORDER}")
+        print(f"order: {folder / ORDER}")
+        if predicted is not None:
+            results = folder / "plan"
+            write_json(results / "plan.json", predicted.to_json())
+            plot_plan(predicted, results / "plan.png")
+            print(f"predicted on {predicted.pairs:,} pairs, {predicted.metric}: {results}/plan.json, plan.png")
+            print(predicted.sentence)
 
 
 def apply(config: UpgradeConfig) -> None:

@@ -77,7 +77,7 @@ def sorted_rows(
         step = max(1, count // SAMPLED_KEYS)
         sample = np.sort(np.concatenate([keys(*part)[0][::step] for part in parts_of(count, PART_ROWS * 16)]))
         places = np.arange(1, -(-count // limit)) * len(sample) // -(-count // limit)
-        bounds = list(sample[places])
+        bounds = list(sample[places]) if len(sample) else []
     for low, high in pairwise([None, *bounds, None]):
         found_keys, found_rows = [], []
         for part in parts_of(count, PART_ROWS * 16):

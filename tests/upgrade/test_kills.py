@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import ENVIRONMENT, command_of, run_script
-from tests.upgrade.conftest import IDS, OLD_DIM, Case, N, make_case
+from tests.upgrade.conftest import OLD_DIM, Case, make_case
 
 ROWS_OF = {"first.npz": np.arange(0, 200, 2), "second.npz": np.arange(100, 300), "third.npz": np.arange(250, 320, 3)}
 STEPS: list[tuple[str, ...]] = [
@@ -71,29 +70,31 @@ def batches_for(case: Case) -> Case:
 
 
 def test_a_step_killed_at_any_event_is_all_or_nothing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    kills = request.config.getoption("--kills") or 5
+    """Half of the events are drawn from the last ones, in which a commit is carried out."""
+    kills = request.config.getoption("--kills") or 2
     whole, killed = (batches_for(make_case(tmp_path / name)) for name in ("whole", "killed"))
     draw = random.Random(0)
+    done = 0
     for step in STEPS:
         before = whole.content()
         _, events = run_forked(whole, *step)
         after = whole.content()
-        # Half of the moments are the last ones, where a commit is carried out.
-        moments = sorted(draw.randint(1, events if i % 2 else min(events, 150)) for i in range(kills))
-        for moment in (events - m if i % 2 == 0 else m for i, m in enumerate(moments)):
-            was_killed, _ = run_forked(killed, *step, moment=max(1, moment))
-            if step[0] != "transform" and was_killed:
+        for number in range(kills):
+            moment = draw.randint(1, events) if number % 2 else events - draw.randint(0, min(200, events - 1))
+            was_killed, _ = run_forked(killed, *step, moment=moment)
+            done += was_killed
+            if step[0] != "transform":
                 killed.run("status", "--verify")
                 assert killed.content() in (before, after), (step, moment)
-                if killed.content() == after and before != after:
-                    break
         killed.run(*step)
         assert killed.content() == after, step
+        assert not list((killed.folder / "upgraded").glob(".*"))
         if step == ("transform",):
             for case in (whole, killed):
                 case.run("plan")
-        assert not list((killed.folder / "upgraded").glob(".*"))
     killed.run("status", "--verify")
+    assert done >= len(STEPS)
+    print(f"{done} kills")
 
 
 def test_many_kills(tmp_path: Path, request: pytest.FixtureRequest) -> None:
@@ -119,7 +120,6 @@ def test_many_kills(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     done = []
     for number, step in enumerate(steps):
         arguments = [step[0], "--config", "upgrade.yaml", *step[1:]]
-        started = time.monotonic()
         for _ in range(-(-kills // len(steps))):
             process = subprocess.Popen(
                 command_of("upgrade_gallery.py", *arguments),
@@ -140,13 +140,8 @@ def test_many_kills(tmp_path: Path, request: pytest.FixtureRequest) -> None:
         case.run(*step)
         if number:
             case.run("status", "--verify", "chunk_rows=1000")
-        assert time.monotonic() > started
     print(f"{len(done)} kills: {'; '.join(done)}")
     state, embeddings, ids = case.array("state"), case.array("embeddings"), case.array("ids")
     assert np.array_equal(embeddings[state == 1], new[ids[state == 1]])
     case.run("rollback")
     case.run("status", "--verify")
-
-
-def test_the_ids_of_the_cases_are_distinct() -> None:
-    assert len(set(IDS)) == N
