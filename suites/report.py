@@ -1,5 +1,6 @@
 """report.md: what a suite found, each row beside the published figure, and how it was made."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from suites.results import GAIN_METRICS, METRICS, Results
@@ -9,6 +10,16 @@ from suites.summary import Figure, Row, Summary, summarise
 NOT_RUN, NO_FIGURE = "not run", "-"
 SIDE_INFO = {None: NO_FIGURE, False: "no", True: "yes"}
 RISKS = {"alignment_error": "alignment error", "cmc_top1": "1 - CMC-1", "average_precision": "1 - AP"}
+PICTURES = {  # heading, and what a picture shows
+    "curves": ("Backfilling curves", "CMC-1 and mAP over the share of the gallery that is backfilled"),
+    "areas": ("Areas under the backfilling curves", "Mean CMC-1 and mAP of each method and order"),
+    "risk_coverage": ("Risk of the items of smallest sigma", "Mean risk over the share of items kept"),
+    "retrieval_examples": (
+        "Retrieval examples",
+        "Queries picked to show the effect, each with its five nearest gallery images: before the upgrade, after the "
+        "transformation, after backfilling",
+    ),
+}
 AURC = ("sigma", "random", "oracle")
 SIGMA_NOTE = (
     "An item's alignment error is |new - h(old)|; its retrieval risk, 1 - CMC-1 or 1 - AP, is that of h(old) as the "
@@ -19,11 +30,12 @@ SIGMA_NOTE = (
 SPREAD = "mean ± standard deviation (n - 1) over {} seeds; without ±: of a stage that ran once"
 
 
-def report(results: list[Results]) -> str:
-    """report.md: how the suite was run, both tables, the plots.
+def report(results: list[Results], pictures: Mapping[str, str]) -> str:
+    """The report: how the suite was run, both tables, the pictures.
 
     Args:
         results: as `collect_results` gives them.
+        pictures: name of PICTURES -> the file, relative to the report; those that were drawn.
     """
     first, summary = results[0], summarise(results)
     lines = [
@@ -40,17 +52,8 @@ def report(results: list[Results]) -> str:
         tables(summary),
         "",
         *(f"{note}\n" for note in first["notes"]),
-        "## Backfilling curves",
-        "",
-        "![CMC-1 and mAP over the share of the gallery that is backfilled](backfilling.png)",
-        "",
         *_sigma_section(summary),
-        "## Retrieval examples",
-        "",
-        "Queries picked to show the effect, each with its five nearest gallery images.",
-        "",
-        "![Nearest images before the upgrade, after the transformation, after backfilling](retrieval_examples.png)",
-        "",
+        *(line for name, file in pictures.items() for line in _picture(name, file)),
         "## Time of each stage",
         "",
         *table(["stage", "time"], [[name, ", ".join(map(duration, times))] for name, times in _times(results).items()]),
@@ -70,6 +73,11 @@ def tables(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def _picture(name: str, file: str) -> list[str]:
+    heading, description = PICTURES[name]
+    return [f"## {heading}", "", f"![{description}]({file})", ""]
+
+
 def _sigma_section(summary: Summary) -> list[str]:
     """How good sigma is, where it was judged."""
     rows = [row for row in summary.backfilling if row.risks]
@@ -87,8 +95,6 @@ def _sigma_section(summary: Summary) -> list[str]:
         *table(header, body),
         "",
         SIGMA_NOTE,
-        "",
-        "![Mean risk over the share of items kept](risk_coverage.png)",
         "",
     ]
 

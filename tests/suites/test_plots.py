@@ -10,7 +10,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from suites import plots
-from suites.plots import GREEN, RED, plot_backfilling, plot_retrieval_examples, plot_risk_coverage
+from suites.plots import (
+    GREEN,
+    RED,
+    plot_areas,
+    plot_backfilling,
+    plot_retrieval_examples,
+    plot_risk_coverage,
+)
 from suites.retrieval_examples import Example, Hits
 from suites.summary import summarise
 
@@ -120,6 +127,22 @@ def test_risk_coverage(tmp_path: Path, figures: list[Figure]) -> None:
         "FastFill, random order": [0.2, 0.2],
         "FastFill, smallest risk first (oracle)": [0.05, 0.2],
     }
+
+
+def test_areas(tmp_path: Path, figures: list[Figure]) -> None:
+    first, second = results(), results()
+    second["backfilling"][0]["measured"]["cmc_top1"] = 0.54
+    plot_areas(summarise([first, second]), tmp_path / "areas.png")
+    assert (tmp_path / "areas.png").exists()
+    cmc, mean_precision = figures[0].axes
+    assert (cmc.get_xlabel(), mean_precision.get_xlabel()) == ("AUC CMC-1 (%)", "AUC mAP (%)")
+    assert [label.get_text() for label in cmc.get_yticklabels()] == ["FCT", "FastFill"]
+    places = {str(bar.get_label()): bar.lines[0].get_xydata().tolist() for bar in cmc.containers if bar.lines[0]}
+    assert places["random"] == [pytest.approx([52.0, 0.0])]
+    assert places["sigma"] == [pytest.approx([56.0, 1.0])]
+    (random,) = [bar for bar in cmc.containers if bar.get_label() == "random"]
+    (line,) = random.lines[2][0].get_segments()
+    assert line[:, 0] == pytest.approx([52 - 2 * 2**0.5, 52 + 2 * 2**0.5])  # the deviation of 50 and 54 to either side
 
 
 def test_one_panel_without_map(tmp_path: Path, figures: list[Figure]) -> None:
