@@ -9,6 +9,7 @@ import datetime
 import platform
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -175,7 +176,11 @@ def build_model(description: Description, *, where: str) -> nn.Module:
             where,
         )
         return refined.eval()
-    build = {"backbone": build_backbone, "transformation": build_transformation}.get(kind)
+    builders: dict[str, Callable[..., nn.Module]] = {
+        "backbone": build_backbone,
+        "transformation": build_transformation,
+    }
+    build = builders.get(kind)
     if build is None:
         raise UserError(f"{where}: the file holds an unknown kind of model, {kind!r}")
     model = build(**description["arguments"])

@@ -97,13 +97,13 @@ TRANSFORMATIONS: dict[str, type[Transformation]] = {
 
 
 def build_transformation(
-    arch: str, *, normalised: bool = False, residual_inputs: int | None = None, **options: int
+    arch: str, *, normalised: bool | int = False, residual_inputs: int = 0, **options: int
 ) -> Transformation:
     """Build the transformation that the registry knows as `arch`, by its own name or ml-fct's.
 
     Args:
         normalised: give h the length 1.
-        residual_inputs: dimension of what a residual head takes, old embedding and side-information; None for no head.
+        residual_inputs: dimension of what a residual head takes, old embedding and side-information; 0 for no head.
         options: of the transformation's own: dimensions and widths.
 
     Raises:
@@ -113,8 +113,8 @@ def build_transformation(
     if "sigma_dim" in options and not kind.has_uncertainty:
         raise UserError(f"arch_params.sigma_dim: {arch} has no uncertainty; use fastfill or leave the key out")
     transformation = kind(**options)
-    transformation.normalised = normalised
-    if residual_inputs is not None:
+    transformation.normalised = bool(normalised)
+    if residual_inputs:
         transformation.residual_head = nn.Linear(residual_inputs, 1)
     return transformation
 

@@ -1,5 +1,6 @@
 """Uncertainty for transformations that have none of their own: how large their error is expected to be."""
 
+import math
 from collections.abc import Iterable, Iterator
 
 import torch
@@ -49,5 +50,6 @@ def fit_residual_head(
     head.weight.copy_(solution.weight)
     head.bias.copy_(solution.bias)
     errors = squared_errors(transformation, held_out).clamp_min(SMALLEST)
-    head.bias += (errors.log() - head(inputs).squeeze(1)).logsumexp(0) - torch.tensor(float(len(errors))).log()
+    ratios = errors.log() - head(inputs).squeeze(1)
+    head.bias.add_(ratios.logsumexp(0) - math.log(len(ratios)))
     transformation.residual_head = head

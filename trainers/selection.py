@@ -26,10 +26,12 @@ def fit_methods(
         has_side_info = "side_info" in sample.dims
         methods = [arch for arch in METHODS if TRANSFORMATIONS[arch].takes_side_info or not has_side_info]
         configs = {arch: config_of(config, arch) for arch in methods}
-        Run(config.output_transformation_path, config, world)  # its config beside the output
     else:
         configs = {config.arch_params.arch: config}
-    return {arch: fit_on_sample(own, sample, score, world, preemption) for arch, own in configs.items()}
+    fitted = {arch: fit_on_sample(own, sample, score, world, preemption) for arch, own in configs.items()}
+    if config.arch_params.arch == AUTO:
+        Run(config.output_transformation_path, config, world)  # the config beside the output
+    return fitted
 
 
 def config_of(config: TransformationConfig, arch: str) -> TransformationConfig:

@@ -32,7 +32,7 @@ def write(folder: Path, name: str, **arrays: Any) -> str:
 
 def read(folder: Path, new: dict[str, Any] | None = None, **params: Any) -> PairedEmbeddings:
     old = params.pop("old", {"embeddings": OLD, "ids": IDS})
-    files = {
+    files: dict[str, Any] = {
         "old": write(folder, "old.npz", **old),
         "new": write(folder, "new.npz", **({"embeddings": NEW, "ids": IDS} | (new or {}))),
     }

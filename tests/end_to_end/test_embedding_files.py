@@ -126,7 +126,13 @@ def test_with_labels_a_classifier_is_fitted_and_map_decides(folder: Path) -> Non
 
 
 def test_training_stops_early_and_stays_at_its_best(folder: Path) -> None:
-    fit(folder, "arch_params.arch=fct", "epochs=500", "embeddings_params.patience=3", "optimizer_params.lr=0.01")
+    fit(
+        folder,
+        "arch_params.arch=fct",
+        "epochs=500",
+        "embeddings_params.patience=3",
+        "optimizer_params={algorithm: adam, lr: 0.01}",
+    )
     log = [json.loads(line) for line in (folder / "out" / "h.log.jsonl").read_text().splitlines()]
     losses = [record["held_out_loss"] for record in log]
     assert len(log) < 500
@@ -148,7 +154,7 @@ def test_side_information_and_two_processes(folder: Path) -> None:
 
 def test_two_processes_stop_early_together(folder: Path) -> None:
     """BN statistics are each process's own, so each finds another held-out loss; they go by their mean."""
-    stopping = ["epochs=60", "embeddings_params.patience=2", "optimizer_params.lr=0.01"]
+    stopping = ["epochs=60", "embeddings_params.patience=2", "optimizer_params={algorithm: adam, lr: 0.01}"]
     fit(folder, "arch_params.arch=fct", *stopping, processes=2)
     log = [json.loads(line) for line in (folder / "out" / "h.log.jsonl").read_text().splitlines()]
     losses = [record["held_out_loss"] for record in log]
