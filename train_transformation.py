@@ -118,7 +118,7 @@ def fit_to_embedding_files(config: TransformationConfig, world: World, preemptio
     fitted = fit_methods(config, sample, retrieval_quality, world, preemption)
     best, path = choose(fitted), config.output_transformation_path
     if world.is_main:
-        print(comparison(fitted))
+        print(comparison(fitted), end="")
         description = describe_transformation(best.transformation, best.arguments)
         origin = provenance(config.embeddings_params, sample, fitted)
         save_model(path, description, config=to_dict(config), seed=config.seed, embeddings=origin)

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -35,7 +35,7 @@ class Sample:
     """Paired embeddings, divided."""
 
     training: PairsInMemory
-    held_out: PairBatch
+    held_out: PairBatch | None
     dims: dict[str, int]  # of each role's embeddings
     classifier: torch.Tensor | None  # (C, d_new)
     normalised: bool
@@ -43,19 +43,25 @@ class Sample:
     @property
     def has_labels(self) -> bool:
         """Whether the items' classes are known."""
-        return bool(self.held_out.labels[0] >= 0)
+        return bool(self.training.views[0].labels[0] >= 0)
+
+
+class Trial(NamedTuple):
+    """How a transformation does on the held-out pairs."""
+
+    measure: str  # of retrieval
+    score: float
+    error: float  # mean squared error a dimension
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A transformation of one kind, and how it does on the held-out pairs."""
+    """A transformation of one kind."""
 
     arguments: dict[str, Any]  # of `build_transformation`
     transformation: Transformation
     run: Run
-    measure: str  # of retrieval
-    score: float
-    error: float  # mean squared error a dimension
+    trial: Trial | None  # None where nothing is held out
 
 
 def divide(paired: PairedEmbeddings, config: TransformationConfig, world: World) -> Sample:
@@ -68,7 +74,7 @@ def divide(paired: PairedEmbeddings, config: TransformationConfig, world: World)
     assert params is not None
     count = len(paired)
     order = torch.randperm(count, generator=generator(config.seed, 2))
-    rest = max(FEWEST_HELD_OUT, round(params.held_out * count))
+    rest = max(FEWEST_HELD_OUT, round(params.held_out * count)) if params.held_out else 0
     held, kept = order[:rest].sort().values, order[rest:].sort().values
     labels = paired.labels if paired.labels is not None else torch.full((count,), -1)
 
@@ -84,9 +90,10 @@ def divide(paired: PairedEmbeddings, config: TransformationConfig, world: World)
             training.embeddings["new"], training.labels, int(labels.max()) + 1, disc.label_smoothing
         )
     of_role = {role: embeddings.float() for role, embeddings in held_out.embeddings.items()}
+    held_out_batch = PairBatch(of_role["old"], of_role.get("side_info"), of_role["new"], held_out.labels)
     return Sample(
         PairsInMemory([training], batch_size=params.batch_size, world=world, seed=config.seed),
-        PairBatch(of_role["old"], of_role.get("side_info"), of_role["new"], held_out.labels),
+        held_out_batch if rest else None,
         paired.dims,
         classifier,
         paired.normalised,
@@ -97,6 +104,9 @@ def fit_on_sample(
     config: TransformationConfig, sample: Sample, score: Score, world: World, preemption: Preemption
 ) -> Fitted:
     """Fit the transformation that `config` names, with uncertainty, and try it on the held-out pairs.
+
+    With none held out this is the papers' recipe: the losses as they are given, every epoch, and no uncertainty but the
+    transformation's own.
 
     Args:
         score: the quality of retrieval.
@@ -116,8 +126,12 @@ def fit_on_sample(
             "objective_params.discriminative_loss.name: LabelSmoothing needs embeddings_params.labels; "
             "InfoNCE does without"
         )
-    objective = objective_of(in_units_of(sample, config.objective_params), sample.classifier, transformation)
     run = Run(config.output_transformation_path, config, world)
+    if sample.held_out is None:
+        objective = objective_of(config.objective_params, sample.classifier, transformation)
+        fit_transformation(transformation, objective, config, sample.training, run, world, preemption)
+        return Fitted(arguments, transformation, run, None)
+    objective = objective_of(in_units_of(sample, config.objective_params), sample.classifier, transformation)
     held_out = HeldOut(sample.held_out, config.embeddings_params.patience)
     fit_transformation(transformation, objective, config, sample.training, run, world, preemption, held_out)
     transformation.to(world.device).eval()
@@ -131,7 +145,7 @@ def fit_on_sample(
         h = transformation(sample.held_out.old, sample.held_out.side_info).embedding
         error = float(squared_errors(transformation, sample.held_out).mean())
     measure, value = score(h, sample.held_out.new, sample.held_out.labels if sample.has_labels else None)
-    return Fitted(arguments, transformation, run, measure, value, error)
+    return Fitted(arguments, transformation, run, Trial(measure, value, error))
 
 
 def in_units_of(sample: Sample, params: ObjectiveParams) -> ObjectiveParams:
@@ -163,6 +177,13 @@ def provenance(params: PairedEmbeddingsParams, sample: Sample, fitted: dict[str,
         "files": {name: {"path": path, "sha256": sha256_of(path)} for name, path in files.items()},
         "dims": sample.dims,
         "normalised": sample.normalised,
-        "pairs": {"training": len(sample.training), "held_out": len(sample.held_out.labels)},
-        "held_out": {arch: {one.measure: one.score, "mse": one.error} for arch, one in fitted.items()},
+        "pairs": {
+            "training": len(sample.training),
+            "held_out": 0 if sample.held_out is None else len(sample.held_out.labels),
+        },
+        "held_out": {
+            arch: {one.trial.measure: one.trial.score, "mse": one.trial.error}
+            for arch, one in fitted.items()
+            if one.trial is not None
+        },
     }

@@ -54,20 +54,23 @@ def config_of(config: TransformationConfig, arch: str) -> TransformationConfig:
 
 
 def choose(fitted: dict[str, Fitted]) -> Fitted:
-    """The one with the best score; of equal ones, the simplest."""
-    return max(fitted.values(), key=lambda one: one.score)
+    """The one with the best score; of equal ones, and where nothing is held out, the simplest."""
+    return max(fitted.values(), key=lambda one: 0.0 if one.trial is None else one.trial.score)
 
 
 def comparison(fitted: dict[str, Fitted]) -> str:
-    """A table of what was fitted and, of several, a sentence that says why one was chosen."""
-    ranked = sorted(fitted, key=lambda arch: fitted[arch].score, reverse=True)
-    measure = fitted[ranked[0]].measure
+    """A table of what was fitted and, of several, a sentence that says why one was chosen; empty with none held out."""
+    trials = {arch: one.trial for arch, one in fitted.items() if one.trial is not None}
+    if not trials:
+        return ""
+    ranked = sorted(trials, key=lambda arch: trials[arch].score, reverse=True)
+    measure = trials[ranked[0]].measure
     lines = [f"{'held-out pairs':14}  {measure:>10}  {'mse':>10}"]
-    lines += [f"{arch:14}  {one.score:>10.1%}  {one.error:>10.4g}" for arch, one in fitted.items()]
+    lines += [f"{arch:14}  {trial.score:>10.1%}  {trial.error:>10.4g}" for arch, trial in trials.items()]
     if len(ranked) > 1:
         best, second = ranked[:2]
         lines.append(
-            f"auto: {best}, whose {measure} on held-out pairs, {fitted[best].score:.1%}, is the highest; "
-            f"the next is {second} with {fitted[second].score:.1%}"
+            f"auto: {best}, whose {measure} on held-out pairs, {trials[best].score:.1%}, is the highest; "
+            f"the next is {second} with {trials[second].score:.1%}"
         )
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n"

@@ -279,7 +279,11 @@ class PairedEmbeddingsParams:
         path="input",
     )
     held_out: float = key(
-        0.1, doc="share of the items kept for early stopping and the choice of `auto`", minimum=0.01, maximum=0.5
+        0.1,
+        doc="share of the items kept for early stopping and the choice of `auto`; 0: the papers' recipe, every epoch "
+        "on all items, the losses weighed as given",
+        minimum=0.0,
+        maximum=0.5,
     )
     patience: int = key(
         10, doc="stop after so many epochs without a smaller held-out loss; the best is kept", minimum=1
@@ -408,6 +412,8 @@ class TransformationConfig:
             if self.arch_params.arch == AUTO:
                 raise ValueError("arch_params.arch: auto chooses among transformations of embeddings_params; name one")
             return
+        if self.arch_params.arch == AUTO and not self.embeddings_params.held_out:
+            raise ValueError("embeddings_params.held_out: is 0, and auto chooses by held-out pairs")
         for name in (*of_models, "side_info_model_path"):
             if getattr(self, name) is not None:
                 raise ValueError(f"embeddings_params: stands in place of models and images; leave out {name}")
