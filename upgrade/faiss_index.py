@@ -84,7 +84,7 @@ def open_index(path: Path, where: str) -> tuple[Rows, Rows]:
         outer_ids = faiss.vector_to_array(index.id_map)
         inner = faiss.downcast_index(index.index)
     keys = np.arange(inner.ntotal)
-    refusal = UserError(f"{where}: {path}: a {type(inner).__name__} cannot give its vectors back")
+    refusal = UserError(f"{where}: {path}: an index of type {type(inner).__name__} cannot give its vectors back")
     if isinstance(inner, faiss.IndexIVFFastScan):  # it would crash
         raise refusal
     if isinstance(inner, faiss.IndexIVF):
