@@ -38,8 +38,8 @@ def test_the_formula(strength: float, temperature: float, focus: float) -> None:
     found = model(OLD)
     assert torch.equal(found.log_variance, log_variance)
     for item, before in enumerate(h.double().numpy()):
-        odds = [np.exp((before @ row + bias) / temperature) for row, bias in zip(CLASSIFIER.numpy(), BIAS.tolist(), strict=True)]
-        p = np.array(odds) / sum(odds)
+        odds = np.array([np.exp((before @ CLASSIFIER[c].numpy() + float(BIAS[c])) / temperature) for c in range(5)])
+        p = odds / odds.sum()
         weight = strength * p.max() ** focus
         expected = (1 - weight) * before + weight * sum(p[c] * MEANS[c].numpy() for c in range(5))
         assert found.embedding[item].numpy() == pytest.approx(expected, abs=1e-5)
