@@ -14,9 +14,18 @@ import torch
 from tqdm import tqdm
 
 from data.embeddings import ClassVectors, EmbeddingSet, read_class_vectors, read_query_and_gallery, write_embeddings
-from retrieval import BackfillingCurve, RetrievalMetrics, backfilling_curve, backfilling_order, cutoffs, evaluate
+from retrieval import (
+    BackfillingCurve,
+    RetrievalMetrics,
+    RiskCoverage,
+    backfilling_curve,
+    backfilling_order,
+    cutoffs,
+    evaluate,
+    uncertainty_quality,
+)
 from retrieval.report import curve_array, per_query_arrays, result_json, table
-from trainers.extraction import embed_queries_and_gallery
+from trainers.extraction import embed_queries_and_gallery, transform_gallery
 from utils.config import load_config
 from utils.distributed import World, process_group
 from utils.errors import UserError, run_script
@@ -34,16 +43,22 @@ def main() -> None:
             query, gallery, classes = embed_queries_and_gallery(config, world)
         else:
             query, gallery = read_query_and_gallery(files, world.device)
+            gallery = transform_gallery(gallery, files)
             classes = read_class_vectors(files, world.device)
         try:
             metrics, curves = evaluate_sets(config, query, gallery, classes, world)
+            uncertainty = judge_sigma(config, query, gallery, world) if "sigma" in curves else None
         except UserError as error:
             source = "" if files is None else f"embeddings_params: {files.query}, {files.gallery}: "
             raise UserError(f"{source}{error}") from None
         if world.is_main:
-            write_results(config, query, gallery, metrics, curves)
+            write_results(config, query, gallery, metrics, curves, uncertainty)
             if config.eval_params.verbose:
                 print(table(metrics, curves, config.eval_params.confidence))
+                if uncertainty is not None:
+                    correlation = uncertainty["alignment_error"].spearman
+                    found = "none, as sigma is the same for all items" if correlation is None else f"{correlation:.2f}"
+                    print(f"rank correlation of sigma with the alignment error: {found}")
 
 
 def evaluate_sets(
@@ -95,12 +110,30 @@ def evaluate_sets(
     return next(iter(curves.values())).points[0], curves
 
 
+def judge_sigma(
+    config: EvalConfig, query: EmbeddingSet, gallery: EmbeddingSet, world: World
+) -> dict[str, RiskCoverage]:
+    """How well the gallery's sigma tells the items that the transformation places well, by each kind of risk."""
+    assert query.labels is not None
+    assert gallery.log_variance is not None
+    return uncertainty_quality(
+        gallery.embeddings,
+        query.embeddings,
+        query.labels,
+        gallery.log_variance,
+        distance=config.eval_params.distance_metric_name,
+        compute_map=config.eval_params.compute_map,
+        world=world,
+    )
+
+
 def write_results(
     config: EvalConfig,
     query: EmbeddingSet,
     gallery: EmbeddingSet,
     metrics: RetrievalMetrics,
     curves: dict[str, BackfillingCurve],
+    uncertainty: dict[str, RiskCoverage] | None,
 ) -> None:
     """Write what the config asks for: the embeddings, the curves as an array, the figures of each query, the result."""
     params = config.eval_params
@@ -112,7 +145,7 @@ def write_results(
     if params.per_query is not None:
         write_arrays(params.per_query, per_query_arrays(metrics, curves, query.ids))
     if config.output is not None:
-        write_json(config.output, result_json(metrics, curves, params.confidence))
+        write_json(config.output, result_json(metrics, curves, params.confidence, uncertainty))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,8 @@
     python reproduce.py --config configs/suites/quickstart.yaml stages.backbone_old.overrides.epochs=2
     python reproduce.py --config configs/suites/cifar100_32px.yaml seeds=[0,1,2] [only=[backbone_old,backbone_new]]
 
+    python reproduce.py --config configs/suites/quickstart.yaml demo=docs/demo.gif
+
 Stages whose outputs are up to date are skipped; after an interruption the same command goes on. Paths in configs are
 relative to the current directory, those of the scripts and configs themselves to this file's folder.
 """
@@ -12,26 +14,29 @@ import argparse
 import shlex
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from data.datasets import list_split
-from data.embeddings import read_embeddings
+from data.embeddings import EmbeddingSet, read_embeddings
 from data.preparation import read_stamp
+from suites.demo import Upgrade, write_demo
 from suites.planning import PlannedStage, plan
-from suites.plots import plot_backfilling, plot_retrieval_examples
+from suites.plots import plot_areas, plot_backfilling, plot_retrieval_examples, plot_risk_coverage
 from suites.report import report, tables
 from suites.results import Results, collect_results
 from suites.retrieval_examples import Embeddings, choose_examples
 from suites.schema import SuiteConfig
 from suites.stages import StageFailed, run_stage
-from suites.summary import summarise
+from suites.summary import Summary, summarise
 from utils.config import load_config
 from utils.data_roots import PACKED, has_packed_copy
 from utils.errors import UserError, run_script
 from utils.files import write_json, write_text
+from utils.schema import DatasetParams, EvalConfig
 
 
 def main() -> None:
@@ -56,17 +61,70 @@ def main() -> None:
 
 
 def write_report(suite: SuiteConfig, stages: list[PlannedStage], results: list[Results]) -> None:
-    """Write the results of each seed, the plots and the report into the suite's folder, and print the tables."""
-    folder, summary = Path(suite.output_dir), summarise(results)
-    names = [f"seed_{result['seed']}.json" for result in results]
-    for name, result in zip(names, results, strict=True):
-        write_json(folder / name, result)
-    plot_backfilling(summary, folder / "backfilling.png")
-    of_first_seed = {stage.name: stage for stage in reversed(stages)}
-    draw_examples(suite, of_first_seed, results[0], folder / "retrieval_examples.png")
-    write_text(folder / "report.md", report(results))
-    files = ["report.md", *names, "backfilling.png", "retrieval_examples.png"]
-    print(f"\n{tables(summary)}\n\n{folder}: {', '.join(files)}")
+    """Write the results of each seed, the pictures and the report, and print the tables."""
+    summary = summarise(results)
+    files = [Path(suite.output_dir, f"seed_{result['seed']}.json") for result in results]
+    for file, result in zip(files, results, strict=True):
+        write_json(file, result)
+    pictures = draw_pictures(suite, stages, results[0], summary)
+    write_text(suite.report_path, report(results, {name: path.name for name, path in pictures.items()}))
+    written = [suite.report_path, *pictures.values(), *files]
+    print(f"\n{tables(summary)}\n\nwritten: {', '.join(map(str, written))}")
+
+
+def draw_pictures(
+    suite: SuiteConfig, stages: list[PlannedStage], results: Results, summary: Summary
+) -> dict[str, Path]:
+    """Draw what the report shows, and the animation; returns the pictures that there are, by the report's names.
+
+    Queries and what they find are those of the first seed, whose `results` these are.
+    """
+    drawn = {suite.plot: suite.picture("backfilling.png")}
+    (plot_areas if suite.plot == "areas" else plot_backfilling)(summary, drawn[suite.plot])
+    risk = suite.picture("risk_coverage.png")
+    if plot_risk_coverage(summary, risk):
+        drawn["risk_coverage"] = risk
+    of_first_seed = {stage.name: stage.config for stage in reversed(stages)}
+    if suite.examples is not None and of_first_seed[suite.examples].dataset_params is not None:
+        steps = [kept_embeddings(of_first_seed[name]) for name in (suite.old_old, suite.examples, suite.new_new)]
+        image_of = open_validation_images(of_first_seed[suite.examples].dataset_params)
+        evaluation = results["evaluations"][suite.examples]
+        examples = choose_examples(steps, count=4, metric=evaluation["distance_metric"])
+        drawn["retrieval_examples"] = suite.picture("retrieval_examples.png")
+        plot_retrieval_examples(examples, image_of, drawn["retrieval_examples"])
+        if suite.demo is not None:
+            write_demo(Upgrade(steps[0], steps[1]), evaluation, results["baselines"], image_of, Path(suite.demo))
+    return drawn
+
+
+def kept_embeddings(config: EvalConfig) -> tuple[Embeddings, Embeddings]:
+    """The queries and the gallery that an evaluation stage has kept."""
+    folder = Path(str(config.eval_params.embeddings_output_dir))
+    query, gallery = (
+        read_embeddings(folder / f"{name}.npz", where="eval_params.embeddings_output_dir")
+        for name in ("query", "gallery")
+    )
+    return as_arrays(query), as_arrays(gallery)
+
+
+def as_arrays(items: EmbeddingSet) -> Embeddings:
+    """Embeddings of images for the pictures; a log variance of several dimensions counts by its mean."""
+    assert items.labels is not None
+    sigma = None if items.log_variance is None else items.log_variance.reshape(len(items), -1).mean(1).numpy()
+    return Embeddings(items.embeddings.float().numpy(), items.ids.numpy(), items.labels.numpy(), sigma)
+
+
+def open_validation_images(params: DatasetParams) -> Callable[[int], Image.Image]:
+    """The validation images by their ids, which are their places in the list."""
+    listed = list_split(params, "validation", all_classes=True)
+
+    def image_of(item: int) -> Image.Image:
+        pixels = listed.pixels(item)
+        if pixels is None:
+            raise UserError(f"{listed.paths[item]}: has become unreadable")
+        return Image.fromarray(pixels)
+
+    return image_of
 
 
 def read_stamps(stages: list[PlannedStage]) -> dict[str, dict[str, Any] | None]:
@@ -90,35 +148,6 @@ def read_stamps(stages: list[PlannedStage]) -> dict[str, dict[str, Any] | None]:
                 "packed": packed,
             }
     return stamps
-
-
-def draw_examples(suite: SuiteConfig, stages: dict[str, PlannedStage], results: Results, path: Path) -> None:
-    """Draw a few queries with what they find before, during and after the upgrade, where the stages had images."""
-    params = stages[suite.examples].config.dataset_params
-    if params is None:
-        return
-    folders = [
-        Path(stages[name].config.eval_params.embeddings_output_dir)
-        for name in (suite.old_old, suite.examples, suite.new_new)
-    ]
-    steps = [(kept_embeddings(folder / "query.npz"), kept_embeddings(folder / "gallery.npz")) for folder in folders]
-    examples = choose_examples(steps, count=4, metric=results["evaluations"][suite.examples]["distance_metric"])
-    listed = list_split(params, "validation", all_classes=True)
-
-    def image_of(item: int) -> Image.Image:
-        pixels = listed.pixels(item)
-        if pixels is None:
-            raise UserError(f"{listed.paths[item]}: has become unreadable")
-        return Image.fromarray(pixels)
-
-    plot_retrieval_examples(examples, image_of, path)
-
-
-def kept_embeddings(path: Path) -> Embeddings:
-    """The embeddings that an evaluation stage has kept."""
-    items = read_embeddings(path, where="eval_params.embeddings_output_dir")
-    assert items.labels is not None  # of images
-    return Embeddings(items.embeddings.float().numpy(), items.ids.numpy(), items.labels.numpy())
 
 
 if __name__ == "__main__":

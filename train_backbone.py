@@ -1,4 +1,4 @@
-"""Train an embedding model: the old one on some of the classes, the new one on all (FCT, FastFill).
+"""Train an embedding model: old, new or side-information (FCT, FastFill; SimCLR; BCT).
 
 python train_backbone.py --config configs/cifar100_backbone_old.yaml [optimizer_params.lr=0.5 ...]
 torchrun --nproc_per_node=8 train_backbone.py --config configs/imagenet_backbone_new.yaml
@@ -13,6 +13,7 @@ from models.export import check_formats, export_model
 from models.model_files import describe_backbone, load_model, save_model
 from models.resnet import build_backbone
 from trainers.backbone import train_backbone
+from trainers.compatible import load_old_model
 from utils.config import load_config, to_dict
 from utils.distributed import process_group
 from utils.errors import UserError, run_script
@@ -29,16 +30,19 @@ def main() -> None:
         torch.manual_seed(config.seed)
         arguments = to_dict(config.arch_params)
         model = build_backbone(**arguments)
+        old = None
+        if config.bct_params is not None:
+            old = load_old_model(config.bct_params, config.arch_params.embedding_dim, world)
         training = open_images(config.dataset_params, "training", world, seed=config.seed)
         validation = open_images(config.dataset_params, "validation", world, seed=config.seed)
         classes = int(training.labels.max()) + 1
-        if classes > config.arch_params.num_classes:
+        if config.objective == "classification" and classes > config.arch_params.num_classes:
             raise UserError(
                 f"arch_params.num_classes: the classifier has {config.arch_params.num_classes} outputs, "
                 f"the training set {classes} classes"
             )
         run = Run(config.output_model_path, config, world)
-        train_backbone(model, config, training, validation, run, world, preemption)
+        train_backbone(model, config, training, validation, run, world, preemption, old)
         if world.is_main:
             save_model(
                 config.output_model_path, describe_backbone(model, arguments), config=to_dict(config), seed=config.seed

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.figures import Figure, figure, report
 from benchmarks.hardware import bandwidth, flops_of, matmul_rate, synchronise
-from data.images import Batch
+from data.contrastive_views import ViewRecipe
+from data.images import Batch, ViewPairs
 from models.resnet import build_backbone
 from tests.utils.processes import run_processes
 from trainers.backbone import train_backbone
@@ -66,7 +67,10 @@ class Turns:
         synchronise(device)
         self.seconds.append((time.perf_counter() - started) / self.steps)
 
-    def view_batches(self, view: int, batch_size: int) -> Iterator[Batch]:
+    def view_pairs(self, recipe: ViewRecipe, epoch: int, batch_size: int) -> Iterator[ViewPairs]:
+        yield from ()  # nothing contrastive is trained here
+
+    def view_batches(self, view: int, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
         yield self.batch
 
 

@@ -1,6 +1,6 @@
 """The data sets that configs name, and how each is opened."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 from data.folder_images import FolderImages
 from data.folders import ImageList, list_images
@@ -9,7 +9,7 @@ from data.memory_images import MemoryImages
 from data.packed import PackedList, has_packed, list_packed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.schema import DatasetParams
+from utils.schema import DatasetParams, SimCLRParams
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -21,20 +21,32 @@ class Preset:
     image_size: int
     augmentation: str
     in_memory: bool
+    simclr: SimCLRParams
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
 
 
+# SimCLR's settings for ImageNet (section 2), and those for CIFAR-10 (appendix B.9), which other small images take too.
+SIMCLR = SimCLRParams(temperature=0.1, jitter_strength=1.0, blur=True, flip=True)
+SIMCLR_SMALL = replace(SIMCLR, temperature=0.5, jitter_strength=0.5, blur=False)
+
 PRESETS = {
-    "cifar100": Preset(image_size=224, augmentation="flip", in_memory=True),
-    "imagenet": Preset(image_size=224, augmentation="resized_crop_flip", in_memory=False),
-    "glyphs": Preset(image_size=32, augmentation="crop", in_memory=True),
+    "cifar100": Preset(image_size=224, augmentation="flip", in_memory=True, simclr=SIMCLR_SMALL),
+    "imagenet": Preset(image_size=224, augmentation="resized_crop_flip", in_memory=False, simclr=SIMCLR),
+    # A mirrored glyph is another glyph.
+    "glyphs": Preset(image_size=32, augmentation="crop", in_memory=True, simclr=replace(SIMCLR_SMALL, flip=False)),
 }
 
 
 def resolve_image_size(params: DatasetParams) -> int:
     """Pixels a side of the images that the models see."""
     return params.image_size or PRESETS[params.name].image_size
+
+
+def resolve_simclr(params: SimCLRParams, name: str) -> SimCLRParams:
+    """`params`, with what they leave out as it suits the data set `name`."""
+    given = {key: value for key, value in asdict(params).items() if value is not None}
+    return replace(PRESETS[name].simclr, **given)
 
 
 def open_images(params: DatasetParams, split: str, world: World, *, seed: int, all_classes: bool = False) -> ImageSet:

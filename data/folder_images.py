@@ -17,13 +17,14 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
 from data.augmentation import resize
+from data.contrastive_views import ViewRecipe, recolour
 from data.folders import ImageList
-from data.images import Batch, Feed, shuffled_batches
+from data.images import Batch, Feed, ViewPairs, evenly_spaced, shuffled_batches
 from data.normalisation import Normalisation
 from utils.errors import UserError
-from utils.seeds import seed_of
+from utils.seeds import generator, seed_of
 
-AREA, ASPECT = [0.08, 1.0], [3 / 4, 4 / 3]  # of the random crop: share of the image, width over height (Inception's)
+MIN_AREA, ASPECT = 0.08, [3 / 4, 4 / 3]  # of the random crop: share of the image, width over height (Inception's)
 
 
 class Job(NamedTuple):
@@ -33,12 +34,14 @@ class Job(NamedTuple):
     resized_crop: bool  # a random crop, resized; else the centre of the resized image
     flip: float  # chance of mirroring
     epoch: int
+    min_area: float = MIN_AREA  # of a random crop
+    views: int = 1  # of each image
 
 
 class Decoded(NamedTuple):
     """A batch on its way from a worker: what could be decoded, and what could not."""
 
-    pixels: torch.Tensor  # (B, 3, H, W) uint8, channels last in memory
+    pixels: torch.Tensor  # (views * B, 3, H, W) uint8, channels last in memory; the first view of all comes first
     indices: torch.Tensor  # (B,) int64
     unreadable: list[int]
 
@@ -76,21 +79,34 @@ class FolderImages:
         flip = 0.5 if "flip" in self.feed.augmentation else 0.0
         yield from self._batches([Job(rows.tolist(), resized_crop, flip, epoch) for rows in shares])
 
-    def view_batches(self, view: int, batch_size: int) -> Iterator[Batch]:
-        rows = torch.arange(len(self))[self.feed.world.share(len(self))]
+    def view_pairs(self, recipe: ViewRecipe, epoch: int, batch_size: int) -> Iterator[ViewPairs]:
+        shares = shuffled_batches(len(self), batch_size, self.feed.world, seed=self.feed.seed, epoch=epoch)
+        flip = 0.5 if recipe.flip else 0.0
+        jobs = [Job(rows.tolist(), True, flip, epoch, recipe.min_area, views=2) for rows in shares]
+        colours = recipe.draw_colours(2 * len(self), generator(self.feed.seed, epoch, 2))
+        for pixels, indices in self._decoded(jobs):
+            views = torch.cat([indices, indices + len(self)])
+            images = recolour(pixels.float().contiguous(), colours.take(views))
+            yield ViewPairs(self.normalise(images))
+
+    def view_batches(self, view: int, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        rows = evenly_spaced(len(self), limit, self.feed.world)
         yield from self._batches([Job(part.tolist(), False, float(view), 0) for part in rows.split(batch_size)])
 
     def _batches(self, jobs: list[Job]) -> Iterator[Batch]:
-        device = self.feed.world.device
+        for pixels, indices in self._decoded(jobs):
+            labels = self.labels[indices].to(self.feed.world.device, non_blocking=True)
+            yield Batch(self.normalise(pixels), labels, indices)
+
+    def _decoded(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The pixels of each job on the device, and the positions of its images."""
         self._plan.jobs = jobs
         for decoded in _from_workers(self._loader):
             for index in decoded.unreadable:
                 self.feed.unreadable.report(self.listed.paths[index], len(self))
             if not len(decoded.indices):
                 continue
-            pixels = decoded.pixels.to(device, non_blocking=True)
-            labels = self.labels[decoded.indices].to(device, non_blocking=True)
-            yield Batch(self.normalise(pixels), labels, decoded.indices)
+            yield decoded.pixels.to(self.feed.world.device, non_blocking=True), decoded.indices
             if self._plan.jobs is not jobs:
                 raise RuntimeError("a later iteration over the same images has taken over the workers")
 
@@ -115,7 +131,8 @@ class Decoder(Dataset[Decoded]):
         self.listed, self.size, self.seed = listed, size, seed
 
     def __getitem__(self, job: Job) -> Decoded:
-        views, indices, unreadable = [], [], []
+        indices, unreadable = [], []
+        views: list[list[torch.Tensor]] = [[] for _ in range(job.views)]
         with torch.random.fork_rng(devices=[]):
             for index in job.indices:
                 pixels = self.listed.pixels(index)
@@ -124,16 +141,19 @@ class Decoder(Dataset[Decoded]):
                     continue
                 # The CPU's generator alone: torch.manual_seed takes a hundred times as long to look for others.
                 torch.default_generator.manual_seed(seed_of(self.seed, job.epoch, 1, index))
-                views.append(self._view(pixels, job))
+                for of_all in views:
+                    of_all.append(self._view(pixels, job))
                 indices.append(index)
-        rows = torch.cat(views) if views else torch.empty(0, self.size, self.size, 3, dtype=torch.uint8)
+        rows = torch.empty(0, self.size, self.size, 3, dtype=torch.uint8)
+        if indices:
+            rows = torch.cat([view for of_all in views for view in of_all])
         return Decoded(rows.permute(0, 3, 1, 2), torch.tensor(indices, dtype=torch.int64), unreadable)
 
     def _view(self, pixels: np.ndarray, job: Job) -> torch.Tensor:
         """A view (1, size, size, 3) of an image (H, W, 3); both uint8."""
         if job.resized_crop:
             shape = torch.empty(3, *pixels.shape[:2], device="meta")
-            top, left, height, width = RandomResizedCrop.get_params(shape, AREA, ASPECT)
+            top, left, height, width = RandomResizedCrop.get_params(shape, [job.min_area, 1.0], ASPECT)
             pixels = pixels[top : top + height, left : left + width]
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).unsqueeze(0)
         if job.resized_crop:

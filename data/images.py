@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 
 import torch
 
+from data.contrastive_views import ViewRecipe
 from utils.distributed import World
 from utils.errors import UserError
 from utils.seeds import generator
@@ -18,6 +19,12 @@ class Batch(NamedTuple):
     images: torch.Tensor  # (B, 3, H, W) float32, normalised, channels last, on the device
     labels: torch.Tensor  # (B,) int64, on the device
     indices: torch.Tensor  # (B,) int64, on the CPU: positions in the image list
+
+
+class ViewPairs(NamedTuple):
+    """Two random views of each image of one process's share of a step. They come without labels."""
+
+    images: torch.Tensor  # (2 B, 3, H, W) as in a batch; rows i and B + i are views of one image
 
 
 class ImageSet(Protocol):
@@ -35,8 +42,15 @@ class ImageSet(Protocol):
         A function of (seed, epoch) alone. The last global batch is left out where it is not full.
         """
 
-    def view_batches(self, view: int, batch_size: int) -> Iterator[Batch]:
-        """This process's share of all images in order, in a certain view; 0 is the evaluation transform."""
+    def view_pairs(self, recipe: ViewRecipe, epoch: int, batch_size: int) -> Iterator[ViewPairs]:
+        """As `training_batches`, but two views of each image that `recipe` draws in place of the set's transform."""
+
+    def view_batches(self, view: int, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        """This process's share of all images in order, in a certain view; 0 is the evaluation transform.
+
+        Args:
+            limit: at most so many images over all processes, evenly spaced.
+        """
 
 
 @dataclass(frozen=True)
@@ -87,3 +101,9 @@ def shuffled_batches(count: int, batch_size: int, world: World, *, seed: int, ep
     if len(batches) > 1 and len(batches[-1]) < batch_size:
         batches.pop()
     return [batch[world.share(len(batch))] for batch in batches]
+
+
+def evenly_spaced(count: int, limit: int | None, world: World) -> torch.Tensor:
+    """This process's share of the positions of `count` items, or of `limit` of them that are evenly spaced."""
+    chosen = count if limit is None else min(count, limit)
+    return (torch.arange(chosen) * count // chosen)[world.share(chosen)]

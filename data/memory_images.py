@@ -7,8 +7,9 @@ import torch
 from tqdm import tqdm
 
 from data.augmentation import Augmentation, resize
+from data.contrastive_views import Crops, ViewRecipe, recolour, resized_crops
 from data.folders import ImageList
-from data.images import Batch, Feed, Unreadable, shuffled_batches
+from data.images import Batch, Feed, Unreadable, ViewPairs, evenly_spaced, shuffled_batches
 from data.normalisation import Normalisation
 from utils.errors import UserError
 from utils.seeds import generator
@@ -41,8 +42,22 @@ class MemoryImages:
         for rows in shuffled_batches(count, batch_size, self.feed.world, seed=seed, epoch=epoch):
             yield self._batch(rows, views[rows])
 
-    def view_batches(self, view: int, batch_size: int) -> Iterator[Batch]:
-        rows = torch.arange(len(self.pixels))[self.feed.world.share(len(self.pixels))]
+    def view_pairs(self, recipe: ViewRecipe, epoch: int, batch_size: int) -> Iterator[ViewPairs]:
+        count, height, width, _ = self.pixels.shape
+        seed = self.feed.seed
+        random = generator(seed, epoch, 1)
+        # The first views of all images, then the second ones.
+        crops = recipe.draw_crops(2 * count, height, width, random)
+        colours = recipe.draw_colours(2 * count, random)
+        for rows in shuffled_batches(count, batch_size, self.feed.world, seed=seed, epoch=epoch):
+            on_device, views = rows.to(self.pixels.device), torch.cat([rows, rows + count])
+            pixels = self.pixels[on_device].repeat(2, 1, 1, 1)
+            images = resized_crops(pixels, Crops(*(column[views] for column in crops)), self.feed.image_size)
+            images = recolour(images, colours.take(views))
+            yield ViewPairs(self.normalise(images))
+
+    def view_batches(self, view: int, batch_size: int, limit: int | None = None) -> Iterator[Batch]:
+        rows = evenly_spaced(len(self.pixels), limit, self.feed.world)
         for part in rows.split(batch_size):
             yield self._batch(part, self.augmentation.view(view, len(part)))
 

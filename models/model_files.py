@@ -9,6 +9,7 @@ import datetime
 import platform
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -59,8 +60,21 @@ def _plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
-def save_model(path: str | Path, description: Description, *, config: dict[str, Any], seed: int) -> None:
+def save_model(
+    path: str | Path,
+    description: Description,
+    *,
+    config: dict[str, Any],
+    seed: int,
+    embeddings: dict[str, Any] | None = None,
+) -> None:
     """Write a model file atomically, with its provenance.
+
+    Args:
+        description: the model, as plain values.
+        config: what it was made by.
+        seed: likewise.
+        embeddings: the embedding files that it was fitted to, and what came of that, as plain values.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -72,6 +86,8 @@ def save_model(path: str | Path, description: Description, *, config: dict[str, 
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    if embeddings is not None:
+        provenance["embeddings"] = embeddings
     write_torch(path, {"format": FORMAT, "version": VERSION, "provenance": provenance, **description})
 
 
@@ -160,7 +176,11 @@ def build_model(description: Description, *, where: str) -> nn.Module:
             where,
         )
         return refined.eval()
-    build = {"backbone": build_backbone, "transformation": build_transformation}.get(kind)
+    builders: dict[str, Callable[..., nn.Module]] = {
+        "backbone": build_backbone,
+        "transformation": build_transformation,
+    }
+    build = builders.get(kind)
     if build is None:
         raise UserError(f"{where}: the file holds an unknown kind of model, {kind!r}")
     model = build(**description["arguments"])

@@ -96,8 +96,15 @@ TRANSFORMATIONS: dict[str, type[Transformation]] = {
 }
 
 
-def build_transformation(arch: str, **options: int) -> Transformation:
+def build_transformation(
+    arch: str, *, normalised: bool | int = False, residual_inputs: int = 0, **options: int
+) -> Transformation:
     """Build the transformation that the registry knows as `arch`, by its own name or ml-fct's.
+
+    Args:
+        normalised: give h the length 1.
+        residual_inputs: dimension of what a residual head takes, old embedding and side-information; 0 for no head.
+        options: of the transformation's own: dimensions and widths.
 
     Raises:
         UserError: the name is not in the registry, or it has no uncertainty and `sigma_dim` is given.
@@ -105,7 +112,11 @@ def build_transformation(arch: str, **options: int) -> Transformation:
     kind = _kind(arch)
     if "sigma_dim" in options and not kind.has_uncertainty:
         raise UserError(f"arch_params.sigma_dim: {arch} has no uncertainty; use fastfill or leave the key out")
-    return kind(**options)
+    transformation = kind(**options)
+    transformation.normalised = bool(normalised)
+    if residual_inputs:
+        transformation.residual_head = nn.Linear(residual_inputs, 1)
+    return transformation
 
 
 def _kind(arch: str) -> type[Transformation]:
@@ -133,7 +144,7 @@ def transformation_arguments(arch: TransformationArch, dims: dict[str, int]) -> 
         side_info = (0, "there is no side-information, which is")
     if "side_info" in dims and not kind.takes_side_info:
         raise UserError(
-            f"side_info_model_path: {arch.arch} maps the old embedding alone; leave the key out, or use ridge"
+            f"arch_params.arch: {arch.arch} maps the old embedding alone; leave side-information out, or use ridge"
         )
     actual = {
         "old_embedding_dim": (dims["old"], "the old model has"),

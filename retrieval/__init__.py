@@ -6,9 +6,11 @@ curves = backfilling_curve(new, h_old, new, labels, orders={"distance": order}, 
 curves["distance"].auc.to_json()
 """
 
+from retrieval.agreement import recall_of_nearest, retrieval_quality
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders import ORDERS, backfilling_order
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
+from retrieval.uncertainty import RiskCoverage, uncertainty_quality
 from retrieval.upgrade import upgrade_quality
 
 __all__ = [
@@ -16,9 +18,13 @@ __all__ = [
     "BackfillingCurve",
     "PerQuery",
     "RetrievalMetrics",
+    "RiskCoverage",
     "backfilling_curve",
     "backfilling_order",
     "cutoffs",
     "evaluate",
+    "recall_of_nearest",
+    "retrieval_quality",
+    "uncertainty_quality",
     "upgrade_quality",
 ]

@@ -37,10 +37,20 @@ def sigma_score(gallery: Gallery) -> Tensor:
             "order `sigma` needs a gallery with sigma (log variance); "
             "train with MLP_BN_SIDE_PROJECTION_SIGMA or give a gallery file with `sigma`"
         )
-    log_variance = gallery.log_variance.double().view(len(gallery.log_variance), -1)
-    check_same_items(new=gallery.new, sigma=log_variance)
-    check_finite("sigma", log_variance)
-    return log_variance.mean(1)
+    return mean_log_variance(gallery.log_variance, len(gallery.new))
+
+
+def mean_log_variance(log_variance: Tensor, n: int) -> Tensor:
+    """One log variance for each of n items, (n,) or (n, sigma_dim) -> (n,) float64: the mean over its dimensions.
+
+    Raises:
+        UserError: it is of another number of items, or not finite.
+    """
+    rows = log_variance.double().view(len(log_variance), -1)
+    if len(rows) != n:
+        raise UserError(f"sigma: has {len(rows)} rows, but new {n}; they should be the same items")
+    check_finite("sigma", rows)
+    return rows.mean(1)
 
 
 class Order(NamedTuple):

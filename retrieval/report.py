@@ -7,15 +7,22 @@ import torch
 from torch import Tensor
 
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
+from retrieval.uncertainty import RiskCoverage
 
 Curves = Mapping[str, BackfillingCurve]
 
 
-def result_json(metrics: RetrievalMetrics, curves: Curves, confidence: float | None) -> dict[str, Any]:
+def result_json(
+    metrics: RetrievalMetrics,
+    curves: Curves,
+    confidence: float | None,
+    uncertainty: Mapping[str, RiskCoverage] | None = None,
+) -> dict[str, Any]:
     """The result of an evaluation: the metrics before any backfilling and, if there are curves, `backfilling`.
 
-    With a `confidence` level there are also `intervals` with the level and [low, high] of each of the metrics; a curve
-    has its own (`BackfillingCurve.to_json`).
+    `uncertainty`, where sigma was judged, has the risk-coverage curve of each risk (`RiskCoverage.to_json`). With a
+    `confidence` level there are also `intervals` with the level and [low, high] of each of the metrics; a curve has its
+    own (`BackfillingCurve.to_json`).
     """
     result: dict[str, Any] = {
         "num_queries": metrics.num_queries,
@@ -29,6 +36,8 @@ def result_json(metrics: RetrievalMetrics, curves: Curves, confidence: float | N
         result["intervals"] = {"confidence": confidence, "metrics": intervals}
     if curves:
         result["backfilling"] = {name: curve.to_json() for name, curve in curves.items()}
+    if uncertainty is not None:
+        result["uncertainty"] = {name: curve.to_json() for name, curve in uncertainty.items()}
     return result
 
 

@@ -75,7 +75,7 @@ def plan(suite: SuiteConfig, root: Path) -> list[PlannedStage]:
 
 def seeds_of(suite: SuiteConfig, stages: list[PlannedStage]) -> list[int]:
     """The seeds that the results are of."""
-    return suite.seeds or [next(stage.config.seed for stage in stages if stage.name == suite.examples)]
+    return suite.seeds or [next(stage.config.seed for stage in stages if stage.name == suite.new_new)]
 
 
 def path_of_seed(path: str, seed: int) -> str:
@@ -155,13 +155,14 @@ def _depends_on_seed(config: Any) -> bool:
 
 
 def _check_orders(suite: SuiteConfig, configs: dict[str, Any]) -> None:
-    for i, row in enumerate(suite.tables.backfilling):
-        if row.stage is not None:
-            params = configs[row.stage].eval_params
-            orders = params.backfilling_list if params.backfilling is not None else []
-            if row.order not in orders:
-                where = f"suite {suite.name}: tables.backfilling[{i}].order"
-                raise UserError(f"{where}: stage {row.stage} does not evaluate the order {row.order!r}")
+    rows = [(f"tables.backfilling[{i}].order", row.stage, row.order) for i, row in enumerate(suite.tables.backfilling)]
+    if suite.demo is not None:
+        rows += [("demo", suite.examples, order) for order in ("sigma", "random")]
+    for where, stage, order in rows:
+        if stage is not None:
+            params = configs[stage].eval_params
+            if params.backfilling is None or order not in params.backfilling_list:
+                raise UserError(f"suite {suite.name}: {where}: stage {stage} does not evaluate the order {order!r}")
 
 
 def _check_outputs(stages: list[PlannedStage]) -> dict[str, str]:

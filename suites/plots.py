@@ -1,4 +1,4 @@
-"""The two pictures of a suite: the backfilling curves, and queries with what they find."""
+"""The pictures of a suite: backfilling curves, how good sigma is, and queries with what they find."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,9 +10,10 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
-from suites.report import percent
+from suites.report import RISKS, percent
 from suites.results import METRICS
 from suites.retrieval_examples import Example
+from suites.summary import Figure as Spread
 from suites.summary import Figures, Row, Summary
 from utils.files import atomic_path
 
@@ -20,6 +21,12 @@ from utils.files import atomic_path
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 CASE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
 ORDER_STYLES = {"sigma": "-", "random": "--", "distance": ":"}
+RISK_ORDERS = {
+    "sigma": ("-", "smallest sigma first"),
+    "random": ("--", "random order"),
+    "oracle": (":", "smallest risk first (oracle)"),
+}
+ORDER_MARKS = {"random": ("o", GREY), "sigma": ("D", BLUE), "distance": ("x", ORANGE)}
 ORDER_NAMES = {"sigma": "sigma", "random": "random", "distance": "distance (oracle)"}
 PANELS = ("cmc_top1", "map")
 STEPS = {  # title -> what is compared with what
@@ -79,20 +86,9 @@ def _plot_metric(axes: Axes, rows: list[Row], summary: Summary, metric: str) -> 
         )
     cases = list(dict.fromkeys((row.case, row.side_info) for row in summary.backfilling))
     for row in rows:
-        points = row.curves[metric]
-        means = np.array([point.mean for point in points])
         colour = CASE_COLOURS[cases.index((row.case, row.side_info)) % len(CASE_COLOURS)]
-        axes.plot(
-            row.fractions,
-            means,
-            ORDER_STYLES[str(row.order)],
-            color=colour,
-            linewidth=2.5 if row.order == "sigma" else 1.8,
-            label=_label(row),
-        )
-        if all(point.deviation is not None for point in points):
-            spread = np.array([point.deviation for point in points])
-            axes.fill_between(row.fractions, means - spread, means + spread, color=colour, alpha=0.15, linewidth=0)
+        style, width = ORDER_STYLES[str(row.order)], 2.5 if row.order == "sigma" else 1.8
+        _draw_curve(axes, row.fractions, row.curves[metric], style, colour, _label(row), width)
     axes.set_xlabel("share of the gallery backfilled (%)")
     axes.set_ylabel(f"{METRICS[metric]} (%)")
     axes.set_xlim(0, 1)
@@ -100,16 +96,104 @@ def _plot_metric(axes: Axes, rows: list[Row], summary: Summary, metric: str) -> 
     axes.yaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda fraction, _: f"{100 * fraction:.4g}")
+    frame_axes(axes)
+
+
+def plot_areas(summary: Summary, path: Path) -> None:
+    """Plot the area under the backfilling curve of each row that was run, a line for each method and a mark an order.
+
+    With several seeds a bar reaches one standard deviation to either side.
+
+    Args:
+        path: PNG file to write.
+    """
+    rows = [row for row in summary.backfilling if row.measured is not None]
+    metrics = [name for name in PANELS if summary.new_new[name] is not None]
+    methods = list(dict.fromkeys(map(_method, rows)))
+    figure = Figure(figsize=(4.6 * len(metrics), 1.4 + 0.5 * len(methods)), layout="constrained")
+    panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        for order, (mark, colour) in ORDER_MARKS.items():
+            of_order = [row for row in rows if row.order == order]
+            areas = [100 * _mean(row.measured, metric) for row in of_order]
+            bars = [100 * _deviation(row.measured, metric) for row in of_order]
+            places = [methods.index(_method(row)) for row in of_order]
+            axes.errorbar(areas, places, xerr=bars, fmt=mark, color=colour, capsize=3, label=ORDER_NAMES[order])
+        axes.axvline(100 * _mean(summary.new_new, metric), color=GREY, linewidth=1, label="new/new")
+        axes.set_xlabel(f"AUC {METRICS[metric]} (%)")
+        axes.set_yticks(range(len(methods)), methods)
+        axes.margins(y=0.2)
+        frame_axes(axes)
+    panels[0].invert_yaxis()
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    _save(figure, path)
+
+
+def _deviation(figures: Figures | None, metric: str) -> float:
+    figure = (figures or {}).get(metric)
+    return 0.0 if figure is None or figure.deviation is None else figure.deviation
+
+
+def plot_risk_coverage(summary: Summary, path: Path) -> bool:
+    """Plot each risk over the share of items kept, smallest sigma first, between a random order and the oracle.
+
+    Args:
+        path: PNG file to write.
+
+    Returns:
+        Whether there was a sigma to judge; nothing is written where there was none.
+    """
+    rows = [row for row in summary.backfilling if row.risks]
+    if not rows:
+        return False
+    names = list(rows[0].risks)
+    figure = Figure(figsize=(4.2 * len(names), 4.2), layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        for colour, row in zip(CASE_COLOURS, rows, strict=False):
+            risk = row.risks[name]
+            for order, (style, meaning) in RISK_ORDERS.items():
+                label = f"{_method(row)}, {meaning}"
+                _draw_curve(axes, risk.coverages, risk.curves[order], style, colour, label)
+        axes.set_xlabel("share of the items kept (%)")
+        axes.set_ylabel(f"mean {RISKS[name]} of those kept")
+        axes.set_xlim(0, 1)
+        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_formatter(lambda fraction, _: f"{100 * fraction:.4g}")
+        frame_axes(axes)
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=3, frameon=False
+    )
+    _save(figure, path)
+    return True
+
+
+def _draw_curve(
+    axes: Axes, places: list[float], points: list[Spread], style: str, colour: str, label: str, width: float = 1.8
+) -> None:
+    """A curve of means, with a band of one standard deviation to either side where there are several seeds."""
+    means = np.array([point.mean for point in points])
+    axes.plot(places, means, style, color=colour, linewidth=width, label=label)
+    if all(point.deviation is not None for point in points):
+        spread = np.array([point.deviation for point in points])
+        axes.fill_between(places, means - spread, means + spread, color=colour, alpha=0.15, linewidth=0)
+
+
+def frame_axes(axes: Axes) -> None:
+    """A light grid, and no spines above and to the right."""
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def _method(row: Row) -> str:
+    return row.case.removesuffix(" new/old") + (" + side-info" if row.side_info else "")
+
+
 def _label(row: Row) -> str:
     """A row's name in the legend: `FastFill + side-info, sigma: 53.9 ± 0.2, 32.6 ± 0.1`."""
-    method = row.case.removesuffix(" new/old") + (" + side-info" if row.side_info else "")
     areas = [(row.measured or {}).get(metric) for metric in PANELS]
     figures = ", ".join(percent(area) for area in areas if area is not None)
-    return f"{method}, {ORDER_NAMES[str(row.order)]}: {figures}"
+    return f"{_method(row)}, {ORDER_NAMES[str(row.order)]}: {figures}"
 
 
 def plot_retrieval_examples(examples: list[Example], image_of: Callable[[int], Image.Image], path: Path) -> None:
@@ -134,15 +218,16 @@ def plot_retrieval_examples(examples: list[Example], image_of: Callable[[int], I
         axes.text(start + k / 2, -0.24, title, ha="center", va="bottom", fontsize=12)
         axes.text(start + k / 2, -0.05, compared, ha="center", va="bottom", fontsize=9, color=GREY)
     for y, example in enumerate(examples):
-        _draw(axes, image_of(example.query_id), 0, y, frame=GREY)
+        draw_image(axes, image_of(example.query_id), 0, y, frame=GREY)
         for start, hits in zip(starts, example.steps, strict=True):
             for rank, (item, right) in enumerate(zip(hits.ids, hits.right, strict=True)):
-                _draw(axes, image_of(item), start + rank, y, frame=GREEN if right else RED)
-                _mark(axes, start + rank, y, right)
+                draw_image(axes, image_of(item), start + rank, y, frame=GREEN if right else RED)
+                draw_mark(axes, start + rank, y, right)
     _save(figure, path)
 
 
-def _draw(axes: Axes, image: Image.Image, x: float, y: float, frame: str) -> None:
+def draw_image(axes: Axes, image: Image.Image, x: float, y: float, frame: str) -> None:
+    """Draw an image, cut to a square, into the unit cell whose upper left corner is (x, y), framed in a colour."""
     side = min(THUMBNAIL, *image.size)
     left, top, size = x + 0.06, y + 0.06, 0.88
     square = ImageOps.fit(image, (side, side))
@@ -150,7 +235,7 @@ def _draw(axes: Axes, image: Image.Image, x: float, y: float, frame: str) -> Non
     axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=frame, linewidth=3))
 
 
-def _mark(axes: Axes, x: float, y: float, right: bool) -> None:
+def draw_mark(axes: Axes, x: float, y: float, right: bool) -> None:
     """A tick or a cross in the image's lower right corner, so that colour is not the only sign."""
     axes.text(
         x + 0.81,

@@ -1,5 +1,6 @@
 """report.md: what a suite found, each row beside the published figure, and how it was made."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from suites.results import GAIN_METRICS, METRICS, Results
@@ -7,16 +8,36 @@ from suites.stages import duration
 from suites.summary import Figure, Row, Summary, summarise
 
 NOT_RUN, NO_FIGURE = "not run", "-"
+SIDE_INFO = {None: NO_FIGURE, False: "no", True: "yes"}
+RISKS = {"alignment_error": "alignment error", "cmc_top1": "1 - CMC-1", "average_precision": "1 - AP"}
+PICTURES = {  # heading, and what a picture shows
+    "curves": ("Backfilling curves", "CMC-1 and mAP over the share of the gallery that is backfilled"),
+    "areas": ("Areas under the backfilling curves", "Mean CMC-1 and mAP of each method and order"),
+    "risk_coverage": ("Risk of the items of smallest sigma", "Mean risk over the share of items kept"),
+    "retrieval_examples": (
+        "Retrieval examples",
+        "Queries picked to show the effect, each with its five nearest gallery images: before the upgrade, after the "
+        "transformation, after backfilling",
+    ),
+}
+AURC = ("sigma", "random", "oracle")
+SIGMA_NOTE = (
+    "An item's alignment error is |new - h(old)|; its retrieval risk, 1 - CMC-1 or 1 - AP, is that of h(old) as the "
+    "query in the gallery of new embeddings. Rank correlation: Spearman's, of sigma and the risk. AURC: the mean risk "
+    "of the items of smallest sigma, averaged over all numbers of items kept; sorting by the risk itself (oracle) has "
+    "the lowest, and a random order the mean risk of all items."
+)
 SPREAD = "mean ± standard deviation (n - 1) over {} seeds; without ±: of a stage that ran once"
 
 
-def report(results: list[Results]) -> str:
-    """report.md: how the suite was run, both tables, the plots.
+def report(results: list[Results], pictures: Mapping[str, str]) -> str:
+    """The report: how the suite was run, both tables, the pictures.
 
     Args:
         results: as `collect_results` gives them.
+        pictures: name of PICTURES -> the file, relative to the report; those that were drawn.
     """
-    first = results[0]
+    first, summary = results[0], summarise(results)
     lines = [
         f"# {first['title']}",
         "",
@@ -28,19 +49,11 @@ def report(results: list[Results]) -> str:
         f"- Git revision: {first['git_revision'] or 'unknown'}",
         f"- Time: {duration(sum(sum(times) for times in _times(results).values()))} in all",
         "",
-        tables(summarise(results)),
+        tables(summary),
         "",
         *(f"{note}\n" for note in first["notes"]),
-        "## Backfilling curves",
-        "",
-        "![CMC-1 and mAP over the share of the gallery that is backfilled](backfilling.png)",
-        "",
-        "## Retrieval examples",
-        "",
-        "Queries picked to show the effect, each with its five nearest gallery images.",
-        "",
-        "![Nearest images before the upgrade, after the transformation, after backfilling](retrieval_examples.png)",
-        "",
+        *_sigma_section(summary),
+        *(line for name, file in pictures.items() for line in _picture(name, file)),
         "## Time of each stage",
         "",
         *table(["stage", "time"], [[name, ", ".join(map(duration, times))] for name, times in _times(results).items()]),
@@ -60,6 +73,32 @@ def tables(summary: Summary) -> str:
     return "\n".join(lines)
 
 
+def _picture(name: str, file: str) -> list[str]:
+    heading, description = PICTURES[name]
+    return [f"## {heading}", "", f"![{description}]({file})", ""]
+
+
+def _sigma_section(summary: Summary) -> list[str]:
+    """How good sigma is, where it was judged."""
+    rows = [row for row in summary.backfilling if row.risks]
+    if not rows:
+        return []
+    header = ["case", "side-info", "risk", "rank correlation", *(f"AURC, {name}" for name in AURC)]
+    body = [
+        [row.case, SIDE_INFO[row.side_info], RISKS[name], number(risk.spearman), *(number(risk.aurc[o]) for o in AURC)]
+        for row in rows
+        for name, risk in row.risks.items()
+    ]
+    return [
+        "## How good sigma is",
+        "",
+        *table(header, body),
+        "",
+        SIGMA_NOTE,
+        "",
+    ]
+
+
 def _figures_table(rows: list[Row], backfilling: bool) -> list[str]:
     compare = any(row.published for row in rows)
     header = ["case", "side-info", *(["order"] if backfilling else [])]
@@ -69,7 +108,7 @@ def _figures_table(rows: list[Row], backfilling: bool) -> list[str]:
         header += [f"gain recovered, {METRICS[name]}" for name in GAIN_METRICS]
     body = []
     for row in rows:
-        cells = [row.case, {None: NO_FIGURE, False: "no", True: "yes"}[row.side_info]]
+        cells = [row.case, SIDE_INFO[row.side_info]]
         cells += [row.order or NO_FIGURE] if backfilling else []
         for name in METRICS:
             cells.append(NOT_RUN if row.measured is None else percent(row.measured[name]))
@@ -106,6 +145,17 @@ def percent(figure: Figure | None) -> str:
         return NO_FIGURE
     spread = "" if figure.deviation is None else f" ± {100 * figure.deviation:.1f}"
     return f"{100 * figure.mean:.1f}{spread}"
+
+
+def number(figure: Figure | None) -> str:
+    """A figure that is no share, with its deviation where it has one.
+
+    >>> number(Figure(0.51234)), number(Figure(0.51234, 0.0042)), number(None)
+    ('0.512', '0.512 ± 0.004', '-')
+    """
+    if figure is None:
+        return NO_FIGURE
+    return f"{figure.mean:.3f}" + ("" if figure.deviation is None else f" ± {figure.deviation:.3f}")
 
 
 def _hardware(results: list[Results]) -> str:

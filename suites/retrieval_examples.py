@@ -16,6 +16,7 @@ class Embeddings:
     rows: np.ndarray  # (n, d) float32
     ids: np.ndarray  # (n,)
     labels: np.ndarray  # (n,)
+    log_variance: np.ndarray | None = None  # (n,)
 
 
 @dataclass(frozen=True)

@@ -60,11 +60,14 @@ class SuiteConfig:
 
     name: str = key(doc="the suite's name")
     title: str = key(doc="heading of the report")
-    output_dir: str = key(doc="folder for report.md, results.json and the plots")
+    output_dir: str = key(doc="folder for the results of each seed, the report and its pictures")
     stages: dict[str, Stage] = key(doc="name -> run, in the order in which they run")
     old_old: str = key(doc="stage: old queries, old gallery; the figures before the upgrade")
     new_new: str = key(doc="stage: new queries, new gallery; the figures after full backfilling")
-    examples: str = key(doc="stage: new queries, transformed gallery; retrieval_examples.png shows it")
+    examples: str | None = key(None, doc="stage: new queries, transformed gallery; retrieval_examples.png shows it")
+    report: str | None = key(None, doc="the report, with its pictures beside it; report.md in output_dir if left out")
+    demo: str | None = key(None, doc="also write an animation of the upgrade that `examples` shows to this file (.gif)")
+    plot: Literal["curves", "areas"] = key("curves", doc="what backfilling.png shows: curves, or the areas under them")
     tables: Tables = section(Tables, doc="rows of report.md")
     notes: list[str] = key([], doc="what a reader of the tables must know, printed below them")
     overrides: dict[str, Any] = key({}, doc="config keys, in sections, for every stage whose config has them")
@@ -76,7 +79,9 @@ class SuiteConfig:
 
     def __post_init__(self) -> None:
         evaluations = [name for name, stage in self.stages.items() if stage.script == EVAL_SCRIPT]
-        named = {"old_old": self.old_old, "new_new": self.new_new, "examples": self.examples}
+        named = {"old_old": self.old_old, "new_new": self.new_new}
+        if self.examples is not None:
+            named["examples"] = self.examples
         for table, rows in vars(self.tables).items():
             for i, row in enumerate(rows):
                 where = f"tables.{table}[{i}]"
@@ -89,6 +94,8 @@ class SuiteConfig:
         for where, stage in named.items():
             if stage not in evaluations:
                 raise ValueError(unknown_choice(where, stage, evaluations))
+        if self.demo is not None and self.examples is None:
+            raise ValueError("demo: needs `examples`, the stage that it shows")
         for name in self.only:
             if name not in self.stages:
                 raise ValueError(unknown_choice("only", name, self.stages))
@@ -103,6 +110,16 @@ class SuiteConfig:
         for name, stage in self.stages.items():
             if len(seeds) > 1 and "seed" in stage.overrides and not stage.once:
                 raise ValueError(f"stages.{name}.overrides.seed: contradicts seeds; mark the stage `once: true`")
+
+    @property
+    def report_path(self) -> Path:
+        """The report."""
+        return Path(self.output_dir, "report.md") if self.report is None else Path(self.report)
+
+    def picture(self, name: str) -> Path:
+        """Where a picture of the report goes: beside it, and named after it where its name is its own."""
+        prefix = "" if self.report is None else f"{self.report_path.stem}_"
+        return self.report_path.with_name(prefix + name)
 
     @property
     def stages_dir(self) -> Path:

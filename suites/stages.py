@@ -21,7 +21,8 @@ from utils.runs import decisive_values
 
 INTERRUPTED = 130
 PR_SET_PDEATHSIG = 1  # of Linux, <sys/prctl.h>
-GRACE_SECONDS = 2.0  # for an interrupted stage to end by itself, and again once it is told to
+GRACE_SECONDS = 2.0  # for an interrupted stage to end by itself
+CHECKPOINT_SECONDS = 60.0  # for one that was told to end: it writes a checkpoint
 
 
 class StageFailed(Exception):
@@ -121,7 +122,7 @@ def content_of(path: str, packed: str = "off") -> str:
     Raises:
         UserError: there is no such file or folder.
     """
-    if Path(path).is_file():
+    if Path(path).is_file() or Path(path, "embeddings.npy").is_file():  # an embedding file may be a folder
         return sha256_of(path)
     if not Path(path).is_dir():
         raise UserError(f"there is no {path}")
@@ -157,9 +158,9 @@ def _run(command: list[str]) -> int:
         code = process.wait()
     except KeyboardInterrupt:
         # The terminal has sent Ctrl-C to the stage as well; a scheduler's signal came here alone.
-        if not _ends_in_time(process):
+        if not _ends_in_time(process, GRACE_SECONDS):
             process.terminate()
-            _ends_in_time(process)
+            _ends_in_time(process, CHECKPOINT_SECONDS)
         raise
     finally:
         if process.poll() is None:
@@ -173,9 +174,9 @@ def _end_with_parent() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _ends_in_time(process: subprocess.Popen[bytes]) -> bool:
+def _ends_in_time(process: subprocess.Popen[bytes], seconds: float) -> bool:
     try:
-        process.wait(GRACE_SECONDS)
+        process.wait(seconds)
     except subprocess.TimeoutExpired:
         return False
     return True

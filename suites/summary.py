@@ -3,9 +3,12 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
+from typing import Any
 
 from suites.results import GAIN_METRICS, METRICS, Results
 from utils.errors import UserError
+
+SELECTED = ("sigma", "oracle")  # the orders whose risk depends on the coverage
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,16 @@ Figures = dict[str, Figure | None]  # by metric; None where it was not computed
 
 
 @dataclass(frozen=True)
+class Risk:
+    """How well sigma finds the items of low risk, over the seeds: see `retrieval.uncertainty.RiskCoverage`."""
+
+    spearman: Figure | None
+    coverages: list[float]
+    curves: dict[str, list[Figure]]  # sigma, oracle, random -> mean risk at each coverage
+    aurc: Figures  # sigma, oracle, random
+
+
+@dataclass(frozen=True)
 class Row:
     """A row of a table, over the seeds."""
 
@@ -31,6 +44,7 @@ class Row:
     gain_recovered: Figures | None = None
     fractions: list[float] = field(default_factory=list)  # of the gallery backfilled, at each point of the curves
     curves: dict[str, list[Figure]] = field(default_factory=dict)  # metric -> its points
+    risks: dict[str, Risk] = field(default_factory=dict)  # of the order sigma: kind of risk -> how sigma does by it
 
 
 @dataclass(frozen=True)
@@ -70,16 +84,22 @@ def summarise(results: list[Results]) -> Summary:
     Raises:
         UserError: the curves of different seeds have different points, so that there is no mean curve.
     """
-    stage_of = results[0]["baseline_stages"]
-    baselines = {
-        name: _figures([result["baselines"][name] for result in _that_ran(stage, results)], METRICS)
-        for name, stage in stage_of.items()
-    }
-    tables = {
-        name: [_row(name, index, results) for index in range(len(results[0][name]))]
-        for name in ("no_backfilling", "backfilling")
-    }
-    return Summary(seeds=[result["seed"] for result in results], **baselines, **tables)
+    return Summary(
+        seeds=[result["seed"] for result in results],
+        old_old=_baseline("old_old", results),
+        new_new=_baseline("new_new", results),
+        no_backfilling=_rows("no_backfilling", results),
+        backfilling=_rows("backfilling", results),
+    )
+
+
+def _baseline(name: str, results: list[Results]) -> Figures:
+    stage = results[0]["baseline_stages"][name]
+    return _figures([result["baselines"][name] for result in _that_ran(stage, results)], METRICS)
+
+
+def _rows(table: str, results: list[Results]) -> list[Row]:
+    return [_row(table, index, results) for index in range(len(results[0][table]))]
 
 
 def _that_ran(stage: str, results: list[Results]) -> list[Results]:
@@ -99,9 +119,8 @@ def _row(table: str, index: int, results: list[Results]) -> Row:
     if order is None:
         return Row(**named, measured=measured)
     curves = [result["evaluations"][stage]["backfilling"][order] for result in results]
-    fractions = curves[0]["fractions"]
-    if any(curve["fractions"] != fractions for curve in curves):
-        raise UserError(f"stage {stage}: its curves have different points with different seeds; run it anew for all")
+    judged = [result["evaluations"][stage].get("uncertainty") or {} for result in results] if order == "sigma" else []
+    fractions = _common([curve["fractions"] for curve in curves], stage)
     return Row(
         **named,
         measured=measured,
@@ -112,7 +131,33 @@ def _row(table: str, index: int, results: list[Results]) -> Row:
             for name in GAIN_METRICS
             if all(curve[name] is not None for curve in curves)
         },
+        risks={name: _risk([of_seed[name] for of_seed in judged], stage) for name in _shared_keys(judged)},
     )
+
+
+def _risk(curves: list[dict[str, Any]], stage: str) -> Risk:
+    coverages = _common([curve["coverages"] for curve in curves], stage)
+    points = {name: [_figure(risks) for risks in zip(*(c[name] for c in curves), strict=True)] for name in SELECTED}
+    aurc = _figures([curve["aurc"] for curve in curves], (*SELECTED, "random"))
+    random = _figure([curve["random"] for curve in curves])
+    return Risk(
+        spearman=over_seeds([curve["spearman"] for curve in curves]),
+        coverages=coverages,
+        curves=points | {"random": [random] * len(coverages)},
+        aurc=aurc,
+    )
+
+
+def _shared_keys(values: list[dict[str, Any]]) -> list[str]:
+    """The keys that all have, in their order; none of no values."""
+    return [name for name in values[0] if all(name in others for others in values)] if values else []
+
+
+def _common(places: list[list[float]], stage: str) -> list[float]:
+    """The points at which the curves of every seed are known."""
+    if any(of_seed != places[0] for of_seed in places):
+        raise UserError(f"stage {stage}: its curves have different points with different seeds; run it anew for all")
+    return places[0]
 
 
 def _figures(values: list[dict[str, float | None]], names: Iterable[str]) -> Figures:

@@ -1,4 +1,4 @@
-"""Imports run one way: scripts -> trainers, retrieval, suites -> models, data -> utils."""
+"""Imports run one way: scripts -> upgrade -> trainers, retrieval, suites -> models, data -> utils."""
 
 import ast
 from pathlib import Path
@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "retrieval": {"utils"},
     "suites": {"utils"},
     "trainers": {"models", "data", "utils"},
+    "upgrade": {"trainers", "retrieval", "models", "data", "utils"},
 }
 SCRIPTS = {path.stem for path in REPOSITORY.glob("*.py")}
 

@@ -7,7 +7,7 @@ import pytest
 from tests.tiny import REPOSITORY
 from utils.key_table import key_tables
 
-ROOMS = "configs|docs|benchmarks|results|models|data|trainers|retrieval|suites|utils"
+ROOMS = "configs|docs|benchmarks|results|models|data|trainers|retrieval|suites|upgrade|utils"
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 

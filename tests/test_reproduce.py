@@ -76,6 +76,15 @@ def test_a_suite_of_several_seeds(root: Path, capfd: pytest.CaptureFixture[str])
     assert (folder / "retrieval_examples.png").exists()
 
 
+def test_a_report_elsewhere(root: Path) -> None:
+    assert run(root, "report=docs/mine.md", "plot=areas", "examples=null") == 0
+    report = (root / "docs" / "mine.md").read_text()
+    assert "](mine_backfilling.png)" in report
+    assert "retrieval_examples" not in report
+    assert sorted(path.name for path in (root / "docs").iterdir()) == ["mine.md", "mine_backfilling.png"]
+    assert (root / "results" / "fake" / "seed_0.json").exists()
+
+
 def test_a_part_of_a_suite_writes_no_report(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert run(root, "only=[data,old]") == 0
     assert capfd.readouterr().out.endswith("only data, old: done; the report needs every stage, so none is written\n")

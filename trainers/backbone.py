@@ -1,19 +1,38 @@
-"""Training an embedding model as a classifier (FCT, section 4.1)."""
+"""Training an embedding model for what its config names as the objective."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from data.images import Batch, ImageSet
+from data.images import ImageSet
 from models.resnet import ResNet
+from trainers.classification import Classification
+from trainers.compatible import Compatible, OldModel
+from trainers.contrastive import SimCLR
 from trainers.loop import Step, Trainer
 from trainers.optimizers import build_optimizer, build_schedule
 from utils.distributed import World
 from utils.errors import UserError
-from utils.precision import autocast
 from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import BackboneConfig
+
+
+class BackboneObjective(Protocol):
+    """What a backbone is trained for."""
+
+    module: nn.Module  # what is trained: the backbone, and what the objective needs beside it
+
+    def batches(self, epoch: int) -> Iterable[Any]:
+        """This process's batches of an epoch, a function of its argument."""
+
+    def step(self, model: nn.Module, batch: Any) -> Step:
+        """The loss of a batch by `model`, which is the data-parallel `module`."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures on the validation split, as fractions."""
 
 
 def train_backbone(
@@ -24,51 +43,46 @@ def train_backbone(
     run: Run,
     world: World,
     preemption: Preemption,
+    old: OldModel | None = None,
 ) -> None:
-    """Train `model` in place on this process's share of `training`, with the label-smoothed cross-entropy.
+    """Train `model` in place on this process's share of `training`.
 
     Args:
-        validation: images of the trained classes, for the accuracy in the log.
+        validation: images of the trained classes, for the figures in the log.
+        old: the model to be compatible with; needed with `bct_params`.
 
     Raises:
         UserError: `sync_bn` without GPUs; see `Trainer.fit`.
         Preempted: see `Trainer.fit`.
     """
-    precision, batch_size = run.precision, config.dataset_params.batch_size
+    objective: BackboneObjective
+    if config.objective == "simclr":
+        objective = SimCLR(model, config, training, validation, run.precision, world)
+    elif old is not None:
+        objective = Compatible(model, config, training, validation, run.precision, world, old)
+    else:
+        objective = Classification(model, config, training, validation, run.precision, world)
     if config.sync_bn:
-        synchronise_batch_norms(model, world)
+        synchronise_batch_norms(objective.module, world)
     # Convolutions over channels-last images are the faster ones, in bf16 and in float32.
-    model.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-    def step(model: nn.Module, batch: Batch) -> Step:
-        with autocast(precision, world.device):
-            logits, _ = model(batch.images)
-        logits = logits.float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=config.label_smoothing)
-        return Step(loss, len(batch.labels), (logits.argmax(1) == batch.labels).sum())
+    objective.module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def validate(epoch: int) -> dict[str, float]:
         every = config.validate_every
         if not every or ((epoch + 1) % every and epoch + 1 < config.epochs):
             return {}
-        counts = torch.zeros(2, dtype=torch.float64, device=world.device)
-        model.eval()
-        with torch.inference_mode(), autocast(precision, world.device):
-            for batch in validation.view_batches(0, world.local_batch(batch_size)):
-                logits, _ = model(batch.images)
-                counts += torch.stack([(logits.argmax(1) == batch.labels).sum(), counts.new_tensor(len(batch.labels))])
-        correct, count = world.sum(counts).tolist()
-        return {"validation_accuracy": correct / count}
+        objective.module.eval()
+        return objective.validate()
 
     Trainer(
-        model,
-        build_optimizer(model, config.optimizer_params),
+        objective.module,
+        build_optimizer(objective.module, config.optimizer_params),
         build_schedule(config.lr_policy_params, config.optimizer_params, config.epochs),
         epochs=config.epochs,
         items=len(training),
-        batch_size=batch_size,
-        batches=lambda epoch: training.training_batches(epoch, batch_size),
-        step=step,
+        batch_size=config.dataset_params.batch_size,
+        batches=objective.batches,
+        step=objective.step,
         run=run,
         world=world,
         preemption=preemption,

@@ -53,6 +53,7 @@ class EmbeddingCache:
             return cls(None, "", hashes, world)
         folder = Path(config.embeddings_dir or Path(config.output_transformation_path).parent / "embeddings")
         params = config.dataset_params
+        assert params is not None
         files = hashlib.sha256()
         for name, status in image_files(params.data_root, params.packed):
             files.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))

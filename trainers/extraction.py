@@ -1,23 +1,26 @@
 """Running frozen models over a set of images."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from data.datasets import open_images
-from data.embeddings import ClassVectors, EmbeddingSet
+from data.embeddings import ClassVectors, EmbeddingSet, read_embeddings
 from data.images import Batch
 from models.embedding import TransformedModel, embed
 from models.model_files import load_model
 from models.refinement import RefinedTransformation
 from models.resnet import ResNet
-from models.transformed import Transformed
+from models.transformed import Transformation, Transformed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import autocast, resolve_precision
-from utils.schema import EmbedConfig, EvalConfig, Precision
+from utils.schema import EmbedConfig, EmbeddingsParams, EvalConfig, Precision
+
+TRANSFORMED_AT_ONCE = 1 << 14  # items
 
 
 def freeze(model: nn.Module, world: World) -> nn.Module:
@@ -118,6 +121,45 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
         torch.cat([view * len(images) + embedded for view, embedded in zip(views, positions, strict=True)]),
         images.labels[torch.cat(positions)],
         torch.cat(log_variances) if log_variances else None,
+    )
+
+
+def transform_gallery(gallery: EmbeddingSet, files: EmbeddingsParams) -> EmbeddingSet:
+    """Put a gallery of old embeddings through the transformation that `embeddings_params` names, if any.
+
+    Raises:
+        UserError: the file holds no transformation, or embeddings or side-information do not fit it.
+    """
+    if files.transformation is None:
+        return gallery
+    where = "embeddings_params.transformation"
+    transformation = load_model(files.transformation, where=where)
+    if not isinstance(transformation, Transformation):
+        raise UserError(f"{where}: {files.transformation} is a model of images, not a transformation of embeddings")
+    side_info = None
+    if files.side_info is not None:
+        items = read_embeddings(files.side_info, where="embeddings_params.side_info").to(gallery.embeddings.device)
+        if not items.same_items(gallery):
+            raise UserError(f"embeddings_params.side_info: {files.side_info} and {files.gallery} hold different items")
+        side_info = items.embeddings
+    transformation.to(gallery.embeddings.device)
+    parts = []
+    try:
+        with torch.inference_mode():
+            for start in range(0, len(gallery), TRANSFORMED_AT_ONCE):
+                rows = slice(start, start + TRANSFORMED_AT_ONCE)
+                side = None if side_info is None else side_info[rows].float()
+                parts.append(transformation(gallery.embeddings[rows].float(), side))
+    except RuntimeError:
+        raise UserError(
+            f"{where}: {files.transformation} does not take embeddings of dimension {gallery.embeddings.shape[1]} "
+            f"with {'no side-information' if side_info is None else f'side-information of {side_info.shape[1]}'}"
+        ) from None
+    log_variances = [part.log_variance for part in parts if part.log_variance is not None]
+    return replace(
+        gallery,
+        embeddings=torch.cat([part.embedding for part in parts]),
+        log_variance=torch.cat(log_variances) if log_variances else None,
     )
 
 

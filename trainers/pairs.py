@@ -1,6 +1,6 @@
 """Where a transformation's training samples come from: old, side-information and new embeddings of the same view."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,17 +21,21 @@ class PairBatch(NamedTuple):
     old: torch.Tensor  # (B, d_old)
     side_info: torch.Tensor | None  # (B, d_side); None: the transformation takes the old embedding twice
     new: torch.Tensor  # (B, d_new)
-    labels: torch.Tensor  # (B,) int64
+    labels: torch.Tensor  # (B,) int64; -1 where they are not known
 
 
-class Pairs(Protocol):
-    """A source of paired embeddings."""
+class Epochs(Protocol):
+    """A source of paired embeddings to train on."""
 
     def __len__(self) -> int:
         """Items in an epoch, over all processes."""
 
     def batches(self, epoch: int) -> Iterator[PairBatch]:
         """This process's share of an epoch, a function of (seed, epoch) alone."""
+
+
+class Pairs(Epochs, Protocol):
+    """A source of paired embeddings for any way to fit a transformation."""
 
     def views_once(self) -> Iterator[PairBatch]:
         """This process's share of every view of every item, each once; of an epoch where the views are too many."""
@@ -44,43 +48,14 @@ class View(NamedTuple):
     labels: torch.Tensor  # (m,)
 
 
-class CachedPairs:
-    """Every view embedded once.
-
-    Where the training transform has few views these are all of them, and each epoch draws one for each item, as the
-    transform would. Otherwise they are `drawn_views` epochs' random views, and the epochs take turns at them.
-    """
+class PairsInMemory:
+    """Views that are embedded: where they are `exhaustive` each epoch draws one for each item, else they take turns."""
 
     def __init__(
-        self,
-        models: Mapping[str, nn.Module],
-        images: ImageSet,
-        *,
-        batch_size: int,
-        cache: EmbeddingCache,
-        precision: Resolved,
-        world: World,
-        seed: int,
-        drawn_views: int | None = None,
+        self, views: Sequence[View], *, batch_size: int, world: World, seed: int, exhaustive: bool = True
     ) -> None:
+        self.views, self.exhaustive = views, exhaustive
         self.batch_size, self.world, self.seed = batch_size, world, seed
-        self.exhaustive = drawn_views is None
-        count = images.num_views if drawn_views is None else drawn_views
-        assert count is not None
-        self.views: list[View] = []
-        for view in range(count):
-            if self.exhaustive:
-                title, batches = "view", images.view_batches(view, world.local_batch(batch_size))
-            else:
-                title, batches = f"view drawn by seed {seed},", images.training_batches(view, batch_size)
-            embeddings, positions = cache.embed(
-                models,
-                batches,
-                view=f"{title} {view + 1} of {count}",
-                total=len(range(len(images))[world.share(len(images))]),
-                precision=precision,
-            )
-            self.views.append(View(embeddings, images.labels[positions].to(world.device)))
 
     def __len__(self) -> int:
         return len(self.views[0].labels)
@@ -123,6 +98,45 @@ class CachedPairs:
         return View(mixed, self.views[0].labels)
 
 
+class CachedPairs(PairsInMemory):
+    """Every view embedded once.
+
+    Where the training transform has few views these are all of them, and each epoch draws one for each item, as the
+    transform would. Otherwise they are `drawn_views` epochs' random views, and the epochs take turns at them.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        images: ImageSet,
+        *,
+        batch_size: int,
+        cache: EmbeddingCache,
+        precision: Resolved,
+        world: World,
+        seed: int,
+        drawn_views: int | None = None,
+    ) -> None:
+        exhaustive = drawn_views is None
+        count = images.num_views if drawn_views is None else drawn_views
+        assert count is not None
+        views: list[View] = []
+        for view in range(count):
+            if exhaustive:
+                title, batches = "view", images.view_batches(view, world.local_batch(batch_size))
+            else:
+                title, batches = f"view drawn by seed {seed},", images.training_batches(view, batch_size)
+            embeddings, positions = cache.embed(
+                models,
+                batches,
+                view=f"{title} {view + 1} of {count}",
+                total=len(range(len(images))[world.share(len(images))]),
+                precision=precision,
+            )
+            views.append(View(embeddings, images.labels[positions].to(world.device)))
+        super().__init__(views, batch_size=batch_size, world=world, seed=seed, exhaustive=exhaustive)
+
+
 class StreamedPairs:
     """The frozen models run on every batch of every epoch: for transforms that hardly ever draw a view twice."""
 
@@ -155,7 +169,7 @@ def build_pairs(
     models: Mapping[str, nn.Module], images: ImageSet, config: TransformationConfig, precision: Resolved, world: World
 ) -> Pairs:
     """Cached pairs where the transform has few views or the config says how many to draw, else streamed ones."""
-    batch_size = config.dataset_params.batch_size
+    batch_size = config.batch_size
     drawn_views = config.cached_views if images.num_views is None else None
     if config.cache_embeddings == "off" or (images.num_views is None and drawn_views is None):
         if world.is_main:

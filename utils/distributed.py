@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,18 +47,11 @@ class World:
         return bool(self.sum(torch.tensor(int(flag)))) if self.size > 1 else flag
 
     def gather_rows(self, rows: torch.Tensor) -> torch.Tensor:
-        """Concatenate every process's `rows` (n_r, ...) in rank order -> (sum of n_r, ...). The n_r may differ."""
-        if self.size == 1:
-            return rows
-        counts = torch.zeros(self.size, dtype=torch.int64, device=rows.device)
-        counts[self.rank] = len(rows)
-        self.sum(counts)
-        longest = int(counts.max())
-        padded = rows.new_zeros((longest, *rows.shape[1:]))
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in range(self.size)]
-        dist.all_gather(parts, padded)
-        return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
+        """Concatenate every process's `rows` (n_r, ...) in rank order -> (sum of n_r, ...). The n_r may differ.
+
+        Gradients flow back: a process's rows get the sum of what all processes find for them.
+        """
+        return rows if self.size == 1 else _GatherRows.apply(rows, self)
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -76,6 +70,27 @@ class World:
                 f"and cannot be divided by {self.size} processes"
             )
         return global_batch // self.size
+
+
+class _GatherRows(torch.autograd.Function):
+    """`World.gather_rows` on several processes."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: torch.Tensor, world: World) -> torch.Tensor:
+        counts = torch.zeros(world.size, dtype=torch.int64, device=rows.device)
+        counts[world.rank] = len(rows)
+        sizes = world.sum(counts).tolist()
+        ctx.world, ctx.sizes = world, sizes
+        padded = rows.new_zeros((max(sizes), *rows.shape[1:]))
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (gradient,) = gradients
+        return ctx.world.sum(gradient.contiguous().clone()).split(ctx.sizes)[ctx.world.rank], None
 
 
 @contextmanager

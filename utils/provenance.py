@@ -1,8 +1,10 @@
 """Where a figure comes from: the machine, the versions and the git revision."""
 
+import datetime
 import os
 import platform
 import subprocess
+import tomllib
 from pathlib import Path
 
 import torch
@@ -15,6 +17,18 @@ def git_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def tool_versions() -> dict[str, str | None]:
+    """What wrote a file: the version and git revision of this code, and the version of torch."""
+    with (Path(__file__).parent.parent / "pyproject.toml").open("rb") as file:
+        version: str = tomllib.load(file)["project"]["version"]
+    return {"version": version, "git_revision": git_revision(), "torch": str(torch.__version__)}
+
+
+def timestamp() -> str:
+    """The time now, in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def environment() -> dict[str, str | int]:

@@ -7,6 +7,7 @@ from utils.config import key, section
 
 Precision = Literal["auto", "bf16", "fp32"]
 Compile = Literal["auto", "on", "off"]
+AUTO = "auto"  # `arch_params.arch`: the transformation that does best on held-out pairs
 BackfillingOrder = Literal[
     "random", "distance", "sigma", "confidence", "entropy", "class_distance", "knn_disagreement", "oracle"
 ]
@@ -36,7 +37,7 @@ class TransformationArch:
 
     arch: str = key(
         doc="fct (MLP_BN_SIDE_PROJECTION) or fastfill (MLP_BN_SIDE_PROJECTION_SIGMA); the baselines residual_mlp and, "
-        "in closed form, procrustes and ridge"
+        "in closed form, procrustes and ridge; auto, on embedding files: the best of all"
     )
     old_embedding_dim: int | None = key(None, doc="dimension of the old embedding", minimum=1)
     new_embedding_dim: int | None = key(None, doc="dimension of the new embedding", minimum=1)
@@ -105,6 +106,37 @@ class LrPolicyParams:
 
 
 @dataclass
+class SimCLRParams:
+    """`simclr_params`: two views of each image, the projection head and NT-Xent."""
+
+    temperature: float | None = key(None, doc="of the softmax over similarities; imagenet: 0.1, others: 0.5")
+    projection_dim: int = key(128, doc="dimension in which views are compared", minimum=1)
+    projection_hidden_dim: int = key(2048, doc="hidden width of the projection head", minimum=1)
+    min_area: float = key(0.08, doc="smallest random crop, as a share of the image", minimum=0.0, maximum=1.0)
+    jitter_strength: float | None = key(
+        None, doc="of the colour jitter; imagenet: 1, others: 0.5", minimum=0.0, maximum=2.5
+    )
+    blur: bool | None = key(None, doc="Gaussian blur of every other view; imagenet: True, others: False")
+    flip: bool | None = key(None, doc="mirror every other view; glyphs: False, others: True")
+    knn_items: int = key(20_000, doc="training images, evenly spaced, among which the monitor looks", minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"temperature: should be above 0, got {self.temperature}")
+
+
+@dataclass
+class BCTParams:
+    """`bct_params`: the influence loss of an old model's frozen classifier on the new embedding."""
+
+    old_model_path: str = key(doc="the old model, with embeddings of the same dimension", path="input")
+    weight: float = key(1.0, doc="of the influence loss", minimum=0.0)
+    old_classes: int | None = key(
+        None, doc="the old model was trained on the first so many classes; as its file says if left out", minimum=1
+    )
+
+
+@dataclass
 class SimilarityLoss:
     """`objective_params.similarity_loss`: L_sim."""
 
@@ -114,10 +146,15 @@ class SimilarityLoss:
 
 @dataclass
 class DiscriminativeLoss:
-    """`objective_params.discriminative_loss`: L_disc, through the new model's frozen classifier."""
+    """`objective_params.discriminative_loss`: L_disc, through the new model's frozen classifier or by contrast."""
 
-    name: Literal["LabelSmoothing"] = key("LabelSmoothing", doc="cross-entropy with smoothed labels")
+    name: Literal["LabelSmoothing", "InfoNCE"] | None = key(
+        None,
+        doc="cross-entropy of the new model's classifier with smoothed labels, or without labels the contrast of an "
+        "item's new embedding with the batch's others; if left out, LabelSmoothing where there are labels",
+    )
     label_smoothing: float = key(0.1, doc="share of the label spread over all classes", minimum=0.0, maximum=1.0)
+    temperature: float = key(0.1, doc="InfoNCE: of the cosines", minimum=1e-3)
     mu_disc: float = key(1.0, doc="weight of L_disc", minimum=0.0)
 
 
@@ -135,6 +172,11 @@ class ObjectiveParams:
     similarity_loss: SimilarityLoss = section(SimilarityLoss, doc="L_sim; always part of the objective")
     discriminative_loss: DiscriminativeLoss | None = key(None, doc="L_disc; FastFill")
     uncertainty_loss: UncertaintyLoss | None = key(None, doc="uncertainty; FastFill")
+
+    @property
+    def needs_classifier(self) -> bool:
+        """Whether, of models, the new one's classifier is part of the objective."""
+        return self.discriminative_loss is not None and self.discriminative_loss.name != "InfoNCE"
 
     def check_closed_form(self, arch: str) -> None:
         """Raise ValueError where the objective is not the mean squared error, which alone has a closed form."""
@@ -199,6 +241,10 @@ class EmbeddingsParams:
 
     query: str = key(doc="embedding file (.npz, or a folder of .npy) of the queries, by the new model", path="input")
     gallery: str = key(doc="embedding file of the gallery; its `sigma` serves the sigma order", path="input")
+    transformation: str | None = key(
+        None, doc="transformation that the gallery's old embeddings go through first; it gives the sigma", path="input"
+    )
+    side_info: str | None = key(None, doc="embedding file of the gallery's side-information for it", path="input")
     classifier: str | None = key(
         None, doc="the new model's classifier, (classes, dimension) as `.npy`; some orders need it", path="input"
     )
@@ -206,6 +252,45 @@ class EmbeddingsParams:
         None,
         doc="mean new embedding of each class over the training set, as `.npy`; or k-means centroids",
         path="input",
+    )
+
+    def __post_init__(self) -> None:
+        if self.side_info is not None and self.transformation is None:
+            raise ValueError("side_info: is for a transformation; name one as embeddings_params.transformation")
+
+
+@dataclass
+class PairedEmbeddingsParams:
+    """`embeddings_params` of a transformation: embeddings of the same items, row by row, by both models.
+
+    An embedding file is an `.npz`, or a folder of `.npy`.
+    """
+
+    old: str = key(doc="embedding file of the items, by the old model", path="input")
+    new: str = key(doc="embedding file of the same items in the same order, by the new model", path="input")
+    side_info: str | None = key(None, doc="embedding file of their side-information", path="input")
+    labels: str | None = key(
+        None, doc="their classes: `.npy` (n,) or a file with `labels`; those of the new or old file", path="input"
+    )
+    classifier: str | None = key(
+        None,
+        doc="the new model's classifier, bias-free: `.npy` (classes, dimension) or a file with `classifier`; if there "
+        "are labels alone, one is fitted",
+        path="input",
+    )
+    held_out: float = key(
+        0.1,
+        doc="share of the items kept for early stopping and the choice of `auto`; 0: the papers' recipe, every epoch "
+        "on all items, the losses weighed as given",
+        minimum=0.0,
+        maximum=0.5,
+    )
+    patience: int = key(
+        10, doc="stop after so many epochs without a smaller held-out loss; the best is kept", minimum=1
+    )
+    batch_size: int = key(256, doc="pairs a step, summed over all processes", minimum=2)
+    normalised: Literal["auto", "on", "off"] = key(
+        "auto", doc="give transformed embeddings length 1, for search by cosine; auto: where the new ones have it"
     )
 
 
@@ -218,9 +303,16 @@ class BackboneConfig:
     dataset_params: DatasetParams = key(doc="the training images")
     epochs: int = key(doc="passes over the training set", minimum=1)
     output_model_path: str = key(doc="model file to write", path="output")
+    objective: Literal["classification", "simclr"] = key(
+        "classification", doc="classification by labels, or simclr: side-information, without labels"
+    )
+    simclr_params: SimCLRParams = section(SimCLRParams, doc="self-supervised training; objective simclr")
+    bct_params: BCTParams | None = key(None, doc="backward-compatible training; objective classification")
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
     label_smoothing: float = key(0.0, doc="share of the label spread over all classes", minimum=0.0, maximum=1.0)
-    validate_every: int = key(10, doc="epochs between accuracies on the validation split; 0: never", minimum=0)
+    validate_every: int = key(
+        10, doc="epochs between accuracies on the validation split (simclr: of nearest neighbours); 0: never", minimum=0
+    )
     seed: int = key(0, doc="of the initial weights, the shuffling and the augmentation", minimum=0)
     precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
     compile: Compile = key("auto", doc=COMPILE_DOC)
@@ -233,20 +325,35 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         self.lr_policy_params.check_length(self.epochs)
+        if self.objective == "simclr":
+            if self.micro_batch is not None:
+                raise ValueError("micro_batch: does not go with simclr, which compares all images of a batch")
+            if self.dataset_params.augmentation is not None:
+                raise ValueError("dataset_params.augmentation: simclr has its own (simclr_params); leave this one out")
+            if self.label_smoothing:
+                raise ValueError("label_smoothing: simclr has no labels; leave it out")
+            if self.bct_params is not None:
+                raise ValueError("bct_params: is for objective classification; simclr has no classifier")
+        elif self.simclr_params != SimCLRParams():
+            raise ValueError("simclr_params: is for objective simclr")
 
 
 @dataclass(kw_only=True)
 class TransformationConfig:
     """train_transformation.py: a config -> a transformation from old embeddings to the new space."""
 
-    old_model_path: str = key(doc="the old model", path="input")
-    new_model_path: str = key(doc="the new model", path="input")
+    old_model_path: str | None = key(None, doc="the old model", path="input")
+    new_model_path: str | None = key(None, doc="the new model", path="input")
     arch_params: TransformationArch = key(doc="the transformation")
     optimizer_params: OptimizerParams | None = key(None, doc="the optimizer; closed forms have none")
-    dataset_params: DatasetParams = key(doc="the training images")
+    dataset_params: DatasetParams | None = key(None, doc="the training images")
+    embeddings_params: PairedEmbeddingsParams | None = key(
+        None, doc="embedding files in place of models and images; then `optimizer_params` and `epochs` have defaults"
+    )
     epochs: int | None = key(None, doc="passes over the training set; closed forms take one", minimum=1)
     output_transformation_path: str = key(doc="file for the transformation alone", path="output")
-    output_transformed_old_model_path: str = key(
+    output_transformed_old_model_path: str | None = key(
+        None,
         doc="file for images -> transformed embedding: old model, side-information model and transformation",
         path="output",
     )
@@ -281,14 +388,43 @@ class TransformationConfig:
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
 
     def __post_init__(self) -> None:
+        arch = self.arch_params.arch
+        self._check_sources()
         if self.arch_params.is_closed_form:
-            self.objective_params.check_closed_form(self.arch_params.arch)
+            self.objective_params.check_closed_form(arch)
             return
+        if self.embeddings_params is not None:  # FCT's recipe, which early stopping cuts short
+            self.optimizer_params = self.optimizer_params or OptimizerParams("adam", lr=5e-4, weight_decay=2.0**-15)
+            self.epochs = self.epochs or 80
         for name in ("optimizer_params", "epochs"):
             if getattr(self, name) is None:
-                raise ValueError(f"{name}: is missing, and {self.arch_params.arch} needs training")
+                raise ValueError(f"{name}: is missing, and {arch} needs training")
         assert self.epochs is not None
         self.lr_policy_params.check_length(self.epochs)
+
+    def _check_sources(self) -> None:
+        """Raise ValueError unless there are either models and images or embedding files."""
+        of_models = ("old_model_path", "new_model_path", "dataset_params", "output_transformed_old_model_path")
+        if self.embeddings_params is None:
+            for name in of_models:
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name}: is missing; or name embedding files in embeddings_params")
+            if self.arch_params.arch == AUTO:
+                raise ValueError("arch_params.arch: auto chooses among transformations of embeddings_params; name one")
+            return
+        if self.arch_params.arch == AUTO and not self.embeddings_params.held_out:
+            raise ValueError("embeddings_params.held_out: is 0, and auto chooses by held-out pairs")
+        for name in (*of_models, "side_info_model_path"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"embeddings_params: stands in place of models and images; leave out {name}")
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs a step, summed over all processes."""
+        if self.embeddings_params is not None:
+            return self.embeddings_params.batch_size
+        assert self.dataset_params is not None
+        return self.dataset_params.batch_size
 
 
 @dataclass

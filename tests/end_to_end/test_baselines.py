@@ -94,7 +94,9 @@ def test_side_information_stands_beside_the_old_embedding(folder: Path) -> None:
     assert state_of(folder / "baseline" / "transformation.pt")["affine.weight"].shape == (16, 16 + 24)
     map_of_gallery(folder)
     error = refuse(folder, "side_info_model_path=side.pt", "arch_params.arch=procrustes")
-    assert "side_info_model_path: procrustes maps the old embedding alone; leave the key out, or use ridge" in error
+    assert (
+        "arch_params.arch: procrustes maps the old embedding alone; leave side-information out, or use ridge" in error
+    )
 
 
 @pytest.mark.parametrize(

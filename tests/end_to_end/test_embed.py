@@ -10,7 +10,8 @@ import torch
 from data.embeddings import read_embeddings
 from models.model_files import load_model
 from models.resnet import ResNet
-from tests.tiny import fail, succeed
+from tests.tiny import fail, state_of, succeed
+from utils.config import parse_yaml
 
 EMBED = """
 model_path: checkpoints/new.pt
@@ -43,6 +44,33 @@ def test_files_evaluate_as_their_models_do(folder: Path, evaluated: Path) -> Non
         assert of_files["backfilling"][order]["auc"] == pytest.approx(curve["auc"], abs=1e-6)
 
 
+def test_old_embeddings_and_a_transformation_evaluate_as_the_transformed_model_does(
+    folder: Path, evaluated: Path
+) -> None:
+    embed(folder)
+    embed(folder, "model_path=checkpoints/old.pt", "output_embeddings_path=embeddings/old.npz")
+    (folder / "files.yaml").write_text(
+        "embeddings_params: {query: embeddings/new.npz, gallery: embeddings/old.npz,"
+        " transformation: checkpoints/transformation.pt}\n"
+        "eval_params: {backfilling: 3, backfilling_list: [sigma]}\n"
+    )
+    files = ("--config", "files.yaml", "--output", "files.json")
+    succeed("eval.py", *files, cwd=folder, processes=None)
+    of_files, of_models = (json.loads(path.read_text()) for path in (folder / "files.json", evaluated / "result.json"))
+    expected = of_models["backfilling"]["sigma"]["auc"]
+    assert of_files["backfilling"]["sigma"]["auc"] == pytest.approx(expected, abs=1e-6)
+
+    def refused(value: str) -> str:
+        return fail("eval.py", *files, f"embeddings_params.{value}", cwd=folder, processes=None)
+
+    assert "is a model of images" in refused("transformation=checkpoints/new.pt")
+    embed(folder, "split=training", "output_embeddings_path=embeddings/other.npz")
+    assert "hold different items" in refused("side_info=embeddings/other.npz")
+    wide = torch.zeros(48, 40).numpy()
+    np.savez(folder / "wide.npz", embeddings=wide, labels=np.arange(48) % 6)
+    assert "does not take embeddings of dimension 40 with no side-information" in refused("gallery=wide.npz")
+
+
 def test_all_views_and_the_classifier(folder: Path) -> None:
     files = ("output_embeddings_path=embeddings/views", "output_classifier_path=embeddings/classifier.npy")
     embed(folder, "split=training", "views=all", "embedding_dtype=float16", *files)
@@ -60,6 +88,38 @@ def test_all_views_and_the_classifier(folder: Path) -> None:
     first = read_embeddings(folder / "embeddings" / "first.npz", where="first").embeddings
     torch.testing.assert_close(views.embeddings[:count].float(), first, rtol=2e-3, atol=1e-4)
     assert not torch.allclose(views.embeddings[count:].float(), first, rtol=1e-2)
+
+
+def test_a_transformation_of_files_is_the_one_of_the_models(folder: Path) -> None:
+    """With nothing held out the recipe is the papers', as from models and images."""
+    for model in ("old", "new"):
+        embed(
+            folder,
+            f"model_path=checkpoints/{model}.pt",
+            *("split=training", f"output_embeddings_path=embeddings/{model}_training"),
+            *(["output_classifier_path=embeddings/classifier.npy"] if model == "new" else []),
+        )
+    images = ("--config", "transformation.yaml", "dataset_params.augmentation=none", "cache_embeddings=memory")
+    succeed("train_transformation.py", *images, "precision=fp32", cwd=folder, processes=None)
+    of_models = state_of(folder / "checkpoints" / "transformation.pt")
+    recipe = parse_yaml((folder / "transformation.yaml").read_text())
+    for name in ("old_model_path", "new_model_path", "dataset_params", "output_transformed_old_model_path"):
+        del recipe[name]
+    recipe["embeddings_params"] = {
+        "old": "embeddings/old_training",
+        "new": "embeddings/new_training",
+        "classifier": "embeddings/classifier.npy",
+        "held_out": 0,
+        "batch_size": 32,
+    }
+    (folder / "files.yaml").write_text(json.dumps(recipe))
+    files = ("--config", "files.yaml", "output_transformation_path=checkpoints/of_files.pt", "precision=fp32")
+    succeed("train_transformation.py", *files, cwd=folder, processes=None)
+    of_files = state_of(folder / "checkpoints" / "of_files.pt")
+    for name, weights in of_models.items():
+        torch.testing.assert_close(of_files[name], weights, rtol=1e-4, atol=1e-5)
+    auto = fail("train_transformation.py", *files, "arch_params.arch=auto", cwd=folder, processes=None)
+    assert "auto chooses by held-out pairs" in auto
 
 
 def test_two_processes_write_the_file_of_one(folder: Path) -> None:

@@ -38,7 +38,10 @@ def train(folder: Path, *arguments: str) -> list[float]:
 
 def test_the_result_has_the_shape_that_readers_rely_on(evaluated: Path) -> None:
     result = read(evaluated)
-    assert list(result) == ["num_queries", "num_skipped", "num_gallery", "distance_metric", "metrics", "backfilling"]
+    counts = ["num_queries", "num_skipped", "num_gallery", "distance_metric"]
+    assert list(result) == [*counts, "metrics", "backfilling", "uncertainty"]
+    assert list(result["uncertainty"]) == ["alignment_error", "cmc_top1", "average_precision"]
+    assert set(result["uncertainty"]["cmc_top1"]) == {"spearman", "coverages", "sigma", "oracle", "random", "aurc"}
     assert (result["num_queries"], result["num_skipped"], result["num_gallery"]) == (48, 0, 48)
     assert result["distance_metric"] == "l2"
     assert list(result["metrics"]) == FIGURES

@@ -66,6 +66,7 @@ def test_equals_the_published_convolutions(arch: str, training: bool) -> None:
     published = Published(*DIMS.values())
     old, side = torch.randn(16, 6, 1, 1), torch.randn(16, 10, 1, 1)
     model(old, side)  # moves the BN statistics
+    assert isinstance(model, FCTTransformation)
     published.copy_weights(model)
     model.train(training)
     published.train(training)
@@ -113,6 +114,7 @@ def test_the_log_variance_is_a_linear_function_of_h_and_not_detached(sigma_dim: 
     assert isinstance(head, nn.Linear)
     torch.testing.assert_close(s, h @ head.weight.T + head.bias)
     s.sum().backward()
+    assert isinstance(model, FCTTransformation)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.mixer.parameters())
 
 
@@ -151,7 +153,7 @@ def test_arguments_of_the_baselines() -> None:
     assert mlp == {"arch": "residual_mlp", **DIMS, "inner_dim": 256}
     ridge = transformation_arguments(TransformationArch(arch="ridge", inner_dim=64), {"old": 6, "new": 8})
     assert ridge == {"arch": "ridge", "old_embedding_dim": 6, "new_embedding_dim": 8, "side_info_dim": 0}
-    with pytest.raises(UserError, match="side_info_model_path: procrustes maps the old embedding alone; leave the key"):
+    with pytest.raises(UserError, match=r"arch_params\.arch: procrustes maps the old embedding alone; leave side-info"):
         transformation_arguments(TransformationArch(arch="procrustes"), {"old": 6, "new": 8, "side_info": 10})
     with pytest.raises(
         UserError, match=r"arch_params\.side_info_dim: says 6, there is no side-information, which is 0"

@@ -10,7 +10,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from suites import plots
-from suites.plots import GREEN, RED, plot_backfilling, plot_retrieval_examples
+from suites.plots import (
+    GREEN,
+    RED,
+    plot_areas,
+    plot_backfilling,
+    plot_retrieval_examples,
+    plot_risk_coverage,
+)
 from suites.retrieval_examples import Example, Hits
 from suites.summary import summarise
 
@@ -33,7 +40,7 @@ def results(with_map: bool = True) -> dict[str, Any]:
     def figures(value: float) -> dict[str, float | None]:
         return {"cmc_top1": value, "cmc_top5": value, "map": value / 2 if with_map else None}
 
-    curve = {"fractions": [0.0, 0.5, 1.0], "cmc_top1": [0.4, 0.55, 0.6], "map": [0.2, 0.25, 0.3]}
+    curve: dict[str, Any] = {"fractions": [0.0, 0.5, 1.0], "cmc_top1": [0.4, 0.55, 0.6], "map": [0.2, 0.25, 0.3]}
     curve |= {} if with_map else {"map": None}
     shared = {"side_info": False, "published": None, "gain_recovered": {"cmc_top1": None, "map": None}}
     row = shared | {"case": "FCT new/old", "stage": "fct", "order": "random", "measured": figures(0.5)}
@@ -91,6 +98,51 @@ def test_bands_over_seeds(tmp_path: Path, figures: list[Figure]) -> None:
         for band in map(np.asarray, bands)
     )
     assert [text.get_text() for text in cmc.texts] == ["new/new  60.0", "old/old  30.0"]  # they ran once
+
+
+def test_risk_coverage(tmp_path: Path, figures: list[Figure]) -> None:
+    path = tmp_path / "risk.png"
+    plot_risk_coverage(summarise([results()]), path)
+    assert not path.exists()  # nobody judged a sigma
+    judged = results()
+    risk: dict[str, Any] = {
+        "spearman": 0.5,
+        "coverages": [0.5, 1.0],
+        "sigma": [0.1, 0.2],
+        "oracle": [0.05, 0.2],
+        "random": 0.2,
+    }
+    risk["aurc"] = {"sigma": 0.15, "oracle": 0.12, "random": 0.2}
+    judged["evaluations"]["ff"]["uncertainty"] = {"alignment_error": risk, "cmc_top1": risk}
+    plot_risk_coverage(summarise([judged]), path)
+    assert path.exists()
+    errors, missed = figures[0].axes
+    assert [axes.get_ylabel() for axes in (errors, missed)] == [
+        "mean alignment error of those kept",
+        "mean 1 - CMC-1 of those kept",
+    ]
+    curves = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in errors.lines}
+    assert curves == {
+        "FastFill, smallest sigma first": [0.1, 0.2],
+        "FastFill, random order": [0.2, 0.2],
+        "FastFill, smallest risk first (oracle)": [0.05, 0.2],
+    }
+
+
+def test_areas(tmp_path: Path, figures: list[Figure]) -> None:
+    first, second = results(), results()
+    second["backfilling"][0]["measured"]["cmc_top1"] = 0.54
+    plot_areas(summarise([first, second]), tmp_path / "areas.png")
+    assert (tmp_path / "areas.png").exists()
+    cmc, mean_precision = figures[0].axes
+    assert (cmc.get_xlabel(), mean_precision.get_xlabel()) == ("AUC CMC-1 (%)", "AUC mAP (%)")
+    assert [label.get_text() for label in cmc.get_yticklabels()] == ["FCT", "FastFill"]
+    places = {str(bar.get_label()): bar.lines[0].get_xydata().tolist() for bar in cmc.containers if bar.lines[0]}
+    assert places["random"] == [pytest.approx([52.0, 0.0])]
+    assert places["sigma"] == [pytest.approx([56.0, 1.0])]
+    (random,) = [bar for bar in cmc.containers if bar.get_label() == "random"]
+    (line,) = random.lines[2][0].get_segments()
+    assert line[:, 0] == pytest.approx([52 - 2 * 2**0.5, 52 + 2 * 2**0.5])  # the deviation of 50 and 54 to either side
 
 
 def test_one_panel_without_map(tmp_path: Path, figures: list[Figure]) -> None:

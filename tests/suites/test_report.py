@@ -67,7 +67,7 @@ def cells(text: str, heading: str) -> list[list[str]]:
 
 def test_rows_without_backfilling(evaluations: dict[str, Any]) -> None:
     header, old, new, side_info = cells(
-        report(results_of(suite_values(), evaluations)), "Retrieval without backfilling"
+        report(results_of(suite_values(), evaluations), {}), "Retrieval without backfilling"
     )
     assert header == ["case", "side-info", "CMC-1", "published", "CMC-5", "published", "mAP", "published"]
     assert old == ["old/old", "-", "20.0", "34.2", "30.0", "60.6", "10.0", "16.5"]
@@ -77,7 +77,7 @@ def test_rows_without_backfilling(evaluations: dict[str, Any]) -> None:
 
 def test_rows_with_backfilling(evaluations: dict[str, Any]) -> None:
     evaluations["eval_new_old"]["backfilling"]["distance"]["auc"] = {"cmc_top1": 0, "cmc_top5": 0, "map": 0}  # no row's
-    _, fct, side_info = cells(report(results_of(suite_values(), evaluations)), "Area under the backfilling curve")
+    _, fct, side_info = cells(report(results_of(suite_values(), evaluations), {}), "Area under the backfilling curve")
     # Gain: (0.5 - 0.2) / (0.6 - 0.2) for CMC-1; (0.4 - 0.1) / (0.5 - 0.1) for mAP.
     assert fct == ["FCT new/old", "no", "random", "50.0", "-", "60.0", "-", "40.0", "-", "75.0", "75.0"]
     assert side_info[2:] == ["random", "not run", "64.7", "not run", "82.4", "not run", "42.6", "-", "-"]
@@ -114,7 +114,9 @@ def test_no_gain_to_recover() -> None:
 
 
 def test_the_report_says_how_it_was_made(evaluations: dict[str, Any]) -> None:
-    text = report(results_of(suite_values() | {"notes": ["Mind the gap."]}, evaluations))
+    text = report(
+        results_of(suite_values() | {"notes": ["Mind the gap."]}, evaluations), {"curves": "my_backfilling.png"}
+    )
     assert text.startswith("# A fake suite\n\n    python reproduce.py --config configs/suite.yaml\n")
     assert "- Hardware: a GPU, 2 CPU cores, Python 3.11, torch 2.11\n" in text
     assert "- Seed: 0\n" in text
@@ -124,15 +126,17 @@ def test_the_report_says_how_it_was_made(evaluations: dict[str, Any]) -> None:
     ) in text
     assert "- Time: 7 min 7 s in all\n" in text
     assert "\nMind the gap.\n" in text
-    assert "(backfilling.png)" in text
-    assert "(retrieval_examples.png)" in text
+    assert (
+        "## Backfilling curves\n\n![CMC-1 and mAP over the share of the gallery that is backfilled](my_backfil" in text
+    )
+    assert "Retrieval examples" not in text  # not drawn
     assert ["eval_new_old", "1 min 1 s"] in cells(text, "Time of each stage")
 
 
 def test_a_seed_for_each_stage_is_told(evaluations: dict[str, Any]) -> None:
     values = suite_values()
     values["stages"]["old"]["overrides"] = {"seed": 3}
-    assert "- Seed: 0; old ran with seed 3\n" in report(results_of(values, evaluations))
+    assert "- Seed: 0; old ran with seed 3\n" in report(results_of(values, evaluations), {})
 
 
 def test_results_are_plain_values_with_all_that_was_measured(evaluations: dict[str, Any]) -> None:
@@ -157,7 +161,7 @@ def seeded_values() -> dict[str, Any]:
 def test_figures_over_seeds(evaluations: dict[str, Any]) -> None:
     once = {name: evaluations[name] for name in ("eval_old_old", "eval_new_new")}
     of_seeds = {f"eval_new_old_seed_{seed}": evaluation(quality, ORDERS) for seed, quality in ((3, 0.4), (5, 0.44))}
-    text = report(results_of(seeded_values(), once | of_seeds))
+    text = report(results_of(seeded_values(), once | of_seeds), {})
     assert cells(text, "Retrieval without backfilling")[1][2] == "20.0"  # it ran once
     _, fct, _ = cells(text, "Area under the backfilling curve")
     # CMC-1 of 50 and 54: their deviation is the root of 8; of the gain, 75 and 85, the root of 50.
@@ -201,6 +205,42 @@ def test_curves_of_different_points_have_no_mean(evaluations: dict[str, Any]) ->
     of_seeds["eval_new_old_seed_5"]["backfilling"]["random"]["fractions"] = [0.0, 0.4, 1.0]
     with pytest.raises(UserError, match="stage eval_new_old: its curves have different points"):
         summarise(results_of(seeded_values(), once | of_seeds))
+
+
+UNCERTAINTY = {
+    "alignment_error": {
+        "spearman": 0.5,
+        "coverages": [0.5, 1.0],
+        "sigma": [0.1, 0.2],
+        "oracle": [0.05, 0.2],
+        "random": 0.2,
+        "aurc": {"sigma": 0.15, "oracle": 0.125, "random": 0.2},
+    }
+}
+
+
+def test_how_good_sigma_is(evaluations: dict[str, Any]) -> None:
+    values = seeded_values()
+    values["stages"]["eval_new_old"]["overrides"] = {"eval_params": {"backfilling_list": ["sigma"]}}
+    values["tables"]["backfilling"][0]["order"] = "sigma"
+    once = {name: evaluations[name] for name in ("eval_old_old", "eval_new_new")}
+    of_seeds = {f"eval_new_old_seed_{seed}": evaluation(0.4, ("sigma",)) for seed in (3, 5)}
+    unjudged = report(results_of(values, once | of_seeds), {})
+    assert "How good sigma is" not in unjudged  # results of an earlier version
+    for seed, correlation in ((3, 0.5), (5, 0.6)):
+        risk = UNCERTAINTY["alignment_error"] | {"spearman": correlation}
+        path = Path(f"results/fake/stages/eval_new_old_seed_{seed}.json")
+        path.write_text(json.dumps(of_seeds[path.stem] | {"uncertainty": {"alignment_error": risk}}))
+    suite = read_suite(values)
+    stages = plan(suite, root=Path.cwd())
+    records = {stage.label: Record("", "finished", 61.0, {}, dict(MACHINE)) for stage in stages}
+    results = collect_results(suite, stages, records, command="", data={})
+    header, row = cells(report(results, {}), "How good sigma is")
+    assert header[2:] == ["risk", "rank correlation", "AURC, sigma", "AURC, random", "AURC, oracle"]
+    assert row == [
+        *("FCT new/old", "no", "alignment error", "0.550 ± 0.071"),
+        *("0.150 ± 0.000", "0.200 ± 0.000", "0.125 ± 0.000"),
+    ]
 
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=6))

@@ -224,6 +224,7 @@ def config_in(folder: Path, root: Path, **values: Any) -> TransformationConfig:
     paths = {f"{role}_model_path": str(folder / f"{role}.pt") for role in ("old", "new")}
     output = {"output_transformation_path": str(folder / "h.pt")}
     config = build(TransformationConfig, {**parse_yaml(TRANSFORMATION), **paths, **output, **values}, source="tiny")
+    assert config.dataset_params is not None
     config.dataset_params.data_root = str(root)
     return config
 
@@ -272,6 +273,7 @@ def test_other_data_another_transform_or_arithmetic_is_embedded_anew(root: Path,
 
     def source(precision: Any = "fp32", **params: Any) -> str:
         config = config_in(tmp_path, data)
+        assert config.dataset_params is not None
         config.dataset_params = replace(config.dataset_params, **params)
         return EmbeddingCache.of(config, ("old", "new"), precision, World()).source
 
@@ -291,6 +293,7 @@ def test_embeddings_of_packed_images_are_not_those_of_the_folders(root: Path, tm
 
     def source(packed: Any = "auto") -> str:
         config = config_in(tmp_path, data)
+        assert config.dataset_params is not None
         config.dataset_params.packed = packed
         return EmbeddingCache.of(config, ("old", "new"), "fp32", World()).source
 

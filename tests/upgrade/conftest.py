@@ -1,0 +1,118 @@
+"""A tiny gallery with everything around it: old and new embeddings, a transformation, a config."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.model_files import describe_transformation, save_model
+from models.transformations import build_transformation
+from tests.tiny import files_in, run_script, succeed
+
+N, OLD_DIM, NEW_DIM = 500, 6, 5
+IDS = np.random.default_rng(1).permutation(10 * N)[:N] - N  # in no order, some negative
+
+CONFIG = """
+gallery: old.npz
+transformation_path: transformation.pt
+output: upgraded
+old_model: resnet18-2021
+new_model: resnet50-2024
+chunk_rows: 64
+precision: fp32
+"""
+
+
+def write_transformation(path: Path, arch: str = "fastfill", **options: int) -> nn.Module:
+    """A transformation with random weights and batch statistics; returns it in eval mode."""
+    torch.manual_seed(0)
+    dims = {"old_embedding_dim": OLD_DIM, "new_embedding_dim": NEW_DIM, "side_info_dim": OLD_DIM, "inner_dim": 16}
+    arguments: dict[str, Any] = {"arch": arch, **dims, **options}
+    model = build_transformation(**arguments)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            for name, low, high in (("running_mean", -0.2, 0.2), ("running_var", 0.5, 2.0), ("weight", 0.5, 2.0)):
+                nn.init.uniform_(getattr(module, name), low, high)
+    save_model(path, describe_transformation(model, arguments), config={}, seed=0)
+    return model.eval()
+
+
+@dataclass(frozen=True)
+class Case:
+    """A folder with `old.npz`, `transformation.pt`, `upgrade.yaml`, and in memory what is in them."""
+
+    folder: Path
+    old: np.ndarray
+    new: np.ndarray  # what the new model would give, (N, NEW_DIM) float16
+
+    def run(self, step: str, *arguments: str, processes: int | None = None) -> str:
+        """Run a step -> its output."""
+        return succeed(
+            "upgrade_gallery.py", step, "--config", "upgrade.yaml", *arguments, cwd=self.folder, processes=processes
+        )
+
+    def refuse(self, step: str, *arguments: str) -> str:
+        """Run a step that must refuse its input and write nothing (the lock's holder aside) -> its error."""
+        before = self._files()
+        done = run_script(
+            "upgrade_gallery.py", step, "--config", "upgrade.yaml", *arguments, cwd=self.folder, processes=None
+        )
+        assert (done.returncode, done.stderr[:7]) == (2, "error: "), (done.stdout, done.stderr)
+        assert len(done.stderr.strip().splitlines()) <= 2
+        assert self._files() == before
+        return done.stderr
+
+    def _files(self) -> dict[str, tuple[int, int] | None]:
+        return {name: entry for name, entry in files_in(self.folder).items() if name != "upgraded/lock"}
+
+    def content(self) -> dict[str, str]:
+        """Name -> hash of every file of the gallery but the lock, the journal and the manifest."""
+        files = files_in(self.folder / "upgraded")
+        return {
+            name: hashlib.sha256((self.folder / "upgraded" / name).read_bytes()).hexdigest()
+            for name, entry in files.items()
+            if entry is not None and name not in ("lock", "manifest.json") and not name.startswith("journal/")
+        }
+
+    def array(self, name: str) -> np.ndarray:
+        """An array of the gallery."""
+        return np.load(self.folder / "upgraded" / f"{name}.npy")
+
+    def write_batch(self, name: str, rows: Any, embeddings: np.ndarray | None = None, **arrays: Any) -> str:
+        """Write a batch of those rows' new embeddings -> its name."""
+        vectors = self.new[rows] if embeddings is None else embeddings
+        np.savez(self.folder / name, **{"embeddings": vectors, "ids": IDS[rows], **arrays})
+        return name
+
+
+def make_case(folder: Path, *, unit: bool = False) -> Case:
+    """Write a case into `folder`."""
+    rng = np.random.default_rng(0)
+    old = rng.normal(size=(N, OLD_DIM)).astype(np.float32)
+    new = rng.normal(size=(N, NEW_DIM)).astype(np.float32)
+    if unit:
+        old, new = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (old, new))
+    folder.mkdir(exist_ok=True)
+    np.savez(folder / "old.npz", embeddings=old, ids=IDS)
+    write_transformation(folder / "transformation.pt")
+    (folder / "upgrade.yaml").write_text(CONFIG)
+    return Case(folder, old, new.astype(np.float16))
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Case:
+    """A gallery that is not transformed yet."""
+    return make_case(tmp_path)
+
+
+@pytest.fixture
+def upgraded(case: Case) -> Case:
+    """A gallery that is transformed and planned."""
+    case.run("transform")
+    case.run("plan")
+    return case

@@ -1,0 +1,206 @@
+"""apply and rollback: what ends up in the gallery, and what is refused."""
+
+import errno
+import fcntl
+import json
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.upgrade.conftest import IDS, NEW_DIM, Case, N, make_case
+from upgrade.batches import apply_batch
+from upgrade.gallery import Gallery
+from upgrade.rollback import roll_back
+from upgrade.status import verify
+from upgrade.transactions import finish_pending
+from utils.errors import UserError
+
+
+def apply_and_finish(case: Case, batch: str) -> None:
+    folder = case.folder / "upgraded"
+    apply_batch(Gallery.open(folder), str(case.folder / batch))
+    finish_pending(folder)
+
+
+def roll_back_and_finish(case: Case, batches: int) -> None:
+    folder = case.folder / "upgraded"
+    roll_back(Gallery.open(folder), batches, seed=0)
+    finish_pending(folder)
+
+
+def check_gallery(case: Case, transformed: np.ndarray, re_embedded: np.ndarray) -> None:
+    """The rows `re_embedded` hold the new embeddings, the others what transform gave; everything else agrees."""
+    mask = np.zeros(N, bool)
+    mask[re_embedded] = True
+    assert np.array_equal(case.array("embeddings"), np.where(mask[:, None], case.new, transformed))
+    assert np.array_equal(case.array("state"), mask.astype(np.uint8))
+    sigma = case.array("sigma")
+    expected = [row for row in np.argsort(-sigma, kind="stable") if not mask[row]]
+    assert np.array_equal(case.array("order"), IDS[expected])
+    verify(Gallery.open(case.folder / "upgraded"))
+
+
+def test_a_batch_takes_its_rows_and_leaves_the_others(upgraded: Case) -> None:
+    transformed = upgraded.array("embeddings")
+    check_gallery(upgraded, transformed, np.array([], int))
+    rows = np.random.default_rng(3).permutation(N)[:80]
+    output = upgraded.run("apply", "--batch", upgraded.write_batch("batch.npz", rows))
+    assert "80 items, 80 of them re-embedded for the first time" in output
+    assert "80 of 500 items are re-embedded" in output
+    check_gallery(upgraded, transformed, rows)
+    assert "all of its 80 items are in the gallery already" in upgraded.run("apply", "--batch", "batch.npz")
+    assert not (upgraded.folder / "upgraded/journal/00002").exists()
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    batches=st.lists(st.lists(st.integers(0, N - 1), min_size=1, max_size=30), min_size=1, max_size=4),
+    seed=st.integers(0, 99),
+    back=st.integers(0, 4),
+)
+def test_any_batches_in_any_order(upgraded: Case, batches: list[list[int]], seed: int, back: int) -> None:
+    """The gallery is a function of the set of items: not of order, repetitions or overlaps; rollback undoes to any."""
+    case = upgraded
+    untouched, transformed = case.content(), case.array("embeddings")
+    shuffled = [*batches, batches[0]]
+    random.Random(seed).shuffle(shuffled)
+    states = [untouched]
+    for number, rows in enumerate(shuffled):
+        apply_and_finish(case, case.write_batch(f"{number}.npz", np.array(rows)))
+        if len(list((case.folder / "upgraded/journal").iterdir())) == len(states):
+            states.append(case.content())
+    check_gallery(case, transformed, np.unique(np.concatenate(batches)))
+    target = min(back, len(states) - 1)
+    roll_back_and_finish(case, target)
+    assert case.content() == states[target]
+    verify(Gallery.open(case.folder / "upgraded"))
+    roll_back_and_finish(case, 0)
+    assert case.content() == untouched
+
+
+def test_a_second_embedding_replaces_the_first_and_rollback_brings_it_back(upgraded: Case) -> None:
+    rows = np.arange(20)
+    upgraded.run("apply", "--batch", upgraded.write_batch("first.npz", rows))
+    first = upgraded.content()
+    upgraded.run("apply", "--batch", upgraded.write_batch("second.npz", rows, upgraded.new[rows] + 1))
+    assert np.array_equal(upgraded.array("embeddings")[:20], upgraded.new[:20] + np.float16(1))
+    upgraded.run("rollback", "--to", "1")
+    assert upgraded.content() == first
+    upgraded.run("apply", "--batch", "second.npz")
+    assert upgraded.run("rollback").endswith("20 items are what they were after 0 batches\n")
+    assert not list((upgraded.folder / "upgraded/journal").iterdir())
+
+
+def test_rollback_to_old_leaves_only_the_old_gallery(upgraded: Case) -> None:
+    old = (upgraded.folder / "old.npz").read_bytes()
+    upgraded.run("apply", "--batch", upgraded.write_batch("batch.npz", np.arange(20)))
+    np.savez(upgraded.folder / "other.npz", embeddings=upgraded.old + 1, ids=IDS)
+    assert "other.npz is not what was transformed" in upgraded.refuse("rollback", "--to", "old", "gallery=other.npz")
+    upgraded.run("rollback", "--to", "old")
+    assert (upgraded.folder / "old.npz").read_bytes() == old
+    assert not list(upgraded.folder.glob("*upgraded*"))
+    assert "upgraded is no upgraded gallery" in upgraded.refuse("status")
+
+
+def test_status_counts_and_verifies(upgraded: Case) -> None:
+    upgraded.run("apply", "--batch", upgraded.write_batch("batch.npz", np.arange(125)))
+    output = upgraded.run("status", "--verify")
+    words = output.split()
+    assert [words[words.index(name) + 1] for name in ("old", "transformed", "re-embedded")] == ["0", "375", "125"]
+    assert "25.00 %" in output
+    assert "step apply" in output
+    assert "every row is what transform or a batch made of it" in output
+    for row, message in ((3, "are not what batch 1 put there"), (300, "are not what transform made of them")):
+        embeddings = np.load(upgraded.folder / "upgraded/embeddings.npy", mmap_mode="r+")
+        kept = embeddings[row].copy()
+        embeddings[row] += 1
+        assert message in upgraded.refuse("status", "--verify")
+        embeddings[row] = kept
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"embeddings": np.full((3, NEW_DIM), np.nan, np.float32)}, "bad.npz: row 0 holds NaN or infinity"),
+        ({"embeddings": np.full((3, NEW_DIM), 1e6, np.float32)}, "bad.npz: holds values beyond 65504"),
+        ({"embeddings": np.zeros((3, NEW_DIM + 1), np.float32)}, "is 6-d, but the gallery's embeddings are 5-d"),
+        ({"embeddings": np.zeros((3, NEW_DIM))}, "embeddings should be (n, d) float16 or float32, got (3, 5) float64"),
+        ({"ids": np.array([IDS[0], 10**9, 10**9 + 1])}, "bad.npz: the gallery has no id 1000000000 (2 unknown ids"),
+        ({"ids": np.array([IDS[0], IDS[1], IDS[0]])}, f"bad.npz: has two different embeddings of the id {IDS[0]}"),
+        ({"ids": np.arange(3) + 0.5}, "ids should be (3,) whole numbers, got (3,) float64"),
+    ],
+)
+def test_a_bad_batch_is_refused(upgraded: Case, arrays: dict[str, np.ndarray], message: str) -> None:
+    content: dict[str, Any] = {"embeddings": upgraded.new[:3], "ids": IDS[:3], **arrays}
+    np.savez(upgraded.folder / "bad.npz", **content)
+    assert message in upgraded.refuse("apply", "--batch", "bad.npz")
+    assert not (upgraded.folder / "upgraded/pending").exists()
+
+
+def test_a_batch_without_ids_or_cut_short_or_absent_is_refused(upgraded: Case) -> None:
+    np.savez(upgraded.folder / "bad.npz", embeddings=upgraded.new[:3])
+    assert "bad.npz has no ids" in upgraded.refuse("apply", "--batch", "bad.npz")
+    path = upgraded.folder / upgraded.write_batch("short.npz", np.arange(50))
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "short.npz cannot be read" in upgraded.refuse("apply", "--batch", "short.npz")
+    assert "batch: there is no none.npz" in upgraded.refuse("apply", "--batch", "none.npz")
+    assert "batch: is missing" in upgraded.refuse("apply")
+
+
+def test_a_batch_of_another_model_is_refused(upgraded: Case, tmp_path: Path) -> None:
+    upgraded.write_batch("batch.npz", np.arange(10))
+    manifest = upgraded.folder / "batch.npz.manifest.json"
+    manifest.write_text(json.dumps({"model": "vit"}))
+    assert "its manifest says model 'vit', but here it should be 'resnet50-2024'" in upgraded.refuse(
+        "apply", "--batch", "batch.npz"
+    )
+    manifest.write_text("{}")
+    assert "states neither model, dim nor normalised" in upgraded.refuse("apply", "--batch", "batch.npz")
+    manifest.write_text(json.dumps({"model": "resnet50-2024", "dim": NEW_DIM, "normalised": False}))
+    upgraded.run("apply", "--batch", "batch.npz")
+
+
+def test_length_1_tells_spaces_apart(upgraded: Case, tmp_path: Path) -> None:
+    unit = make_case(tmp_path / "unit", unit=True)
+    unit.run("transform")
+    rows = np.arange(20)
+    error = unit.refuse("apply", "--batch", unit.write_batch("long.npz", rows, 2 * unit.new[rows]))
+    assert "long.npz: row 0 has length 2, but the embeddings are of length 1" in error
+    unit.run("apply", "--batch", unit.write_batch("batch.npz", rows))
+    error = upgraded.refuse("apply", "--batch", upgraded.write_batch("unit.npz", rows, unit.new[rows]))
+    assert "its embeddings have length 1, those of the gallery do not" in error
+
+
+def test_a_step_at_a_time(upgraded: Case) -> None:
+    batch = upgraded.write_batch("batch.npz", np.arange(10))
+    with (upgraded.folder / "upgraded/lock").open("r+") as lock:
+        lock.write("4242\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        for step in (("apply", "--batch", batch), ("rollback",), ("plan",), ("transform",)):
+            assert "upgraded is in use by process 4242; wait until that has ended" in upgraded.refuse(*step)
+        assert "a step is at work on it" in upgraded.run("status")
+    upgraded.run("apply", "--batch", batch)
+
+
+@pytest.mark.parametrize("file", ["rows", "after", "before", "before_state", "order"])
+def test_a_full_disk_leaves_the_gallery_as_it_was(upgraded: Case, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, batch = upgraded.content(), upgraded.write_batch("batch.npz", np.arange(100))
+    allocate = os.posix_fallocate
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().stem == file:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(UserError, match="no space left on the disk; the gallery is as it was"):
+        apply_batch(Gallery.open(upgraded.folder / "upgraded"), str(upgraded.folder / batch))
+    assert upgraded.content() == before
+    assert not list((upgraded.folder / "upgraded").glob(".*"))

@@ -1,0 +1,97 @@
+"""plan: the order file, the prediction's files, and what it refuses."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, write_transformation
+from upgrade.lookup import sorted_rows
+from upgrade.order import _falling
+
+PAIRS = ("plan_params.old=pairs_old.npy", "plan_params.new=pairs_new.npz", "plan_params.k=3")
+
+
+def write_pairs(case: Case, count: int = 60, **arrays: np.ndarray) -> None:
+    rng = np.random.default_rng(2)
+    np.save(case.folder / "pairs_old.npy", rng.normal(size=(count, OLD_DIM)).astype(np.float32))
+    new = rng.normal(size=(count, NEW_DIM)).astype(np.float32)
+    np.savez(case.folder / "pairs_new.npz", embeddings=new, **arrays)  # type: ignore[arg-type]
+
+
+def test_the_order_is_by_falling_sigma(upgraded: Case) -> None:
+    assert np.array_equal(upgraded.array("order"), IDS[np.argsort(-upgraded.array("sigma"), kind="stable")])
+
+
+def test_without_sigma_the_order_is_random_and_a_function_of_the_seed(case: Case) -> None:
+    write_transformation(case.folder / "transformation.pt", arch="fct")
+    case.run("transform")
+    orders = []
+    for seed in (0, 0, 1):
+        case.run("plan", f"seed={seed}")
+        orders.append(case.array("order"))
+        assert np.array_equal(np.sort(orders[-1]), np.sort(IDS))
+    assert np.array_equal(orders[0], orders[1])
+    assert (orders[0] == orders[2]).mean() < 0.05
+    assert abs(np.corrcoef(np.argsort(orders[0]), np.argsort(orders[2]))[0, 1]) < 0.2
+
+
+def test_the_prediction_is_said_drawn_and_written(upgraded: Case) -> None:
+    write_pairs(upgraded, labels=np.arange(60) % 3)
+    output = upgraded.run("plan", *PAIRS, "plan_params.items_per_second=2", "plan_params.points=4")
+    plan = json.loads((upgraded.folder / "upgraded/plan/plan.json").read_text())
+    answer = plan["answer"]
+    assert answer["items"] == -(-answer["fraction"] * N // 1)
+    assert answer["text"] == output.splitlines()[-1]
+    assert answer["text"].startswith(f"re-embed {answer['items']} items ({100 * answer['fraction']:.1f} %) to reach ")
+    assert answer["text"].endswith(f"at 2 items/s that is {answer['items'] / 7200:.3g} hours")
+    assert answer["reached"] == pytest.approx(0.9)
+    assert answer["interval"][0] <= answer["reached"] <= answer["interval"][1]
+    assert list(plan["curves"]) == ["sigma", "random"]
+    assert all(len(curve["values"]) == 6 for curve in plan["curves"].values())
+    assert (upgraded.folder / "upgraded/plan/plan.png").read_bytes()[:4] == b"\x89PNG"
+    upgraded.run("plan", *PAIRS, "plan_params.metric=map", "plan_params.max_pairs=40")
+    plan = json.loads((upgraded.folder / "upgraded/plan/plan.json").read_text())
+    assert (plan["metric"], plan["pairs"]) == ("mAP", 40)
+
+
+def test_bad_pairs_are_refused(upgraded: Case) -> None:
+    write_pairs(upgraded)
+    assert "plan_params.old, new: both or none" in upgraded.refuse("plan", PAIRS[0])
+    assert "metric: map needs `labels` in pairs_new.npz" in upgraded.refuse("plan", *PAIRS, "plan_params.metric=map")
+    assert "k: 40 is too deep for a sample of 60 pairs" in upgraded.refuse("plan", *PAIRS, "plan_params.k=40")
+    np.save(upgraded.folder / "pairs_old.npy", np.zeros((50, OLD_DIM), np.float32))
+    assert "pairs_old.npy has 50 rows, pairs_new.npz 60" in upgraded.refuse("plan", *PAIRS)
+    np.savez(upgraded.folder / "pairs_new.npz", embeddings=np.zeros((60, 9), np.float32))
+    assert "pairs_new.npz is 9-d, but the gallery's embeddings are 5-d" in upgraded.refuse("plan", *PAIRS)
+    write_transformation(upgraded.folder / "transformation.pt", inner_dim=8)
+    write_pairs(upgraded)
+    assert "transformation.pt is not what the gallery was made with" in upgraded.refuse("plan", *PAIRS)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 300), kinds=st.integers(1, 400), limit=st.integers(1, 50))
+def test_sorting_in_parts_is_sorting(seed: int, count: int, kinds: int, limit: int) -> None:
+    """Also with many equal keys, and with some left out."""
+    values = np.random.default_rng(seed).integers(0, kinds, count).astype(np.uint64)
+
+    def odd(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        rows = np.arange(start, stop)
+        chosen = values[start:stop] % 2 == 1
+        return values[start:stop][chosen], rows[chosen]
+
+    parts = list(sorted_rows(odd, len(values), limit))
+    (expected,) = np.nonzero(values % 2 == 1)
+    expected = expected[values[expected].argsort(kind="stable")]
+    assert np.array_equal(np.concatenate([rows for _, rows in parts] or [[]]), expected)
+    assert np.array_equal(np.concatenate([found for found, _ in parts] or [[]]), values[expected])
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=2))
+def test_keys_of_sigma_fall_as_it_rises(pair: list[float]) -> None:
+    low, high = _falling(np.array(pair, np.float32))
+    assert (pair[0] < pair[1]) == (low > high)
+    assert (pair[0] == pair[1]) == (low == high)

@@ -1,0 +1,204 @@
+"""transform: every form of gallery, in chunks, on any number of processes, after any interruption."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.model_files import load_model
+from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, make_case, write_transformation
+
+
+def expected(case: Case, model: nn.Module | None = None, **inputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The embeddings and sigma that the plain module gives."""
+    model = model or load_model(case.folder / "transformation.pt")
+    with torch.no_grad():
+        output = model(torch.from_numpy(case.old), **{name: torch.from_numpy(rows) for name, rows in inputs.items()})
+    return output.embedding.numpy(), output.log_variance.mean(1).numpy()
+
+
+def check(case: Case, *, ids: np.ndarray = IDS, rtol: float = 2e-3) -> None:
+    embeddings, sigma = expected(case)
+    np.testing.assert_allclose(case.array("embeddings"), embeddings, rtol=rtol, atol=rtol)
+    np.testing.assert_allclose(case.array("sigma"), sigma, rtol=rtol, atol=rtol * 0.1)
+    assert np.array_equal(case.array("ids"), ids)
+    assert not case.array("state").any()
+
+
+def as_npy(case: Case) -> tuple[str, ...]:
+    np.save(case.folder / "old.npy", case.old)
+    np.save(case.folder / "ids.npy", IDS)
+    return ("gallery=old.npy", "ids=ids.npy")
+
+
+def as_folder(case: Case) -> tuple[str, ...]:
+    (case.folder / "old").mkdir()
+    np.save(case.folder / "old/embeddings.npy", case.old)
+    np.save(case.folder / "old/ids.npy", IDS.astype(np.int32))
+    return ("gallery=old",)
+
+
+def as_shards(case: Case) -> tuple[str, ...]:
+    (case.folder / "old").mkdir()
+    for number, rows in enumerate(np.array_split(np.arange(N), 7)):
+        np.savez(case.folder / f"old/{number}.npz", embeddings=case.old[rows], ids=IDS[rows])
+    return ("gallery=old",)
+
+
+@pytest.mark.parametrize(
+    "write", [lambda case: (), as_npy, as_folder, as_shards], ids=["npz", "npy", "folder", "shards"]
+)
+def test_every_form_of_gallery_gives_what_the_plain_module_gives(
+    case: Case, write: Callable[[Case], tuple[str, ...]]
+) -> None:
+    case.run("transform", *write(case))
+    check(case)
+
+
+def test_without_ids_rows_are_numbered(case: Case) -> None:
+    np.save(case.folder / "old.npy", case.old.astype(np.float16))
+    case.run("transform", "gallery=old.npy", "dtype=float32")
+    check(case, ids=np.arange(N), rtol=1e-2)  # of the old embeddings' rounding
+    assert case.array("embeddings").dtype == np.float32
+    assert not (case.folder / "upgraded/lookup_ids.npy").exists()
+
+
+def test_half_precision_stays_near(case: Case) -> None:
+    case.run("transform", "precision=bf16")
+    embeddings, _ = expected(case)
+    error = np.linalg.norm(case.array("embeddings") - embeddings) / np.linalg.norm(embeddings)
+    assert 0 < error < 0.02
+
+
+def test_side_information_and_a_log_variance_for_each_dimension(case: Case) -> None:
+    side = np.random.default_rng(5).normal(size=(N, 3)).astype(np.float32)
+    np.save(case.folder / "side.npy", side)
+    model = write_transformation(case.folder / "transformation.pt", side_info_dim=3, sigma_dim=NEW_DIM)
+    case.run("transform", "side_info=side.npy")
+    embeddings, sigma = expected(case, model, side_info=side)
+    np.testing.assert_allclose(case.array("embeddings"), embeddings, rtol=2e-3, atol=2e-3)
+    np.testing.assert_allclose(case.array("sigma"), sigma, rtol=1e-4, atol=1e-5)
+
+
+def test_two_processes_write_the_bytes_of_one(case: Case) -> None:
+    case.run("transform")
+    one = case.content()
+    shutil.rmtree(case.folder / "upgraded")
+    assert case.run("transform", processes=2).count("items of resnet18-2021") == 1
+    assert case.content() == one
+
+
+def test_an_interrupted_run_goes_on_with_the_missing_chunks(case: Case) -> None:
+    case.run("transform")
+    whole, folder = case.content(), case.folder / "upgraded"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "stage": "transforming"}))
+    (folder / "progress").mkdir()
+    for chunk, value in enumerate(json.loads((folder / "chunks.json").read_text())):
+        if chunk not in (2, 5):
+            (folder / f"progress/{chunk:06d}.json").write_text(json.dumps(value))
+    embeddings = np.load(folder / "embeddings.npy", mmap_mode="r+")
+    embeddings[2 * 64 : 3 * 64] = 0
+    embeddings[:64] = embeddings[:64][::-1]  # a chunk that is done is not looked at again
+    output = case.run("status")
+    assert f"old                      {2 * 64}" in " ".join(output.split(" "))
+    case.run("transform")
+    again = case.content()
+    assert {name for name in whole if whole[name] != again[name]} == {"embeddings.npy"}
+    embeddings[:64] = embeddings[:64][::-1]
+    assert case.content() == whole
+
+
+def test_a_finished_run_does_nothing_again(upgraded: Case) -> None:
+    upgraded.run("apply", "--batch", upgraded.write_batch("batch.npz", np.arange(30)))
+    before = upgraded.content()
+    upgraded.run("transform")
+    assert upgraded.content() == before
+
+
+def test_embeddings_of_length_1_stay_so(tmp_path: Path) -> None:
+    case = make_case(tmp_path / "unit", unit=True)
+    case.run("transform")
+    assert np.linalg.norm(case.array("embeddings").astype(np.float32), axis=1) == pytest.approx(1, abs=1e-3)
+    embeddings, _ = expected(case)
+    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    np.testing.assert_allclose(case.array("embeddings"), embeddings, atol=2e-3)
+    case.run("transform", "normalised=off", "output=other")
+    other = np.load(case.folder / "other/embeddings.npy")
+    assert (np.abs(np.linalg.norm(other, axis=1) - 1) > 0.1).any()
+
+
+def test_the_manifest_says_what_it_is(upgraded: Case) -> None:
+    manifest = json.loads((upgraded.folder / "upgraded/manifest.json").read_text())
+    named = {name: manifest[name] for name in ("model", "dim", "dtype", "normalised", "rows", "stage", "re_embedded")}
+    assert named == {
+        "model": "resnet50-2024",
+        "dim": NEW_DIM,
+        "dtype": "float16",
+        "normalised": False,
+        "rows": N,
+        "stage": "ready",
+        "re_embedded": 0,
+    }
+    origin = manifest["origin"]
+    assert (origin["model"], origin["dim"], origin["dtype"]) == ("resnet18-2021", OLD_DIM, "float32")
+    assert manifest["tool"]["version"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"embeddings": np.zeros((N, OLD_DIM))}, "old.npz: embeddings should be (n, d) float16 or float32, got"),
+        ({"embeddings": np.zeros((N, 9), np.float32)}, "transformation.pt does not take the 9-d embeddings of old.npz"),
+        ({"ids": np.zeros(N)}, "old.npz: ids should be (500,) whole numbers, got (500,) float64"),
+        ({"ids": np.append(IDS[1:], IDS[5])}, f"gallery: old.npz: the id {IDS[5]} occurs more than once"),
+        ({"ids": IDS[:-1]}, "old.npz: ids should be (500,) whole numbers, got (499,)"),
+    ],
+)
+def test_a_bad_gallery_is_refused(case: Case, change: dict[str, np.ndarray], message: str) -> None:
+    arrays: dict[str, Any] = {"embeddings": case.old, "ids": IDS, **change}
+    np.savez(case.folder / "old.npz", **arrays)
+    assert message in case.refuse("transform")
+
+
+def test_a_row_with_nan_is_named_and_the_gallery_never_finished(case: Case) -> None:
+    case.old[300, 2] = np.nan
+    np.savez(case.folder / "old.npz", embeddings=case.old, ids=IDS)
+    with pytest.raises(AssertionError, match=r"gallery: old\.npz: row 300 holds NaN or infinity"):
+        case.run("transform")
+    assert "is not fully transformed yet" in case.refuse("apply", "--batch", case.write_batch("b.npz", np.arange(3)))
+
+
+def test_a_truncated_shard_is_named(case: Case) -> None:
+    arguments = as_shards(case)
+    for name, message in (("3.npz", "old/3.npz cannot be read"), ("8.npy", "old/8.npy cannot be read, it may be cut")):
+        if name == "8.npy":
+            np.save(case.folder / "old/8.npy", case.old)
+        path = case.folder / "old" / name
+        whole = path.read_bytes()
+        path.write_bytes(whole[:-40])
+        assert message in case.refuse("transform", *arguments)
+        path.write_bytes(whole)
+
+
+def test_another_upgrade_is_not_gone_on_with(upgraded: Case) -> None:
+    assert "another upgrade: model is 'vit', not 'resnet50-2024'" in upgraded.refuse("transform", "new_model=vit")
+    write_transformation(upgraded.folder / "transformation.pt", inner_dim=8)
+    assert "another upgrade: origin.transformation_sha256" in upgraded.refuse("transform")
+
+
+def test_a_folder_of_other_files_is_left_alone(case: Case) -> None:
+    (case.folder / "upgraded").mkdir()
+    (case.folder / "upgraded/thesis.tex").write_text("x")
+    assert "upgraded holds other files; name a new folder" in case.refuse("transform")
+
+
+def test_a_manifest_of_another_model_is_refused(case: Case) -> None:
+    (case.folder / "old.npz.manifest.json").write_text(json.dumps({"model": "clip"}))
+    assert "old.npz: its manifest says model 'clip', but here it should be 'resnet18-2021'" in case.refuse("transform")

@@ -1,0 +1,131 @@
+"""FAISS indexes: read as a source of embeddings, and kept beside a gallery as an `IndexIDMap2` of the same vectors."""
+
+import importlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from upgrade.rows import Array, Rows
+from utils.errors import UserError
+
+SUFFIXES = (".faiss", ".index")
+INDEX = "gallery.faiss"
+
+
+def load_faiss(where: str) -> Any:
+    """The module faiss, an optional dependency.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return importlib.import_module("faiss")
+    except ImportError:
+        raise UserError(f"{where}: needs FAISS, which is not here: pip install faiss-cpu") from None
+
+
+@dataclass(frozen=True)
+class IndexVectors:
+    """The vectors of an index, (n, d) float32, reconstructed by the keys (n,) under which it has them."""
+
+    index: Any
+    keys: Array
+    owner: Any  # of the index's memory
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.keys), self.index.d)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(np.float32)
+
+    def read(self, start: int, stop: int) -> Array:
+        """The rows [start, stop), as an array of their own."""
+        return self.index.reconstruct_batch(self.keys[start:stop])
+
+
+@dataclass(frozen=True)
+class HeldRows:
+    """An array that is in memory."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def read(self, start: int, stop: int) -> Array:
+        """The rows [start, stop)."""
+        return self.array[start:stop]
+
+
+def open_index(path: Path, where: str) -> tuple[Rows, Rows]:
+    """The vectors of an index and their ids. A compressed index gives what it has kept of them.
+
+    Raises:
+        UserError: FAISS is not installed, the file is no index, or its vectors cannot be reconstructed.
+    """
+    faiss = load_faiss(where)
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise UserError(f"{where}: {path} cannot be read as a FAISS index; it may be cut short") from error
+    outer_ids = None
+    inner = index
+    if isinstance(index, faiss.IndexIDMap):
+        outer_ids = faiss.vector_to_array(index.id_map)
+        inner = faiss.downcast_index(index.index)
+    keys = np.arange(inner.ntotal)
+    refusal = UserError(f"{where}: {path}: an index of type {type(inner).__name__} cannot give its vectors back")
+    if isinstance(inner, faiss.IndexIVFFastScan):  # it would crash
+        raise refusal
+    if isinstance(inner, faiss.IndexIVF):
+        lists = inner.invlists
+        held = [faiss.rev_swig_ptr(lists.get_ids(i), lists.list_size(i)) for i in range(lists.nlist)]
+        keys = np.sort(np.concatenate(held))
+        inner.set_direct_map_type(faiss.DirectMap.Hashtable)
+    try:
+        inner.reconstruct_batch(keys[:1])
+    except RuntimeError:
+        raise refusal from None
+    return IndexVectors(inner, keys, index), HeldRows(keys if outer_ids is None else outer_ids[keys])
+
+
+def write_index(path: Path, vectors: Rows, ids: Rows, parts: Iterable[tuple[int, int]], *, cosine: bool) -> None:
+    """Write an `IndexIDMap2` of exact search over all rows; float16 vectors are kept as such.
+
+    Args:
+        vectors: (n, d) float16 or float32.
+        ids: (n,) int64.
+        parts: the (start, stop) of the parts in which the rows are read.
+        cosine: inner product instead of L2, for vectors of length 1.
+    """
+    faiss = load_faiss("faiss")
+    metric = faiss.METRIC_INNER_PRODUCT if cosine else faiss.METRIC_L2
+    if vectors.dtype == np.float16:
+        flat = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, metric)
+    else:
+        flat = faiss.IndexFlat(vectors.shape[1], metric)
+    index = faiss.IndexIDMap2(flat)
+    for start, stop in parts:
+        index.add_with_ids(vectors.read(start, stop).astype(np.float32), ids.read(start, stop))
+    faiss.write_index(index, str(path))
+
+
+def write_updated_index(path: Path, source: Path, changes: Iterable[tuple[Array, Array]]) -> None:
+    """Write to `path` the index at `source` with some vectors changed: (ids (m,), vectors (m, d)) at a time."""
+    faiss = load_faiss("faiss")
+    index = faiss.read_index(str(source))
+    for ids, vectors in changes:
+        ids, first = np.unique(ids, return_index=True)
+        index.remove_ids(ids)
+        index.add_with_ids(vectors[first].astype(np.float32), ids)
+    faiss.write_index(index, str(path))

@@ -1,0 +1,176 @@
+"""The second step: which items to re-embed first, what that will bring, and what it will cost."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retrieval import backfilling_order, cutoffs
+from upgrade.gallery import Gallery
+from upgrade.manifest import Manifest
+from upgrade.prediction import Curve, predict_map, predict_recall
+from upgrade.rows import parts_of
+from upgrade.schema import PlanParams, UpgradeConfig
+from upgrade.sources import Source, open_source
+from upgrade.transform import load_transformation, output_of, read_checked, transform_rows
+from utils.errors import UserError
+from utils.files import sha256_of
+
+METRICS = {"recall": "recall@{k} of what the new model retrieves", "map": "mAP"}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pairs of old and new embeddings of m items that the transformation has not seen."""
+
+    transformed: Tensor  # (m, d)
+    new: Tensor  # (m, d)
+    sigma: Tensor | None  # (m,)
+    labels: Tensor | None  # (m,)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The predicted curves, and the price of the target."""
+
+    curves: Mapping[str, Curve]  # by order: sigma, where the transformation gives it, and random
+    order: str  # the order of the answer
+    metric: str
+    pairs: int
+    rows: int
+    fraction: float  # of the gallery, to reach ...
+    target: float  # ... this share of the full upgrade
+    items_per_second: float | None
+
+    @property
+    def items(self) -> int:
+        """How many items to re-embed."""
+        return ceil(self.fraction * self.rows)
+
+    @property
+    def sentence(self) -> str:
+        """The answer in one line."""
+        reached, low, high = self.curves[self.order].relative().at(self.fraction)
+        reach = f"{100 * reached:.1f} % of the full upgrade (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        text = f"re-embed {self.items:,} items ({100 * self.fraction:.1f} %) to reach {reach}"
+        if self.items_per_second:
+            hours = self.items / self.items_per_second / 3600
+            text += f"; at {self.items_per_second:g} items/s that is {hours:.3g} hours"
+        return text
+
+    def to_json(self) -> dict[str, Any]:
+        """All of it as plain values; fractions in [0, 1]."""
+        reached, low, high = self.curves[self.order].relative().at(self.fraction)
+        return {
+            "metric": self.metric,
+            "pairs": self.pairs,
+            "items": self.rows,
+            "answer": {
+                "text": self.sentence,
+                "order": self.order,
+                "target": self.target,
+                "items": self.items,
+                "fraction": self.fraction,
+                "reached": reached,
+                "interval": [low, high],
+            },
+            "curves": {name: asdict(curve) for name, curve in self.curves.items()},
+        }
+
+
+def predict(config: UpgradeConfig, gallery: Gallery) -> Plan:
+    """Predict the curves of the re-embedding from the sample of pairs that the config names.
+
+    Raises:
+        UserError: the pairs cannot be read or do not fit the gallery, or a file has changed since the transformation.
+    """
+    params = config.plan_params
+    sample = read_sample(config, gallery.manifest)
+    m = len(sample.new)
+    if params.metric == "recall" and params.k >= m / 2:
+        raise UserError(f"plan_params.k: {params.k} is too deep for a sample of {m} pairs")
+    names = ["random"] if sample.sigma is None else ["sigma", "random"]
+    orders = {
+        name: backfilling_order(
+            name, transformed=sample.transformed, new=sample.new, log_variance=sample.sigma, seed=config.seed
+        )
+        for name in names
+    }
+    shared: dict[str, Any] = {
+        "orders": orders,
+        "cutoffs": cutoffs(m, params.points),
+        "confidence": params.confidence,
+        "seed": config.seed,
+    }
+    if params.metric == "map":
+        if sample.labels is None:
+            raise UserError(f"plan_params.metric: map needs `labels` in {params.new}")
+        curves = predict_map(sample.new, sample.transformed, sample.labels, **shared)
+    else:
+        curves = predict_recall(sample.new, sample.transformed, k=params.k, **shared)
+    return Plan(
+        curves,
+        names[0],
+        METRICS[params.metric].format(k=params.k),
+        m,
+        gallery.manifest.rows,
+        curves[names[0]].relative().reaching(params.target),
+        params.target,
+        params.items_per_second,
+    )
+
+
+def read_sample(config: UpgradeConfig, manifest: Manifest) -> Sample:
+    """The pairs of a config, at most `max_pairs` of them, drawn evenly; the old ones as the gallery has them now.
+
+    Raises:
+        UserError: as `predict`.
+    """
+    params = config.plan_params
+    sources = _open_pairs(params, manifest)
+    if sha256_of(config.transformation_path) != manifest.origin.transformation_sha256:
+        raise UserError(f"transformation_path: {config.transformation_path} is not what the gallery was made with")
+    transformation = load_transformation(config.transformation_path)
+    output_of(transformation, config, sources["old"], sources.get("side_info"))
+    count = len(sources["old"])
+    drawn = np.random.default_rng(config.seed).permutation(count)[: params.max_pairs]
+    chosen = np.zeros(count, bool)
+    chosen[drawn] = True
+    columns: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in (*sources, "labels")}
+    labels = sources["new"].labels
+    for start, stop in parts_of(count):
+        here = chosen[start:stop]
+        for name, source in sources.items():
+            columns[name].append(read_checked(source, f"plan_params.{name}", start, stop, unit=False)[here])
+        if labels is not None:
+            columns["labels"].append(labels.read(start, stop).astype(np.int64)[here])
+    arrays = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
+    inputs = [arrays[name] for name in ("old", "side_info") if name in arrays]
+    vectors, sigma = transform_rows(transformation, inputs, manifest, torch.device("cpu"))
+    return Sample(
+        torch.from_numpy(vectors).float(),
+        torch.from_numpy(arrays["new"]).float(),
+        None if sigma is None else torch.from_numpy(sigma),
+        torch.from_numpy(arrays["labels"]) if "labels" in arrays else None,
+    )
+
+
+def _open_pairs(params: PlanParams, manifest: Manifest) -> dict[str, Source]:
+    """The sources of the sample, by their keys, checked to be of the same number of items and the right dimensions."""
+    named = {"old": params.old, "new": params.new, "side_info": params.side_info}
+    sources = {name: open_source(path, where=f"plan_params.{name}") for name, path in named.items() if path is not None}
+    new = sources["new"]
+    if new.dim != manifest.dim:
+        raise UserError(
+            f"plan_params.new: {new.path} is {new.dim}-d, but the gallery's embeddings are {manifest.dim}-d"
+        )
+    for name, source in sources.items():
+        if len(source) != len(new):
+            raise UserError(f"plan_params.{name}: {source.path} has {len(source)} rows, {new.path} {len(new)}")
+    if (manifest.origin.side_info is None) != ("side_info" not in sources):
+        raise UserError("plan_params.side_info: should be given if, and only if, the gallery has side-information")
+    return sources

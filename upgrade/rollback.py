@@ -1,0 +1,80 @@
+"""Rolling back: to the gallery after some batch, to the one that transform made, or to the old one."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from upgrade.batches import changes_of, copy_rows
+from upgrade.faiss_index import INDEX, write_updated_index
+from upgrade.gallery import ORDER, RE_EMBEDDED, Gallery, remove
+from upgrade.order import count_of, write_order
+from upgrade.rows import RowFile, parts_of
+from upgrade.sources import open_source
+from upgrade.transactions import FILES, set_manifest, transaction
+from upgrade.transform import sample_digest
+from utils.errors import UserError
+from utils.provenance import timestamp, tool_versions
+
+
+def rows_before(gallery: Gallery, batches: int) -> Iterator[tuple[RowFile, RowFile, RowFile]]:
+    """What the journal has kept of each batch after the first `batches`, the last one first: rows, before, states."""
+    for batch in range(gallery.manifest.batches, batches, -1):
+        entry = gallery.journal(batch)
+        yield tuple(RowFile.open(entry / f"{name}.npy") for name in ("rows", "before", "before_state"))  # type: ignore[misc]
+
+
+def roll_back(gallery: Gallery, batches: int, *, seed: int) -> int:
+    """Undo all batches after the first `batches`; the gallery's lock is held -> how many rows changed.
+
+    The embeddings, states, order and index are what they were then, byte for byte but for the order of the vectors
+    within the index.
+
+    Raises:
+        UserError: there are no so many batches, or the disk is full, and the gallery is as it was.
+    """
+    manifest = gallery.manifest
+    if not 0 <= batches <= manifest.batches:
+        raise UserError(f"rollback_to: {batches} is not between 0 and the {manifest.batches} batches that were applied")
+    if batches == manifest.batches:
+        return 0
+    undone = list(rows_before(gallery, batches))
+    rows = np.unique(np.concatenate([entry.read(0, entry.shape[0]) for entry, _, _ in undone]))
+    with transaction(gallery.folder) as prepared:
+        RowFile.create(prepared / "rows.npy", rows.shape, np.int64).write(0, rows)
+        after = RowFile.create(prepared / "after.npy", (len(rows), manifest.dim), manifest.dtype)
+        files = prepared / FILES
+        state = copy_rows(gallery.rows("state"), files / "state.npy")
+        for entry, before, before_state in undone:
+            for part in parts_of(entry.shape[0]):
+                index = entry.read(*part)
+                after.put(np.searchsorted(rows, index), before.read(*part))
+                state.put(index, before_state.read(*part))
+        for file in (after, state):
+            file.sync()
+        if (gallery.folder / ORDER).exists():
+            write_order(files / ORDER, gallery, state, seed=seed)
+        if manifest.has_index:
+            write_updated_index(files / INDEX, gallery.folder / INDEX, changes_of(gallery, rows, after))
+        last = {"step": "rollback", "at": timestamp(), "to": batches, "items": len(rows)}
+        re_embedded = count_of(state, RE_EMBEDDED)
+        set_manifest(
+            prepared, replace(manifest, batches=batches, re_embedded=re_embedded, last=last, tool=tool_versions())
+        )
+    return len(rows)
+
+
+def give_up(folder: Path, gallery: str, ids: str | None, sample_sha256: str) -> None:
+    """Go back to the old gallery: check that it is there and as it was, and remove the upgraded one, lock and all.
+
+    Raises:
+        UserError: the old gallery is gone or has changed; the upgraded one is left alone.
+    """
+    old = open_source(gallery, where="gallery", ids=ids)
+    if sample_digest(old) != sample_sha256:
+        raise UserError(f"gallery: {gallery} is not what was transformed; {folder} is left alone, delete it yourself")
+    doomed = folder.with_name(f".{folder.name}.rolled-back.tmp")
+    remove(doomed)
+    folder.rename(doomed)
+    remove(doomed)

@@ -1,0 +1,320 @@
+"""The first step: old embeddings through the transformation, chunk by chunk, into a gallery of the new space."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from models.folding import folded
+from models.model_files import build_model, read_description
+from upgrade.faiss_index import INDEX, write_index
+from upgrade.gallery import TRANSFORMED, Gallery, locked, remove, sync_folder
+from upgrade.lookup import write_ids
+from upgrade.manifest import Manifest, Origin, difference, read_manifest
+from upgrade.rows import Array, RowFile, Rows, check_finite, parts_of
+from upgrade.schema import UpgradeConfig
+from upgrade.sources import MANIFEST, Source, open_source, stated_space
+from upgrade.spaces import check_lengths, check_stated, have_unit_length, unit_rows
+from upgrade.transactions import finish_pending
+from utils.distributed import World
+from utils.errors import UserError
+from utils.files import sha256_of, write_json
+from utils.precision import Resolved, resolve_precision
+from utils.provenance import timestamp, tool_versions
+
+PROGRESS, CHUNKS = "progress", "chunks.json"
+SAMPLE_ROWS = 1024  # that tell a gallery from another
+CPU_BATCH, GPU_BATCH = 4096, 2**18  # rows through the transformation at a time: hidden layers that fit the cache
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the chunks are made of."""
+
+    old: Source
+    side_info: Source | None
+    transformation: nn.Module
+    manifest: Manifest
+
+
+def transform_gallery(config: UpgradeConfig, world: World) -> Manifest:
+    """Transform the gallery of a config into its output folder, or go on with that; nothing is done twice.
+
+    Returns:
+        The manifest of the finished gallery.
+
+    Raises:
+        UserError: inputs that cannot be read or do not fit together, rows that are not finite, an output folder that
+            holds something else, is in use or is another upgrade, or a full disk.
+    """
+    inputs = _open_inputs(config, world)
+    folder = Path(config.output)
+    with ExitStack() as held:
+        if world.is_main:
+            _check_folder(folder)
+            folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder))
+            finish_pending(folder)
+            _prepare(folder, inputs)
+        world.barrier()
+        manifest = read_manifest(folder, "output")
+        if manifest.stage == "transforming":
+            _transform_chunks(folder, replace(inputs, manifest=manifest), world)
+            world.barrier()
+            if world.is_main:
+                manifest = _finish(folder, manifest)
+    return manifest
+
+
+def _open_inputs(config: UpgradeConfig, world: World) -> Inputs:
+    old = open_source(config.gallery, where="gallery", ids=config.ids)
+    side_info = None if config.side_info is None else open_source(config.side_info, where="side_info")
+    if side_info is not None and len(side_info) != len(old):
+        raise UserError(f"side_info: {config.side_info} has {len(side_info)} rows, {config.gallery} {len(old)}")
+    sample = _sample(old.vectors)
+    unit = have_unit_length(sample) if config.normalised == "auto" else config.normalised == "on"
+    check_stated(stated_space(old.path, "gallery"), config.gallery, config.old_model, old.dim, unit)
+    transformation = load_transformation(config.transformation_path)
+    dim, has_sigma = output_of(transformation, config, old, side_info)
+    precision = resolve_precision(config.precision, world.device)
+    origin = Origin(
+        path=config.gallery,
+        model=config.old_model,
+        dim=old.dim,
+        dtype=str(old.vectors.dtype),
+        normalised=unit,
+        sample_sha256=sample_digest(old),
+        transformation=config.transformation_path,
+        transformation_sha256=sha256_of(config.transformation_path),
+        side_info=config.side_info,
+        side_info_sample_sha256=None if side_info is None else sample_digest(side_info),
+    )
+    manifest = Manifest(
+        model=config.new_model,
+        dim=dim,
+        dtype=config.dtype,
+        normalised=unit,
+        rows=len(old),
+        origin=origin,
+        precision=precision,
+        chunk_rows=config.chunk_rows,
+        has_sigma=has_sigma,
+        has_index=config.faiss,
+        tool=tool_versions(),
+    )
+    return Inputs(old, side_info, transformation, manifest)
+
+
+def load_transformation(path: str) -> nn.Module:
+    """The transformation in a model file, on the CPU.
+
+    Raises:
+        UserError: the file cannot be read, or holds a model that takes images.
+    """
+    description = read_description(path, where="transformation_path", torchscript=False)
+    if description["kind"] in ("backbone", "transformed"):
+        raise UserError(f"transformation_path: {path} is a model that takes images; name the transformation alone")
+    return build_model(description, where="transformation_path")
+
+
+def output_of(module: nn.Module, config: UpgradeConfig, old: Source, side_info: Source | None) -> tuple[int, bool]:
+    """The dimension of what a transformation makes of these inputs, and whether it gives a log variance.
+
+    Raises:
+        UserError: it does not take their dimensions.
+    """
+    example = [torch.zeros(2, source.dim) for source in (old, side_info) if source is not None]
+    try:
+        with torch.inference_mode():
+            output = module(*example)
+    except RuntimeError:
+        dims = " and ".join(f"{values.shape[1]}-d" for values in example)
+        named = config.gallery if side_info is None else f"{config.gallery} with {config.side_info}"
+        raise UserError(
+            f"transformation_path: {config.transformation_path} does not take the {dims} embeddings of {named}"
+        ) from None
+    return output.embedding.shape[1], output.log_variance is not None
+
+
+def _sample(rows: Rows) -> Array:
+    """Evenly spread rows."""
+    count = rows.shape[0]
+    blocks = 16
+    size = SAMPLE_ROWS // blocks
+    starts = sorted({max(0, i * (count - size) // (blocks - 1)) for i in range(blocks)})
+    return np.concatenate([rows.read(start, min(start + size, count)) for start in starts])
+
+
+def sample_digest(source: Source) -> str:
+    """SHA-256 of evenly spread rows and their ids: tells a gallery from another without reading all of it."""
+    digest = hashlib.sha256(_sample(source.vectors).tobytes())
+    if source.ids is not None:
+        digest.update(_sample(source.ids).astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def _check_folder(folder: Path) -> None:
+    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in (MANIFEST, "lock")):
+        raise UserError(f"output: {folder} holds other files; name a new folder")
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"output: {folder} is a file; name a new folder")
+
+
+def _prepare(folder: Path, inputs: Inputs) -> None:
+    """Make the files of the gallery, with their room on the disk; the manifest comes last and says that they are."""
+    manifest = inputs.manifest
+    if (folder / MANIFEST).exists():
+        differs = difference(read_manifest(folder, "output"), manifest)
+        if differs is not None:
+            raise UserError(
+                f"output: {folder} is another upgrade: {differs}; name a new folder, or roll it back to old"
+            )
+        return
+    n = manifest.rows
+    try:
+        RowFile.create(folder / "embeddings.npy", (n, manifest.dim), manifest.dtype)
+        RowFile.create(folder / "state.npy", (n,), np.uint8)
+        if manifest.has_sigma:
+            RowFile.create(folder / "sigma.npy", (n,), np.float32)
+        write_ids(folder, inputs.old, n)
+        remove(folder / PROGRESS)
+        (folder / PROGRESS).mkdir()
+        manifest.write(folder)
+    except (OSError, UserError):
+        remove(folder)
+        raise
+    sync_folder(folder)
+
+
+def _transform_chunks(folder: Path, inputs: Inputs, world: World) -> None:
+    """This process's share of the chunks that are not done yet."""
+    manifest = inputs.manifest
+    chunks = list(enumerate(parts_of(manifest.rows, manifest.chunk_rows)))
+    missing = [chunk for chunk in chunks if not progress_file(folder, chunk[0]).exists()]
+    world.barrier()  # before any process makes chunks that another would not count
+    mine = missing[world.share(len(missing))]
+    precision: Resolved = "bf16" if manifest.precision == "bf16" else "fp32"
+    module = folded(inputs.transformation, precision).to(world.device)
+    embeddings = RowFile.open(folder / "embeddings.npy")
+    sigma = RowFile.open(folder / "sigma.npy") if manifest.has_sigma else None
+
+    def keep(number: int, start: int, vectors: Array, log_variance: Array | None) -> int:
+        embeddings.write(start, vectors)
+        if sigma is not None and log_variance is not None:
+            sigma.write(start, log_variance)
+        write_json(progress_file(folder, number), hashlib.sha256(vectors.tobytes()).hexdigest())
+        return len(vectors)
+
+    total = sum(stop - start for _, (start, stop) in mine)
+    hidden = None if world.is_main else True
+    # One chunk is read and one written while another is computed.
+    with (
+        tqdm(total=total, desc="transforming", unit="row", unit_scale=True, leave=False, disable=hidden) as bar,
+        ThreadPoolExecutor(1) as reader,
+        ThreadPoolExecutor(1) as writer,
+    ):
+        written: Future[int] | None = None
+        for number, start, chunk in _read_ahead(inputs, mine, reader):
+            vectors, log_variance = transform_rows(module, chunk, manifest, world.device)
+            check_finite(vectors, f"transformation_path: {manifest.origin.transformation} of {inputs.old.path}", start)
+            if written is not None:
+                bar.update(written.result())
+            written = writer.submit(keep, number, start, vectors, log_variance)
+        if written is not None:
+            bar.update(written.result())
+
+
+def progress_file(folder: Path, chunk: int) -> Path:
+    """Where a chunk's hash stands once the chunk is on the disk."""
+    return folder / PROGRESS / f"{chunk:06d}.json"
+
+
+def _read_ahead(
+    inputs: Inputs, chunks: list[tuple[int, tuple[int, int]]], reader: ThreadPoolExecutor
+) -> Iterator[tuple[int, int, list[Array]]]:
+    """The (number, first row, inputs) of each chunk, checked; the next one is read in the meantime."""
+
+    def read(start: int, stop: int) -> list[Array]:
+        return [
+            read_checked(source, where, start, stop, unit=unit and inputs.manifest.origin.normalised)
+            for where, source, unit in (("gallery", inputs.old, True), ("side_info", inputs.side_info, False))
+            if source is not None
+        ]
+
+    following: Future[list[Array]] | None = None
+    for index, (number, (start, stop)) in enumerate(chunks):
+        chunk = read(start, stop) if following is None else following.result()
+        following = reader.submit(read, *chunks[index + 1][1]) if index + 1 < len(chunks) else None
+        yield number, start, chunk
+
+
+def read_checked(source: Source, where: str, start: int, stop: int, *, unit: bool) -> Array:
+    """The rows [start, stop) of a source.
+
+    Raises:
+        UserError: a row is not finite, or not of length 1 where `unit`.
+    """
+    rows = source.vectors.read(start, stop)
+    check_finite(rows, f"{where}: {source.path}", start)
+    if unit:
+        check_lengths(rows, f"{where}: {source.path}", start)
+    return rows
+
+
+@torch.inference_mode()
+def transform_rows(
+    module: nn.Module, inputs: list[Array], manifest: Manifest, device: torch.device
+) -> tuple[Array, Array | None]:
+    """Old embeddings and perhaps side-information -> embeddings (m, d) as the gallery keeps them, and sigma (m,).
+
+    Args:
+        module: a transformation on the device, `folded` or not.
+        inputs: old embeddings (m, d_old) and, if there is such, side-information (m, d_side).
+        manifest: tells the type and whether the embeddings have length 1.
+        device: of the module.
+    """
+    embeddings = np.empty((len(inputs[0]), manifest.dim), manifest.dtype)
+    sigma = np.empty(len(inputs[0]), np.float32) if manifest.has_sigma else None
+    for start, stop in parts_of(len(embeddings), CPU_BATCH if device.type == "cpu" else GPU_BATCH):
+        batch = [torch.from_numpy(values[start:stop]).to(device).float() for values in inputs]
+        output = module(*batch)
+        vectors = output.embedding.float()
+        if manifest.normalised:
+            vectors = unit_rows(vectors)
+        embeddings[start:stop] = vectors.to(torch.float16 if manifest.dtype == "float16" else torch.float32).cpu()
+        if sigma is not None:
+            sigma[start:stop] = output.log_variance.float().mean(1).cpu()
+    return embeddings, sigma
+
+
+def _finish(folder: Path, manifest: Manifest) -> Manifest:
+    """All chunks are there: write the index, and the manifest that says so."""
+    chunks = range(len(list(parts_of(manifest.rows, manifest.chunk_rows))))
+    hashes = [json.loads(progress_file(folder, chunk).read_text()) for chunk in chunks]
+    write_json(folder / CHUNKS, hashes)
+    gallery = Gallery(folder, manifest)
+    if manifest.has_index:
+        parts = parts_of(manifest.rows, manifest.chunk_rows)
+        temporary = folder / f".{INDEX}.tmp"
+        write_index(temporary, gallery.rows("embeddings"), gallery.rows("ids"), parts, cosine=manifest.normalised)
+        temporary.replace(folder / INDEX)
+    ready = replace(
+        manifest,
+        stage="ready",
+        transformed_sha256=hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        last={"step": "transform", "at": timestamp(), "rows": manifest.rows},
+    )
+    ready.write(folder)
+    remove(folder / PROGRESS)
+    return ready
+
+
+assert TRANSFORMED == 0  # state.npy is made of zeros
