@@ -1,12 +1,9 @@
 """What stands for classes in the new space: their mean new embeddings, or k-means centroids."""
 
-from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 
-from trainers.pairs import PairBatch
-from utils.distributed import World
 from utils.errors import UserError
 from utils.seeds import generator
 
@@ -21,23 +18,11 @@ class Centroids(NamedTuple):
     variance: float  # mean squared distance of an embedding to its own point, a dimension
 
 
-def class_means(batches: Iterable[PairBatch], num_classes: int, world: World) -> torch.Tensor:
-    """The mean new embedding of each class over all processes' `batches`, (C, d) float32.
-
-    A class without an item has the mean of all: it pulls nothing anywhere in particular.
-    """
-    sums, counts = None, torch.zeros(num_classes, dtype=torch.float64, device=world.device)
-    for batch in batches:
-        new = batch.new.double()
-        if sums is None:
-            sums = new.new_zeros(num_classes, new.shape[1])
-        sums.index_add_(0, batch.labels, new)
-        counts.index_add_(0, batch.labels, counts.new_ones(len(new)))
-    if sums is None:
-        raise UserError("there is no embedding to take class means of")
-    sums, counts = world.sum(sums), world.sum(counts)
-    means = sums / counts.clamp(min=1).unsqueeze(1)
-    return torch.where(counts.unsqueeze(1) > 0, means, sums.sum(0) / counts.sum()).float()
+def class_means(new: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """The mean of the new embeddings (n, d) of each class, (C, d); of a class without items that of all."""
+    sums = new.new_zeros(num_classes, new.shape[1]).index_add_(0, labels, new)
+    counts = torch.bincount(labels, minlength=num_classes).unsqueeze(1)
+    return torch.where(counts > 0, sums / counts.clamp(min=1), new.mean(0))
 
 
 def k_means(new: torch.Tensor, clusters: int, seed: int) -> Centroids:

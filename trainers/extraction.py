@@ -201,7 +201,7 @@ def _class_vectors(query_model: nn.Module, gallery_model: nn.Module) -> ClassVec
     """Of the gallery's refinement if it has one, else the query model's classifier."""
     if isinstance(gallery_model, TransformedModel) and isinstance(gallery_model.transformation, RefinedTransformation):
         refinement = gallery_model.transformation
-        return ClassVectors(refinement.classifier, refinement.bias, refinement.class_means)
+        return ClassVectors(refinement.classifier_of_refined, refinement.bias, refinement.class_means)
     if isinstance(query_model, ResNet):
         return ClassVectors(query_model.fc.weight.flatten(1))  # (C, d, 1, 1) -> (C, d)
     return ClassVectors()

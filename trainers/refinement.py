@@ -16,10 +16,9 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.schema import RefinementParams
 
-# What is tried. Strength 0 comes first, so that h stays as it is where no pull does better.
+# What is tried, from what leaves h as it is: that stays where nothing does better.
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-TEMPERATURES = (1.0, 2.0)
-FOCUSES = (0.0, 2.0)
+OFFSETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # squared, and in units of the variance about class means
 
 # (new (n, d), h (n, d), labels (n,), classifier (C, d), its bias (C,)) -> quality of the upgrade; higher is better
 Quality = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], float]
@@ -38,7 +37,7 @@ class Refinement(NamedTuple):
     """What was chosen."""
 
     transformation: RefinedTransformation
-    record: dict[str, Any]  # strength, temperature, focus, and the quality that they reach, as plain values
+    record: dict[str, Any]  # what they are and the quality that they reach, as plain values
 
 
 def hold_out(pairs: Pairs, params: RefinementParams | None, new_model: nn.Module) -> HeldOut | None:
@@ -85,47 +84,69 @@ def refine(transformation: Transformation, held_out: HeldOut, quality: Quality, 
         UserError: there are fewer embeddings than clusters.
     """
     transformation.to(world.device).eval()
-    items, training = held_out.items, held_out.training
-    if held_out.classifier is None:
-        new = torch.cat([view.embeddings["new"] for view in training.views])
-        means, variance = k_means(new, held_out.clusters, training.seed)
-        weight, bias = soft_assignment(means, variance)
-        labels = torch.cdist(items.new, means).argmin(1)
-    else:
-        weight, labels = held_out.classifier, items.labels
-        bias = weight.new_zeros(len(weight))
-        means = class_means(training.views_once(), len(weight), world)
+    items, classes = held_out.items, known_classes(held_out)
     h = transformation(items.old, items.side_info).embedding.float()
-    tried: dict[tuple[float, float, float], float] = {}
-    for strength, temperature, focus in product(STRENGTHS, TEMPERATURES, FOCUSES):
-        if strength == 0 and tried:  # h itself, whatever the others are
-            continue
-        candidate = refined(transformation, weight, bias, means, (strength, temperature, focus))
-        tried[strength, temperature, focus] = quality(items.new, candidate.refine(h), labels, weight, bias)
-    best = max(tried, key=lambda choice: tried[choice])  # of equal ones, the first
-    record = dict(zip(("strength", "temperature", "focus"), best, strict=True))
-    record |= {"quality": tried[best], "quality_of_h": next(iter(tried.values())), "held_out": len(h)}
-    return Refinement(refined(transformation, weight, bias, means, best), record)
+    labels = items.labels if held_out.classifier is not None else torch.cdist(items.new, classes.means).argmin(1)
+    tried: dict[tuple[float, float], float] = {}
+    for strength, offset in product(STRENGTHS, OFFSETS):
+        candidate = refined(transformation, classes, strength, offset)
+        weight, bias = candidate.classifier_of_refined, candidate.bias
+        tried[strength, offset] = quality(items.new, candidate.refine(h), labels, weight, bias)
+    strength, offset = max(tried, key=lambda choice: tried[choice])  # of equal ones, the first
+    record = {
+        "strength": strength,
+        "offset": offset,
+        "quality": tried[strength, offset],
+        "quality_of_h": tried[0.0, 0.0],
+        "held_out": len(h),
+    }
+    return Refinement(refined(transformation, classes, strength, offset), record)
 
 
-def refined(
-    transformation: Transformation,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    means: torch.Tensor,
-    choice: tuple[float, float, float],
-) -> RefinedTransformation:
-    """`transformation` with a refinement of that strength, temperature and focus, in eval mode."""
-    strength, temperature, focus = choice
-    num_classes, dim = means.shape
+class Classes(NamedTuple):
+    """What is known of the new space's classes, or clusters, from the training items."""
+
+    weight: torch.Tensor  # (C, d) of the classifier
+    bias: torch.Tensor  # (C,)
+    means: torch.Tensor  # (C, d)
+    variance: float  # mean squared distance of a new embedding to the mean of its class
+    direction: torch.Tensor  # (d,) unit vector along which new embeddings extend least
+
+
+def known_classes(held_out: HeldOut) -> Classes:
+    """What a refinement is made from, of the first view of the training items."""
+    embeddings, labels = held_out.training.views[0]
+    new = embeddings["new"].float()
+    if held_out.classifier is None:
+        means, variance = k_means(new, held_out.clusters, held_out.training.seed)
+        weight, bias = soft_assignment(means, variance)
+        variance *= new.shape[1]
+    else:
+        weight = held_out.classifier
+        bias = weight.new_zeros(len(weight))
+        means = class_means(new, labels, len(weight))
+        variance = float((new - means[labels]).square().sum(1).mean())
+    return Classes(weight, bias, means, variance, least_direction(new))
+
+
+def least_direction(new: torch.Tensor) -> torch.Tensor:
+    """The unit vector u with the least sum of (u . n)^2 over the embeddings (n, d) -> (d,)."""
+    direction = torch.linalg.eigh(new.double().T @ new.double()).eigenvectors[:, 0]
+    return (direction * direction[direction.abs().argmax()].sign()).float()  # either sign will do; one is chosen
+
+
+def refined(transformation: Transformation, classes: Classes, strength: float, offset: float) -> RefinedTransformation:
+    """`transformation` with a refinement, in eval mode; the offset is squared, in units of the variance."""
+    num_classes, dim = classes.means.shape
     model = RefinedTransformation(
         transformation,
         num_classes=num_classes,
         new_embedding_dim=dim,
         strength=strength,
-        temperature=temperature,
-        focus=focus,
-    ).to(means.device)
-    for buffer, value in ((model.classifier, weight), (model.bias, bias), (model.class_means, means)):
-        buffer.copy_(value)
+        offset=(offset * classes.variance) ** 0.5,
+    ).to(classes.means.device)
+    model.classifier.copy_(classes.weight)
+    model.bias.copy_(classes.bias)
+    model.class_means.copy_(classes.means)
+    model.direction.copy_(classes.direction)
     return model.eval()

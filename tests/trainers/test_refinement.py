@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from models.resnet import build_backbone
 from retrieval import upgrade_quality
 from trainers.centroids import class_means, k_means
 from trainers.pairs import CachedPairs, PairBatch, StreamedPairs, View
-from trainers.refinement import HeldOut, hold_out, refine, refined
+from trainers.refinement import HeldOut, hold_out, known_classes, refine
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import resolve_precision
@@ -78,19 +79,18 @@ def test_the_choice_is_the_best_of_all_on_held_out_items_alone(clusters: int | N
     found = refine(identity(), held_out, quality, World())
     best = max(value for value, _ in seen)
     assert found.record["quality"] == best > found.record["quality_of_h"] == seen[0][0]
-    assert found.record["strength"] > 0
     assert torch.equal(seen[0][1], held_out.items.old)
     (transformed,) = [h for value, h in seen if value == best][:1]
     torch.testing.assert_close(found.transformation(held_out.items.old).embedding, transformed)
 
 
-def test_where_no_pull_helps_h_stays() -> None:
+def test_where_nothing_helps_h_stays() -> None:
     def worse_with_change(new: Tensor, transformed: Tensor, *_: Tensor) -> float:
         return -float((transformed - held_out.items.old).abs().sum())
 
     held_out = held_out_of(RefinementParams())
     found = refine(identity(), held_out, worse_with_change, World())
-    assert found.record["strength"] == 0
+    assert (found.record["strength"], found.record["offset"]) == (0, 0)
     old = held_out.items.old
     assert torch.equal(found.transformation(old).embedding, old)
 
@@ -108,10 +108,24 @@ def test_with_clusters_no_label_is_looked_at() -> None:
 
 
 def test_class_means_are_means() -> None:
-    means = class_means(Pairs().views_once(), CLASSES + 1, World())
+    means = class_means(NEW, LABELS, CLASSES + 1)
     for label in range(CLASSES):
-        torch.testing.assert_close(means[label], NEW[label == LABELS].mean(0) + 0.5)
-    torch.testing.assert_close(means[CLASSES], NEW.mean(0) + 0.5)  # a class without an item
+        torch.testing.assert_close(means[label], NEW[label == LABELS].mean(0))
+    torch.testing.assert_close(means[CLASSES], NEW.mean(0))  # a class without an item
+
+
+def test_what_is_known_is_of_the_training_items_first_view() -> None:
+    held_out = held_out_of(RefinementParams(held_out=0.25))
+    new, labels = held_out.training.views[0].embeddings["new"], held_out.training.views[0].labels
+    known = known_classes(held_out)
+    spread = np.mean([float((row - known.means[label]).square().sum()) for row, label in zip(new, labels, strict=True)])
+    assert known.variance == pytest.approx(spread, rel=1e-4)
+    assert torch.equal(known.means, class_means(new, labels, CLASSES))
+    assert float(known.direction.norm()) == pytest.approx(1, abs=1e-5)
+    along = float((new @ known.direction).square().sum())
+    for _ in range(50):
+        other = torch.nn.functional.normalize(torch.randn(DIMENSION, generator=GENERATOR), dim=0)
+        assert along <= float((new @ other).square().sum())
 
 
 def test_k_means_finds_clusters_and_its_variance() -> None:
@@ -135,12 +149,5 @@ def test_what_a_refinement_cannot_be_made_from() -> None:
     with pytest.raises(UserError, match="refinement_params: needs embeddings that are computed once; set cached_views"):
         hold_out(streamed, RefinementParams(), new_model)
     many = held_out_of(RefinementParams(clusters=1000))
-    with pytest.raises(UserError, match=r"refinement_params.clusters: 1000 are more than the 144 training embeddings"):
+    with pytest.raises(UserError, match=r"refinement_params.clusters: 1000 are more than the 72 training embeddings"):
         refine(identity(), many, upgrade_quality, World())
-
-
-def test_refined_keeps_what_it_is_given() -> None:
-    model = refined(identity(), MEANS, MEANS[:, 0], MEANS + 1, (0.5, 2.0, 1.0))
-    assert (model.strength, model.temperature, model.focus) == (0.5, 2.0, 1.0)
-    for buffer, value in ((model.classifier, MEANS), (model.bias, MEANS[:, 0]), (model.class_means, MEANS + 1)):
-        assert torch.equal(buffer, value)

@@ -1,0 +1,84 @@
+"""A refined transformation by the scripts, from the training to the evaluation."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.embedding import TransformedModel, embed
+from models.model_files import load_model
+from models.refinement import RefinedTransformation
+from tests.tiny import fail, same_bits, succeed, write_images
+from utils.files import read_torch
+
+REFINED = ("refinement_params.held_out=0.25", "output_transformed_old_model_path=refined.pt")
+
+
+@pytest.fixture
+def folder(work: Path) -> Path:
+    for path in (work / "checkpoints").glob("*transform*"):
+        path.unlink()
+    return work
+
+
+def train(folder: Path, *arguments: str, processes: int | None = None) -> RefinedTransformation:
+    command = ["train_transformation.py", "--config", "transformation.yaml", *REFINED, *arguments]
+    output = succeed(*command, cwd=folder, processes=processes)
+    assert "refinement, chosen on held-out training items: {'strength': " in output
+    model = load_model(folder / "refined.pt")
+    assert isinstance(model, TransformedModel)
+    assert isinstance(model.transformation, RefinedTransformation)
+    return model.transformation
+
+
+def evaluate(folder: Path, *arguments: str) -> dict[str, dict[str, float]]:
+    command = ["eval.py", "--config", "eval.yaml", "--output", "result.json", *arguments]
+    succeed(*command, cwd=folder, processes=None)
+    curves = json.loads((folder / "result.json").read_text())["backfilling"]
+    return {order: curve["auc"] for order, curve in curves.items()}
+
+
+def test_trained_evaluated_and_exported_without_a_look_at_the_validation_split(folder: Path) -> None:
+    refined = train(folder, "export_formats=[torchscript]", processes=1)
+    chosen = read_torch(folder / "checkpoints" / "transformation.pt")["chosen"]
+    assert chosen["held_out"] == 36
+    assert chosen["quality"] >= chosen["quality_of_h"]
+    orders = "eval_params.backfilling_list=[confidence, entropy, class_distance, knn_disagreement, sigma]"
+    assert len(evaluate(folder, "gallery_model_path=refined.pt", orders)) == 5
+    images = torch.randn(3, 3, 16, 16)
+    with torch.inference_mode():
+        embedding, log_variance = embed(load_model(folder / "refined.pt"), images)
+        exported = torch.jit.load(folder / "refined.torchscript.pt")(images)
+    for found, expected in zip(exported, (embedding, log_variance), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+    # Other validation images, same training images: the same model, to the last bit.
+    other = write_images(folder / "other", classes=6, training=1, validation=5, seed=9)
+    (folder / "both").mkdir()
+    (folder / "both" / "training").symlink_to(folder / "data" / "training")
+    (folder / "both" / "validation").symlink_to(other / "validation")
+    again = train(folder, "dataset_params.data_root=both", "output_transformation_path=again.pt")
+    assert same_bits(dict(refined.state_dict()), dict(again.state_dict()))
+    assert refined.arguments == again.arguments
+
+
+def test_clusters_stand_in_for_classes(folder: Path) -> None:
+    refined = train(folder, "refinement_params.clusters=9", "arch_params={arch: ridge}", "objective_params={}")
+    assert refined.class_means.shape == (9, 16)
+    orders = "eval_params.backfilling_list=[confidence, class_distance]"
+    assert len(evaluate(folder, "gallery_model_path=refined.pt", orders)) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["cache_embeddings=off"], "refinement_params: needs embeddings that are computed once; set cached_views"),
+        (["refinement_params.held_out=0"], "refinement_params.held_out: should be at least 0.01, got 0"),
+        (["refinement_params.clusters=1"], "refinement_params.clusters: should be at least 2, got 1"),
+    ],
+)
+def test_bad_input(folder: Path, arguments: list[str], message: str) -> None:
+    command = ["train_transformation.py", "--config", "transformation.yaml", *REFINED, *arguments]
+    leaves = ("checkpoints/transformation.config.yaml",) if "off" in arguments[0] else ()
+    assert message in fail(*command, cwd=folder, processes=None, leaves=leaves)
