@@ -96,7 +96,7 @@ def test_a_transformation_of_files_is_the_one_of_the_models(folder: Path) -> Non
         embed(
             folder,
             f"model_path=checkpoints/{model}.pt",
-            *("split=training", f"output_embeddings_path=embeddings/{model}_training"),
+            *("split=training", "embedding_dtype=float16", f"output_embeddings_path=embeddings/{model}_training"),
             *(["output_classifier_path=embeddings/classifier.npy"] if model == "new" else []),
         )
     images = ("--config", "transformation.yaml", "dataset_params.augmentation=none", "cache_embeddings=memory")
