@@ -79,7 +79,7 @@ def draw_pictures(
 
     Queries and what they find are those of the first seed, whose `results` these are.
     """
-    drawn = {suite.plot: suite.picture("backfilling.png")}
+    drawn: dict[str, Path] = {suite.plot: suite.picture("backfilling.png")}
     (plot_areas if suite.plot == "areas" else plot_backfilling)(summary, drawn[suite.plot])
     risk = suite.picture("risk_coverage.png")
     if plot_risk_coverage(summary, risk):

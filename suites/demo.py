@@ -18,9 +18,10 @@ from suites.results import METRICS, Results
 from suites.retrieval_examples import Embeddings, Example, choose_examples, nearest
 from utils.files import atomic_path
 
-QUERIES, K = 4, 5
+QUERIES, K = 5, 5
+GAP, HEADING = 0.35, 0.35  # between a query and what it finds, and above them for titles; in images
 COLUMNS, LINES = 48, 8  # of the gallery's cells, an item each
-SIZE, DPI = (8.0, 4.4), 100  # inches; 800 pixels wide
+SIZE, DPI = (8.0, 4.2), 100  # inches; 800 pixels wide
 COLOURS = 96  # of the palette
 FIRST, STEP, LAST = 1800, 260, 3000  # milliseconds that frames stay
 ORDERS = {"sigma": ("-", BLUE, "most uncertain first"), "random": ("--", ORANGE, "random order")}
@@ -74,7 +75,7 @@ def write_demo(
         for frame in _frames(upgrade, examples, cutoffs, metric)
     ]
     pictures = [_rasterise(figure) for figure in figures]
-    palette = pictures[-1].quantize(COLOURS)
+    palette = _stacked([pictures[0], pictures[len(pictures) // 2], pictures[-1]]).quantize(COLOURS)
     frames = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
     times = [FIRST, FIRST, *[STEP] * (len(frames) - 3), LAST]
     with atomic_path(path) as temporary:
@@ -112,7 +113,9 @@ def _draw_frame(
     _draw_curves(figure.add_axes((0.075, 0.42, 0.385, 0.47)), frame, curves, baselines)
     _draw_gallery(figure.add_axes((0.075, 0.04, 0.385, 0.2)), frame, upgrade, curves)
     _, gallery = upgrade.before if frame.point is None else upgrade.transformed
-    _draw_hits(figure.add_axes((0.49, 0.02, 0.5, 0.88)), frame, examples, gallery, image_of)
+    cell = 0.5 / (1 + GAP + K)  # an image's share of the width
+    height = cell * (HEADING + QUERIES) * SIZE[0] / SIZE[1]
+    _draw_hits(figure.add_axes((0.49, 0.91 - height, 0.5, height)), frame, examples, gallery, image_of)
     return figure
 
 
@@ -126,7 +129,7 @@ def _draw_curves(axes: Axes, frame: Frame, curves: Results, baselines: Results) 
         shown = 0 if frame.point is None else frame.point + 1
         places, values = curves[order]["fractions"][:shown], [100 * value for value in curves[order][name][:shown]]
         axes.plot(places, values, style, color=colour, linewidth=2.5, label=label)
-        axes.plot(places[-1:], values[-1:], "o", color=colour)
+        axes.plot(places[-1:], values[-1:], "o", color=colour, clip_on=False)
     lowest, highest = 100 * levels["old_old"], 100 * levels["new_new"]
     axes.set_xlim(0, 1)
     axes.set_ylim(lowest - 0.06 * (highest - lowest), highest + 0.14 * (highest - lowest))
@@ -151,26 +154,30 @@ def _draw_gallery(axes: Axes, frame: Frame, upgrade: Upgrade, curves: Results) -
     axes.set_yticks(np.arange(LINES + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1)
     axes.tick_params(which="both", length=0, labelbottom=False, labelleft=False)
-    axes.set_title("the gallery: darker is more uncertain, blue is recomputed", fontsize=9, color=GREY)
+    axes.set_title("gallery: the darker the less certain, blue: recomputed", fontsize=9, color=GREY)
     axes.spines[:].set_visible(False)
 
 
 def _draw_hits(
     axes: Axes, frame: Frame, examples: list[Example], gallery: Embeddings, image_of: Callable[[int], Image.Image]
 ) -> None:
-    gap = 0.35  # between a query and what it finds, in images
-    axes.set_xlim(0, 1 + gap + K)
-    axes.set_ylim(len(examples), -0.35)
+    axes.set_xlim(0, 1 + GAP + K)
+    axes.set_ylim(QUERIES, -HEADING)
     axes.set_axis_off()
     axes.text(0.5, -0.1, "query", ha="center", va="bottom", fontsize=10)
-    axes.text(1 + gap + K / 2, -0.1, "nearest in the gallery", ha="center", va="bottom", fontsize=10)
+    axes.text(1 + GAP + K / 2, -0.1, "nearest in the gallery", ha="center", va="bottom", fontsize=10)
     labels: dict[int, Any] = dict(zip(gallery.ids.tolist(), gallery.labels.tolist(), strict=True))
     for y, (example, found) in enumerate(zip(examples, frame.hits, strict=True)):
         draw_image(axes, image_of(example.query_id), 0, y, frame=GREY)
         for rank, item in enumerate(gallery.ids[found].tolist()):
             right = labels[item] == labels[example.query_id]
-            draw_image(axes, image_of(item), 1 + gap + rank, y, frame=GREEN if right else RED)
-            draw_mark(axes, 1 + gap + rank, y, right)
+            draw_image(axes, image_of(item), 1 + GAP + rank, y, frame=GREEN if right else RED)
+            draw_mark(axes, 1 + GAP + rank, y, right)
+
+
+def _stacked(pictures: list[Image.Image]) -> Image.Image:
+    """One picture with all of these, whose colours a palette should have."""
+    return Image.fromarray(np.concatenate([np.asarray(picture) for picture in pictures]))
 
 
 def _rasterise(figure: Figure) -> Image.Image:

@@ -6,10 +6,11 @@ from unittest import mock
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from suites.schema import SuiteConfig
-from tests.tiny import REPOSITORY, succeed
+from tests.tiny import REPOSITORY, same_bits, succeed
 from utils.config import build, read_yaml
 from utils.schema import SCHEMAS
 
@@ -108,3 +109,30 @@ def test_a_suite_is_read_and_so_are_its_stages(path: Path) -> None:
     for stage in suite.stages.values():
         if stage.config is not None:
             build(SCHEMAS[stage.script], read_yaml(REPOSITORY / stage.config), source=stage.config)
+
+
+def test_a_part_of_the_ablations_with_two_seeds(work: Path) -> None:
+    """Real trainings for two seeds, on models that are there already and are embedded once."""
+    for name in ("old", "new"):
+        (work / "checkpoints" / f"{name}.pt").rename(work / "checkpoints" / f"glyphs_{name}.pt")
+    overrides = (
+        *("overrides.dataset_params.data_root=data", "overrides.dataset_params.num_classes=6", "overrides.epochs=2"),
+        *("overrides.dataset_params.image_size=16", "overrides.dataset_params.batch_size=32"),
+        *(f"overrides.arch_params.{name}_dim=16" for name in ("old_embedding", "new_embedding", "side_info")),
+        *("overrides.arch_params.inner_dim=32", "overrides.eval_params.backfilling=2"),
+    )
+    suite = ("--config", str(CONFIGS / "suites" / "glyphs_ablations.yaml"), *overrides, "seeds=[0,1]")
+    output = succeed("reproduce.py", *suite, "only=[sim_unc,eval_sim_unc]", cwd=work)
+    assert output.count(": done in ") == 4
+    models = [torch.load(work / "checkpoints" / f"glyphs_ablation_sim_unc_seed_{seed}.pt") for seed in (0, 1)]
+    assert [model["provenance"]["seed"] for model in models] == [0, 1]
+    assert not same_bits(models[0]["state_dict"], models[1]["state_dict"])
+    config = read_yaml(work / "checkpoints" / "glyphs_ablation_sim_unc_seed_1.config.yaml")
+    assert config["objective_params"]["discriminative_loss"] is None
+    assert len(list((work / "checkpoints" / "embeddings").iterdir())) == 2  # old and new, for both seeds
+    results = [
+        json.loads((work / "results" / "glyphs_ablations" / "stages" / f"eval_sim_unc_seed_{seed}.json").read_text())
+        for seed in (0, 1)
+    ]
+    assert results[0]["metrics"] != results[1]["metrics"]
+    assert all(-1 <= result["uncertainty"]["alignment_error"]["spearman"] <= 1 for result in results)

@@ -70,6 +70,10 @@ def order_not_evaluated(values: dict[str, Any]) -> None:
     values["tables"]["backfilling"][0]["order"] = "sigma"
 
 
+def demo_without_sigma(values: dict[str, Any]) -> None:
+    values["demo"] = "demo.gif"
+
+
 def same_output(values: dict[str, Any]) -> None:
     values["stages"]["new"]["config"] = "configs/old.yaml"
     values["stages"]["h"]["overrides"] = {"new_model_path": fake_suite.OLD}
@@ -88,6 +92,7 @@ def same_output(values: dict[str, Any]) -> None:
         (missing_input, r"stage h: new_model_path: there is no checkpoints/quality0\.6\.pt, and no earlier stage"),
         (missing_data, r"stage old: dataset_params\.data_root: there is no nowhere"),
         (order_not_evaluated, r"tables\.backfilling\[0\]\.order: stage eval_new_old does not evaluate .*'sigma'"),
+        (demo_without_sigma, r"suite fake: demo: stage eval_new_old does not evaluate the order 'sigma'"),
         (same_output, r"stage new: writes checkpoints/quality0\.2\.pt, which stage old writes too"),
     ],
 )
@@ -107,13 +112,14 @@ def test_a_mistake_shows_in_the_plan(root: Path, mistake: Any, message: str) -> 
         (["tables", "no_backfilling", 0, "order"], "random", r"tables\.no_backfilling\[0\]\.order"),
         (["tables", "backfilling", 0, "order"], None, r"tables\.backfilling\[0\]\.order"),
         (["tables", "no_backfilling", 0, "published"], [1, 2], r"published: should be three figures"),
+        (["examples"], None, r"demo: needs `examples`"),
         (["stages", "old", "config"], None, r"stages\.old\.config: is missing"),
         (["stages", "old", "output"], "x", r"stages\.old\.script: train_backbone\.py takes `config`"),
         (["stages", "data", "output"], None, r"stages\.data\.script: prepare_dataset\.py takes"),
     ],
 )
 def test_a_suite_that_contradicts_itself_is_refused(keys: list[Any], value: Any, message: str) -> None:
-    values = part = suite_values()
+    values = part = suite_values() | ({"demo": "demo.gif"} if keys == ["examples"] else {})
     for key in keys[:-1]:
         part = part[key]
     part[keys[-1]] = value

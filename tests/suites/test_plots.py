@@ -137,10 +137,11 @@ def test_areas(tmp_path: Path, figures: list[Figure]) -> None:
     cmc, mean_precision = figures[0].axes
     assert (cmc.get_xlabel(), mean_precision.get_xlabel()) == ("AUC CMC-1 (%)", "AUC mAP (%)")
     assert [label.get_text() for label in cmc.get_yticklabels()] == ["FCT", "FastFill"]
-    places = {str(bar.get_label()): bar.lines[0].get_xydata().tolist() for bar in cmc.containers if bar.lines[0]}
+    containers: list[Any] = list(cmc.containers)
+    places = {str(bar.get_label()): bar.lines[0].get_xydata().tolist() for bar in containers if bar.lines[0]}
     assert places["random"] == [pytest.approx([52.0, 0.0])]
     assert places["sigma"] == [pytest.approx([56.0, 1.0])]
-    (random,) = [bar for bar in cmc.containers if bar.get_label() == "random"]
+    (random,) = [bar for bar in containers if bar.get_label() == "random"]
     (line,) = random.lines[2][0].get_segments()
     assert line[:, 0] == pytest.approx([52 - 2 * 2**0.5, 52 + 2 * 2**0.5])  # the deviation of 50 and 54 to either side
 
