@@ -12,6 +12,7 @@ BARS: dict[str, list[float]] = {  # of each benchmark, in the order of its figur
     "eval": [0.6, 30, 120, 1.2, 1.2, 1],
     "feeding": [0.97, 10, 10, 0.85],
     "transformation": [30, 2],
+    "upgrade": [3, 2e9 / 2**30, 1.1, 2e9 / 2**30, 1.1],
 }
 
 
