@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data import cifar100, glyphs, imagenet, packed
 from data.preparation import Recipe, prepare, read_stamp
+from utils.data_roots import PACKED
 from utils.errors import UserError, run_script
 
 OUTPUTS = {
@@ -45,7 +46,7 @@ def main() -> None:
     report(output, done, "prepared")
     if arguments.pack is not None:
         done = packed.pack(output, arguments.pack)
-        report(output / packed.FOLDER, done, "packed")
+        report(output / PACKED, done, "packed")
 
 
 def report(folder: Path, done: bool, state: str) -> None:

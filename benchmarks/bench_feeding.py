@@ -10,7 +10,7 @@ Three claims, each measured in one run whose contenders take turns; figures are 
 - Folders of 500 x 375 JPEGs, in random resized crops of 224 px: N worker processes against N times the rate of the
   same decoding and cropping in a plain loop on one core, and against ImageFolder with PIL transforms.
 
-This process uses every core, but one thread for small images at 32 px and beside workers that decode JPEGs.
+The training step uses every core; feeding alone takes one thread in this process.
 
 The images are rendered for the benchmark and deleted; --cifar names a prepared CIFAR-100 to take in their place.
 """
@@ -65,7 +65,7 @@ class Comparison:
     ours: Contender
     other: Contender
     times: int = 1
-    threads: int = THREADS  # of PyTorch in this process
+    threads: int = 1  # of PyTorch in this process
 
     def measure(self, turns: int) -> Figure:
         """Let the two take turns, print a line, and return the figure."""
@@ -133,7 +133,7 @@ def compare_steps(root: Path, steps: int) -> Comparison:
         return steps * BATCH
 
     name = f"training step: fed from memory / synthetic batch, {SMALL} px"
-    return Comparison(name, 0.97, partial(train, fed), partial(train, synthetic))
+    return Comparison(name, 0.97, partial(train, fed), partial(train, synthetic), threads=THREADS)
 
 
 def compare_small(root: Path, size: int, workers: int, limit: int) -> Comparison:
@@ -144,8 +144,7 @@ def compare_small(root: Path, size: int, workers: int, limit: int) -> Comparison
     transform = [first, transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     other = plain_loader(root, transform, workers, BATCH, limit)
     name = f"images in memory / ImageFolder + PIL, {SMALL} to {size} px"
-    threads = THREADS if resizes else 1
-    return Comparison(name, 10, partial(take, ours, limit // BATCH), partial(take_all, other), threads=threads)
+    return Comparison(name, 10, partial(take, ours, limit // BATCH), partial(take_all, other))
 
 
 def compare_with_one_core(root: Path, workers: int) -> Comparison:
@@ -161,7 +160,7 @@ def compare_with_one_core(root: Path, workers: int) -> Comparison:
 
     ours = FolderImages(listed, random_crops, num_workers=workers)
     name = f"JPEG folder, {workers} processes / {workers} x decode and crop on one core"
-    return Comparison(name, 0.85, partial(take_epoch, ours), decode_on_one_core, times=workers, threads=1)
+    return Comparison(name, 0.85, partial(take_epoch, ours), decode_on_one_core, times=workers)
 
 
 def compare_large(root: Path, workers: int) -> Comparison:
@@ -170,7 +169,7 @@ def compare_large(root: Path, workers: int) -> Comparison:
     transform = [transforms.RandomResizedCrop(LARGE), transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     other = plain_loader(root, transform, workers, LARGE_BATCH, limit=len(ours))
     name = "JPEG folder / ImageFolder + PIL"
-    return Comparison(name, None, partial(take_epoch, ours), partial(take_all, other), threads=1)
+    return Comparison(name, None, partial(take_epoch, ours), partial(take_all, other))
 
 
 def feed(size: int, augmentation: str) -> Feed:

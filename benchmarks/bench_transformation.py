@@ -31,7 +31,8 @@ from benchmarks.hardware import flops_of, matmul_rate, synchronise
 from data.images import shuffled_batches
 from models.embedding import embed
 from models.resnet import build_backbone
-from models.transformations import FCTTransformation, build_transformation
+from models.transformations import build_transformation
+from models.transformed import Transformation
 from trainers.embedding_cache import rounded
 from trainers.objectives import TransformationObjective
 from trainers.pairs import PairBatch
@@ -120,7 +121,7 @@ class Turns:
         self.seconds.append((time.perf_counter() - started) / len(rows))
 
 
-def train_ours(transformation: FCTTransformation, turns: Turns, epochs: int, world: World) -> None:
+def train_ours(transformation: Transformation, turns: Turns, epochs: int, world: World) -> None:
     """Train with the project's own trainer."""
     with tempfile.TemporaryDirectory() as folder:
         config = TransformationConfig(
@@ -148,7 +149,7 @@ def make_pairs(items: int, device: torch.device) -> tuple[torch.Tensor, torch.Te
     return old.to(device), new.to(device)
 
 
-def build(inner_dim: int) -> FCTTransformation:
+def build(inner_dim: int) -> Transformation:
     """FCT's transformation."""
     dims = {"old_embedding_dim": DIM, "new_embedding_dim": DIM, "side_info_dim": DIM, "inner_dim": inner_dim}
     return build_transformation("fct", **dims)

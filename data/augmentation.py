@@ -1,8 +1,7 @@
-"""Random crop and flip of whole batches of uint8 images, on the device that holds them; resizing and normalisation."""
+"""Random crop and flip of whole batches of uint8 images, on the device that holds them, and resizing."""
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
@@ -73,34 +72,3 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
         return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
     resized = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
     return resized.round_().clamp_(0, 255)
-
-
-def normalise(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
-    """Levels 0..255 -> float32 with the data set's mean and standard deviation (fractions) taken out.
-
-    Args:
-        images: (B, 3, H, W), channels last in memory.
-
-    Returns:
-        (B, 3, H, W), channels last in memory.
-    """
-    batch, _, height, width = images.shape
-    # A row of pixels at a time: broadcasting over three channels alone would keep vector units idle.
-    rows = images.permute(0, 2, 3, 1).reshape(batch * height, width * 3)
-    scale = 1 / (torch.tensor(std, device=images.device) * 255)
-    shift = -255 * torch.tensor(mean, device=images.device) * scale
-    # Two operations a batch: each is a meeting of all threads, which waits for the last where workers decode beside it.
-    levels = _empty(rows.shape, images.device).copy_(rows)
-    torch.addcmul(shift.repeat(width), levels, scale.repeat(width), out=levels)
-    return levels.view(batch, height, width, 3).permute(0, 3, 1, 2)
-
-
-def _empty(shape: torch.Size, device: torch.device) -> torch.Tensor:
-    """Memory for float32, not yet written.
-
-    On the CPU numpy allocates it: it asks Linux for huge pages, and the first write to an array of a few MB, most of
-    whose time goes into page faults, is three times as fast.
-    """
-    if device.type == "cpu":
-        return torch.from_numpy(np.empty(shape, np.float32))
-    return torch.empty(shape, device=device)

@@ -16,9 +16,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
-from data.augmentation import normalise, resize
+from data.augmentation import resize
 from data.folders import ImageList
 from data.images import Batch, Feed, shuffled_batches
+from data.normalisation import Normalisation
 from utils.errors import UserError
 from utils.seeds import seed_of
 
@@ -54,6 +55,7 @@ class FolderImages:
         self.listed, self.labels, self.feed = listed, torch.tensor(listed.labels), feed
         self.num_workers = min(num_workers, os.cpu_count() or 1)
         self.num_views = {"none": 1, "flip": 2}.get(feed.augmentation)
+        self.normalise = Normalisation(feed.mean, feed.std)
         self._plan = _Plan()
         self._loader = DataLoader(
             Decoder(listed, feed.image_size, feed.seed),
@@ -88,7 +90,7 @@ class FolderImages:
                 continue
             pixels = decoded.pixels.to(device, non_blocking=True)
             labels = self.labels[decoded.indices].to(device, non_blocking=True)
-            yield Batch(normalise(pixels, self.feed.mean, self.feed.std), labels, decoded.indices)
+            yield Batch(self.normalise(pixels), labels, decoded.indices)
             if self._plan.jobs is not jobs:
                 raise RuntimeError("a later iteration over the same images has taken over the workers")
 

@@ -6,9 +6,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from data.augmentation import Augmentation, normalise, resize
+from data.augmentation import Augmentation, resize
 from data.folders import ImageList
 from data.images import Batch, Feed, Unreadable, shuffled_batches
+from data.normalisation import Normalisation
 from utils.errors import UserError
 from utils.seeds import generator
 
@@ -29,6 +30,7 @@ class MemoryImages:
         padding = pixels.shape[1] // 8 if "crop" in feed.augmentation else 0
         self.augmentation = Augmentation(padding, flips="flip" in feed.augmentation)
         self.num_views = self.augmentation.num_views
+        self.normalise = Normalisation(feed.mean, feed.std)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -47,8 +49,7 @@ class MemoryImages:
     def _batch(self, rows: torch.Tensor, views: torch.Tensor) -> Batch:
         on_device = rows.to(self.pixels.device)
         images = resize(self.augmentation.apply(self.pixels[on_device], views), self.feed.image_size)
-        images = normalise(images, self.feed.mean, self.feed.std)
-        return Batch(images, self.device_labels[on_device], self.readable[rows])
+        return Batch(self.normalise(images), self.device_labels[on_device], self.readable[rows])
 
 
 def decode(listed: ImageList, unreadable: Unreadable, *, progress: bool) -> tuple[torch.Tensor, torch.Tensor]:

@@ -28,10 +28,10 @@ from PIL import Image
 from tqdm import tqdm
 
 from data.folders import ImageList, first_classes, list_images, read_image, read_pixels
-from data.preparation import SPLITS, STAMP, Recipe, prepare, read_stamp
+from data.preparation import Recipe, prepare, read_stamp
+from utils.data_roots import PACKED, SPLITS, STAMP, has_packed_copy
 from utils.errors import UserError
 
-FOLDER = "packed"
 PATHS, RECORDS = "paths.json", "records.npy"
 RECORD = np.dtype([("shard", "<u4"), ("offset", "<u8"), ("length", "<u4"), ("height", "<u4"), ("width", "<u4")])
 SHARD_BYTES = 1 << 30
@@ -69,8 +69,8 @@ def has_packed(data_root: str | Path) -> bool:
     Raises:
         UserError: there is one, of something else.
     """
-    folder = Path(data_root) / FOLDER
-    if not (folder / STAMP).is_file():
+    folder = Path(data_root) / PACKED
+    if not has_packed_copy(data_root):
         return False
     stamp = read_stamp(folder)
     if (folder.parent / STAMP).is_file() and _origin(stamp) != _origin(read_stamp(folder.parent)):
@@ -87,7 +87,7 @@ def list_packed(data_root: str | Path, split: str, num_classes: int | None = Non
     Raises:
         UserError: it is damaged, or there are fewer classes than asked for.
     """
-    folder = Path(data_root) / FOLDER / split
+    folder = Path(data_root) / PACKED / split
     try:
         names = json.loads((folder / PATHS).read_text(encoding="utf-8"))
         records = np.load(folder / RECORDS, allow_pickle=False)
@@ -118,7 +118,7 @@ def pack(data_root: Path, size: int) -> bool:
     stamp = read_stamp(data_root)
     parameters = {**(stamp.get("parameters") or {}), "pack": size}
     recipe = Recipe(stamp["dataset"], stamp.get("source"), parameters, split=stamp.get("split"))
-    return prepare(data_root / FOLDER, recipe, lambda folder: lay_out(folder, data_root, size))
+    return prepare(data_root / PACKED, recipe, lambda folder: lay_out(folder, data_root, size))
 
 
 def lay_out(folder: Path, data_root: Path, size: int) -> dict[str, int]:

@@ -18,10 +18,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from utils.data_roots import SPLITS, STAMP
 from utils.errors import NO_SPACE, UserError
-
-STAMP = "prepared.json"
-SPLITS = ("training", "validation")
 
 
 @dataclass(frozen=True)

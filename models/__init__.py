@@ -3,7 +3,8 @@
 from models.embedding import TransformedModel, embed
 from models.model_files import load_model, save_model
 from models.resnet import build_backbone
-from models.transformations import Transformed, build_transformation
+from models.transformations import build_transformation
+from models.transformed import Transformed
 
 __all__ = [
     "Transformed",

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from models.transformations import FCTTransformation, Transformed
+from models.transformed import Transformation, Transformed
 
 
 def embed(model: nn.Module, images: torch.Tensor) -> Transformed:
@@ -23,7 +23,7 @@ def embed(model: nn.Module, images: torch.Tensor) -> Transformed:
 class TransformedModel(nn.Module):
     """Images -> h(old embedding, side-information): what stands in for the old model after an upgrade."""
 
-    def __init__(self, old: nn.Module, side_info: nn.Module | None, transformation: FCTTransformation) -> None:
+    def __init__(self, old: nn.Module, side_info: nn.Module | None, transformation: Transformation) -> None:
         super().__init__()
         self.old, self.side_info, self.transformation = old, side_info, transformation
 

@@ -9,6 +9,7 @@ import datetime
 import platform
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,8 @@ from torch import nn
 
 from models.embedding import TransformedModel
 from models.resnet import ResNet, build_backbone
-from models.transformations import FCTTransformation, build_transformation
+from models.transformations import build_transformation
+from models.transformed import Transformation
 from utils.errors import UserError
 from utils.files import read_torch, sha256_of, write_torch
 from utils.provenance import git_revision
@@ -32,7 +34,7 @@ def describe_backbone(model: ResNet, arguments: dict[str, Any]) -> Description:
     return {"kind": "backbone", "arguments": arguments, "state_dict": _plain_state(model)}
 
 
-def describe_transformation(model: FCTTransformation, arguments: dict[str, Any]) -> Description:
+def describe_transformation(model: Transformation, arguments: dict[str, Any]) -> Description:
     """A transformation as plain values; `arguments` are those of `build_transformation`."""
     return {"kind": "transformation", "arguments": arguments, "state_dict": _plain_state(model)}
 
@@ -46,8 +48,21 @@ def _plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
-def save_model(path: str | Path, description: Description, *, config: dict[str, Any], seed: int) -> None:
+def save_model(
+    path: str | Path,
+    description: Description,
+    *,
+    config: dict[str, Any],
+    seed: int,
+    embeddings: dict[str, Any] | None = None,
+) -> None:
     """Write a model file atomically, with its provenance.
+
+    Args:
+        description: the model, as plain values.
+        config: what it was made by.
+        seed: likewise.
+        embeddings: the embedding files that it was fitted to, and what came of that, as plain values.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -59,6 +74,8 @@ def save_model(path: str | Path, description: Description, *, config: dict[str, 
         "versions": {"python": platform.python_version(), "torch": str(torch.__version__)},
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
+    if embeddings is not None:
+        provenance["embeddings"] = embeddings
     write_torch(path, {"format": FORMAT, "version": VERSION, "provenance": provenance, **description})
 
 
@@ -134,10 +151,14 @@ def build_model(description: Description, *, where: str) -> nn.Module:
         model: nn.Module = TransformedModel(
             build_model(description["old"], where=where),
             None if side is None else build_model(side, where=where),
-            cast(FCTTransformation, build_model(description["transformation"], where=where)),
+            cast(Transformation, build_model(description["transformation"], where=where)),
         )
         return model.eval()
-    build = {"backbone": build_backbone, "transformation": build_transformation}.get(kind)
+    builders: dict[str, Callable[..., nn.Module]] = {
+        "backbone": build_backbone,
+        "transformation": build_transformation,
+    }
+    build = builders.get(kind)
     if build is None:
         raise UserError(f"{where}: the file holds an unknown kind of model, {kind!r}")
     model = build(**description["arguments"])

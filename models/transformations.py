@@ -1,24 +1,19 @@
-"""Transformations h(old embedding, side-information) -> new embedding (FCT, figure 3; FastFill, section 4).
+"""Transformations h(old embedding, side-information) -> new embedding (FCT, figure 3; FastFill, section 4) by name.
 
 The published networks are 1x1 convolutions on (N, C, 1, 1); here they are linear layers on (N, C), which is the same
 function and many times faster.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
+from models.baselines import ProcrustesTransformation, ResidualMLP, RidgeTransformation
+from models.transformed import Transformation, Transformed
 from utils.config import unknown_choice
 from utils.errors import UserError
 from utils.schema import TransformationArch
-
-
-class Transformed(NamedTuple):
-    """What a transformation gives for a batch."""
-
-    embedding: torch.Tensor  # (B, d_new)
-    log_variance: torch.Tensor | None  # (B, sigma_dim); None from a transformation without uncertainty
 
 
 def linear_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
@@ -26,8 +21,14 @@ def linear_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True))
 
 
-class FCTTransformation(nn.Module):
-    """The transformation of FCT: a projection of each input, then a mixer (`MLP_BN_SIDE_PROJECTION`)."""
+class FCTTransformation(Transformation):
+    """The transformation of FCT: a projection of each input, then a mixer (`MLP_BN_SIDE_PROJECTION`).
+
+    Without side-information the old embedding takes its place.
+    """
+
+    inner_dim: ClassVar[int | None] = 2048
+    old_stands_in = True
 
     def __init__(
         self, *, old_embedding_dim: int, new_embedding_dim: int, side_info_dim: int, inner_dim: int = 2048
@@ -45,13 +46,8 @@ class FCTTransformation(nn.Module):
     def _projection(inputs: int, new_embedding_dim: int) -> nn.Sequential:
         return nn.Sequential(linear_bn_relu(inputs, 2 * inputs), linear_bn_relu(2 * inputs, 2 * new_embedding_dim))
 
-    def forward(self, old: torch.Tensor, side_info: torch.Tensor | None = None) -> Transformed:
-        """Old embeddings (B, d_old) and side-information (B, d_side) -> h (B, d_new).
-
-        Without side-information the old embedding takes its place; (B, d, 1, 1) inputs are taken too.
-        """
-        old = old.flatten(1)  # (B, d_old[, 1, 1]) -> (B, d_old)
-        side_info = old if side_info is None else side_info.flatten(1)
+    def transform(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
+        side_info = old if side_info is None else side_info
         return Transformed(self.mixer(torch.cat([self.p1(old), self.p2(side_info)], dim=1)), None)
 
 
@@ -60,6 +56,8 @@ class FastFillTransformation(FCTTransformation):
 
     The head gives the log variance s: one number an item (`sigma_dim` 1), or one a dimension (`sigma_dim` d_new).
     """
+
+    has_uncertainty = True
 
     def __init__(
         self,
@@ -82,32 +80,49 @@ class FastFillTransformation(FCTTransformation):
             )
         self.uncertainty_head = nn.Linear(new_embedding_dim, sigma_dim)
 
-    def forward(self, old: torch.Tensor, side_info: torch.Tensor | None = None) -> Transformed:
-        """As FCT's, with the log variance (B, sigma_dim)."""
-        h = super().forward(old, side_info).embedding
+    def transform(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
+        h = super().transform(old, side_info).embedding
         return Transformed(h, self.uncertainty_head(h))
 
 
-TRANSFORMATIONS: dict[str, type[FCTTransformation]] = {
+TRANSFORMATIONS: dict[str, type[Transformation]] = {
     "fct": FCTTransformation,
     "fastfill": FastFillTransformation,
     "MLP_BN_SIDE_PROJECTION": FCTTransformation,
     "MLP_BN_SIDE_PROJECTION_SIGMA": FastFillTransformation,
+    "procrustes": ProcrustesTransformation,
+    "ridge": RidgeTransformation,
+    "residual_mlp": ResidualMLP,
 }
 
 
-def build_transformation(arch: str, **options: int) -> FCTTransformation:
+def build_transformation(
+    arch: str, *, normalised: bool | int = False, residual_inputs: int = 0, **options: int
+) -> Transformation:
     """Build the transformation that the registry knows as `arch`, by its own name or ml-fct's.
+
+    Args:
+        normalised: give h the length 1.
+        residual_inputs: dimension of what a residual head takes, old embedding and side-information; 0 for no head.
+        options: of the transformation's own: dimensions and widths.
 
     Raises:
         UserError: the name is not in the registry, or it has no uncertainty and `sigma_dim` is given.
     """
+    kind = _kind(arch)
+    if "sigma_dim" in options and not kind.has_uncertainty:
+        raise UserError(f"arch_params.sigma_dim: {arch} has no uncertainty; use fastfill or leave the key out")
+    transformation = kind(**options)
+    transformation.normalised = bool(normalised)
+    if residual_inputs:
+        transformation.residual_head = nn.Linear(residual_inputs, 1)
+    return transformation
+
+
+def _kind(arch: str) -> type[Transformation]:
     if arch not in TRANSFORMATIONS:
         raise UserError(unknown_choice("arch_params.arch", arch, TRANSFORMATIONS))
-    kind = TRANSFORMATIONS[arch]
-    if "sigma_dim" in options and not issubclass(kind, FastFillTransformation):
-        raise UserError(f"arch_params.sigma_dim: {arch} has no uncertainty; use fastfill or leave the key out")
-    return kind(**options)
+    return TRANSFORMATIONS[arch]
 
 
 def transformation_arguments(arch: TransformationArch, dims: dict[str, int]) -> dict[str, Any]:
@@ -117,22 +132,32 @@ def transformation_arguments(arch: TransformationArch, dims: dict[str, int]) -> 
         dims: embedding dimension of each frozen model: old, new and, if there is one, side_info.
 
     Raises:
-        UserError: `arch_params` says another dimension than a model has.
+        UserError: the name is not in the registry, `arch_params` says another dimension than a model has, or there is
+            side-information and the transformation takes none.
     """
-    has_side_info = "side_info" in dims
+    kind = _kind(arch.arch)
+    if "side_info" in dims:
+        side_info = (dims["side_info"], "the side-information model has")
+    elif kind.old_stands_in:
+        side_info = (dims["old"], "the old embedding that stands in for it has")
+    else:
+        side_info = (0, "there is no side-information, which is")
+    if "side_info" in dims and not kind.takes_side_info:
+        raise UserError(
+            f"arch_params.arch: {arch.arch} maps the old embedding alone; leave side-information out, or use ridge"
+        )
     actual = {
-        "old_embedding_dim": dims["old"],
-        "new_embedding_dim": dims["new"],
-        "side_info_dim": dims["side_info"] if has_side_info else dims["old"],
+        "old_embedding_dim": (dims["old"], "the old model has"),
+        "new_embedding_dim": (dims["new"], "the new model has"),
+        "side_info_dim": side_info,
     }
-    sources = {
-        "old_embedding_dim": "the old model",
-        "new_embedding_dim": "the new model",
-        "side_info_dim": "the side-information model" if has_side_info else "the old embedding that stands in for it",
-    }
-    for name, dim in actual.items():
+    for name, (dim, source) in actual.items():
         stated = getattr(arch, name)
         if stated is not None and stated != dim:
-            raise UserError(f"arch_params.{name}: says {stated}, {sources[name]} has {dim}")
-    sigma = {} if arch.sigma_dim is None else {"sigma_dim": arch.sigma_dim}
-    return {"arch": arch.arch, **actual, "inner_dim": arch.inner_dim, **sigma}
+            raise UserError(f"arch_params.{name}: says {stated}, {source} {dim}")
+    arguments: dict[str, Any] = {"arch": arch.arch, **{name: dim for name, (dim, _) in actual.items()}}
+    if kind.inner_dim is not None:
+        arguments["inner_dim"] = arch.inner_dim or kind.inner_dim
+    if arch.sigma_dim is not None:
+        arguments["sigma_dim"] = arch.sigma_dim
+    return arguments

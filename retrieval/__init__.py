@@ -6,6 +6,7 @@ curves = backfilling_curve(new, h_old, new, labels, orders={"distance": order}, 
 curves["distance"].auc.to_json()
 """
 
+from retrieval.agreement import recall_of_nearest, retrieval_quality
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders import ORDERS, backfilling_order
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
@@ -19,4 +20,6 @@ __all__ = [
     "backfilling_order",
     "cutoffs",
     "evaluate",
+    "recall_of_nearest",
+    "retrieval_quality",
 ]

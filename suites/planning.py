@@ -1,16 +1,13 @@
 """A suite -> its stages, each resolved, and all of them checked, before the first one runs."""
 
-import difflib
 import json
 import os
 import sys
-import types
-import typing
-from collections.abc import Iterator
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from suites.overrides import check_overrides, flatten, merge, nested, overrides_for
 from suites.schema import DATA_SCRIPT, EVAL_SCRIPT, Stage, SuiteConfig
 from utils.config import build, paths, read_yaml
 from utils.errors import UserError
@@ -22,6 +19,7 @@ class PlannedStage:
     """A stage with everything known that its run depends on."""
 
     name: str
+    seed: int | None  # of several, the one that it runs for; None where one run serves all
     script: str
     command: list[str]
     arguments: list[str]  # prepare_dataset.py's own
@@ -29,7 +27,17 @@ class PlannedStage:
     processes: int
     inputs: dict[str, str]  # config key -> file or folder
     outputs: list[str]
-    record: Path
+    stages_dir: Path
+
+    @property
+    def label(self) -> str:
+        """The name that tells it from the same stage of another seed; its files bear it."""
+        return self.name if self.seed is None else path_of_seed(self.name, self.seed)
+
+    @property
+    def record(self) -> Path:
+        """Where the record of its last run is."""
+        return self.stages_dir / f"{self.label}.record.json"
 
     @property
     def can_resume(self) -> bool:
@@ -38,43 +46,85 @@ class PlannedStage:
 
 
 def plan(suite: SuiteConfig, root: Path) -> list[PlannedStage]:
-    """Resolve and check all stages of a suite; `root` is the folder of the scripts and their configs.
+    """Resolve and check all stages of a suite, seed by seed; `root` is the folder of the scripts and their configs.
+
+    With several seeds, what a stage writes for one of them has a name of its own (`path_of_seed`), also where later
+    stages read it. What does not depend on the seed, or is marked `once`, is planned for the first seed alone.
 
     Raises:
         UserError: a stage's config is missing or wrong, an override that no stage takes, a row whose order its stage
-            does not evaluate, or an input that is neither there nor made by an earlier stage.
+            does not evaluate, an input that is neither there nor made by an earlier stage, or a stage that should run
+            once on what is made for each seed.
     """
     taken: set[str] = set()
-    stages = [_plan_stage(name, stage, suite, root, taken) for name, stage in suite.stages.items()]
-    _check_overrides(suite, taken)
+    stages: list[PlannedStage] = []
+    for number, seed in enumerate(suite.seeds or [None]):
+        renamed: dict[str, str] = {}  # what stages of this seed write: the configs' name -> its own
+        planned = [_plan_stage(name, stage, suite, root, seed, renamed, taken) for name, stage in suite.stages.items()]
+        stages += [stage for stage in planned if number == 0 or stage.seed is not None]
+    check_overrides(suite, taken)
     _check_orders(suite, {stage.name: stage.config for stage in stages})
     read = {_absolute(path) for stage in stages for path in stage.inputs.values()}
     stages = [stage for stage in stages if stage.script != DATA_SCRIPT or _absolute(stage.outputs[0]) in read]
-    _check_inputs(stages)
+    makers = _check_outputs(stages)
+    if suite.only:
+        stages = [stage for stage in stages if stage.name in suite.only]
+    _check_inputs(stages, makers)
     return stages
 
 
-def _plan_stage(name: str, stage: Stage, suite: SuiteConfig, root: Path, taken: set[str]) -> PlannedStage:
+def seeds_of(suite: SuiteConfig, stages: list[PlannedStage]) -> list[int]:
+    """The seeds that the results are of."""
+    return suite.seeds or [next(stage.config.seed for stage in stages if stage.name == suite.examples)]
+
+
+def path_of_seed(path: str, seed: int) -> str:
+    """The name of a file that is made for each of several seeds.
+
+    >>> path_of_seed("checkpoints/new.pt", 1)
+    'checkpoints/new_seed_1.pt'
+    """
+    return str(Path(path).with_stem(f"{Path(path).stem}_seed_{seed}"))
+
+
+def _plan_stage(
+    name: str,
+    stage: Stage,
+    suite: SuiteConfig,
+    root: Path,
+    seed: int | None,
+    renamed: dict[str, str],
+    taken: set[str],
+) -> PlannedStage:
+    """Plan one stage; adds what it writes for `seed` alone to `renamed`, and its suite-wide overrides to `taken`."""
     script = root / stage.script
     if not script.is_file():
         raise UserError(f"suite {suite.name}: stages.{name}.script: there is no {script}")
-    record = suite.stages_dir / f"{name}.record.json"
     if stage.output is not None:  # prepare_dataset.py
         arguments = [str(argument) for argument in stage.arguments]
         command = [sys.executable, str(script), *arguments, "--output", stage.output]
-        return PlannedStage(name, stage.script, command, arguments, None, 1, {}, [stage.output], record)
+        return PlannedStage(name, None, stage.script, command, arguments, None, 1, {}, [stage.output], suite.stages_dir)
     assert stage.config is not None
     source, schema = root / stage.config, SCHEMAS[stage.script]
     values = read_yaml(source)
-    overrides = _overrides_for(schema, suite.overrides, values)
+    overrides = overrides_for(schema, suite.overrides, values)
     taken.update(key for key, _ in flatten(overrides))
-    overrides = merge(overrides, stage.overrides)
+    overrides = merge(overrides, ({} if seed is None else {"seed": seed}) | stage.overrides)
     if stage.script == EVAL_SCRIPT:
         overrides["output"] = str(suite.stages_dir / f"{name}.json")
         if name in (suite.old_old, suite.new_new, suite.examples):
             kept = {"embeddings_output_dir": str(suite.embeddings_dir(name))}
             overrides = merge(overrides, {"eval_params": kept})
-    config: Any = build(schema, merge(values, overrides), source=f"{source} (stage {name})")
+    where = f"{source} (stage {name})"
+    config: Any = build(schema, merge(values, overrides), source=where)
+    reads = [f"{key}: {path}" for key, path in paths(config, "input") if _absolute(path) in renamed]
+    if stage.once and reads:
+        raise UserError(f"suite {suite.name}: stages.{name}.once: {reads[0]} is made for each seed")
+    if suite.seeds is None or len(suite.seeds) == 1 or stage.once or not (reads or _depends_on_seed(config)):
+        seed = None
+    if seed is not None:
+        overrides = merge(overrides, _files_of_seed(config, seed, renamed))
+        config = build(schema, merge(values, overrides), source=where)
     inputs = dict(paths(config, "input"))
     if config.dataset_params is not None:
         inputs["dataset_params.data_root"] = config.dataset_params.data_root
@@ -82,81 +132,26 @@ def _plan_stage(name: str, stage: Stage, suite: SuiteConfig, root: Path, taken: 
     command = [sys.executable, *(launcher if suite.processes > 1 else []), str(script), "--config", str(source)]
     command += [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flatten(overrides)]
     outputs = [path for _, path in paths(config, "output")]
-    return PlannedStage(name, stage.script, command, [], config, suite.processes, inputs, outputs, record)
+    return PlannedStage(
+        name, seed, stage.script, command, [], config, suite.processes, inputs, outputs, suite.stages_dir
+    )
 
 
-def merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Nested `values` with nested `overrides` laid over them; neither is changed.
-
-    >>> merge({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 4}})
-    {'a': 1, 'b': {'c': 4, 'd': 3}}
-    """
-    merged = dict(values)
-    for name, value in overrides.items():
-        below = merged.get(name)
-        merged[name] = (
-            merge(below or {}, value) if isinstance(value, dict) and isinstance(below, dict | None) else value
-        )
-    return merged
+def _files_of_seed(config: Any, seed: int, renamed: dict[str, str]) -> dict[str, Any]:
+    """Overrides by which a stage writes files of its seed, added to `renamed`, and reads those of earlier stages."""
+    files = [*paths(config, "input"), *paths(config, "output")]
+    renamed.update((_absolute(path), path_of_seed(path, seed)) for _, path in paths(config, "output"))
+    overrides: dict[str, Any] = {}
+    for key, path in files:
+        if _absolute(path) in renamed:
+            overrides = merge(overrides, nested(key, renamed[_absolute(path)]))
+    return overrides
 
 
-def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested sections as (dotted key, value).
-
-    >>> list(flatten({"a": 1, "b": {"c": [2], "d": {}}}))
-    [('a', 1), ('b.c', [2]), ('b.d', {})]
-    """
-    for name, value in values.items():
-        if isinstance(value, dict) and value:
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value
-
-
-def _section_of(hint: Any) -> tuple[type | None, bool]:
-    """The dataclass that a field's type names, if any, and whether the field may be None."""
-    options = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
-    sections = [option for option in options if is_dataclass(option)]
-    return (typing.cast(type, sections[0]) if sections else None), type(None) in options
-
-
-def _overrides_for(schema: type, overrides: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
-    """The part of suite-wide `overrides` whose keys `schema` has, but for sections that `values` go without.
-
-    A stage whose file is `objective_params.uncertainty_loss`, say, stays without it.
-    """
-    hints, part = typing.get_type_hints(schema), {}
-    for name, value in overrides.items():
-        if name not in hints:
-            continue
-        below, optional = _section_of(hints[name])
-        if below is None or not isinstance(value, dict):
-            part[name] = value
-        elif values.get(name) is not None or not optional:
-            nested = _overrides_for(below, value, values.get(name) or {})
-            if nested:
-                part[name] = nested
-    return part
-
-
-def _keys_of(schema: type, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a schema."""
-    for name, hint in typing.get_type_hints(schema).items():
-        below, _ = _section_of(hint)
-        if below is None:
-            yield prefix + name
-        else:
-            yield from _keys_of(below, f"{prefix}{name}.")
-
-
-def _check_overrides(suite: SuiteConfig, taken: set[str]) -> None:
-    schemas = {SCHEMAS[stage.script] for stage in suite.stages.values() if stage.script in SCHEMAS}
-    known = sorted({key for schema in schemas for key in _keys_of(schema)})
-    for name, value in flatten(suite.overrides):
-        if name not in taken and value != {}:
-            nearest = [match for match in difflib.get_close_matches(name, known, n=1) if match != name]
-            hint = f"; did you mean `overrides.{nearest[0]}`?" if nearest else ""
-            raise UserError(f"suite {suite.name}: overrides.{name}: no stage's config has this key{hint}")
+def _depends_on_seed(config: Any) -> bool:
+    """Whether another seed alone gives another result: not of an evaluation that draws nothing at random."""
+    params = getattr(config, "eval_params", None)
+    return params is None or params.backfilling is not None or params.confidence is not None
 
 
 def _check_orders(suite: SuiteConfig, configs: dict[str, Any]) -> None:
@@ -169,16 +164,29 @@ def _check_orders(suite: SuiteConfig, configs: dict[str, Any]) -> None:
                 raise UserError(f"{where}: stage {row.stage} does not evaluate the order {row.order!r}")
 
 
-def _check_inputs(stages: list[PlannedStage]) -> None:
-    made: dict[str, str] = {}
+def _check_outputs(stages: list[PlannedStage]) -> dict[str, str]:
+    """The stage that makes each file, which must be one alone."""
+    makers: dict[str, str] = {}
+    for stage in stages:
+        for path in stage.outputs:
+            other = makers.setdefault(_absolute(path), stage.label)
+            if other != stage.label:
+                raise UserError(f"stage {stage.label}: writes {path}, which stage {other} writes too")
+    return makers
+
+
+def _check_inputs(stages: list[PlannedStage], makers: dict[str, str]) -> None:
+    made: set[str] = set()
     for stage in stages:
         for name, path in stage.inputs.items():
             if _absolute(path) not in made and not Path(path).exists():
-                raise UserError(f"stage {stage.name}: {name}: there is no {path}, and no earlier stage makes it")
-        for path in stage.outputs:
-            other = made.setdefault(_absolute(path), stage.name)
-            if other != stage.name:
-                raise UserError(f"stage {stage.name}: writes {path}, which stage {other} writes too")
+                maker = makers.get(_absolute(path))
+                left_out = maker is not None and maker not in {other.label for other in stages}
+                reason = (
+                    f"stage {maker}, which `only` leaves out, makes it" if left_out else "no earlier stage makes it"
+                )
+                raise UserError(f"stage {stage.label}: {name}: there is no {path}, and {reason}")
+        made.update(map(_absolute, stage.outputs))
 
 
 def _absolute(path: str) -> str:

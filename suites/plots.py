@@ -2,16 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
 
-from suites.report import METRICS
+from suites.report import percent
+from suites.results import METRICS
 from suites.retrieval_examples import Example
+from suites.summary import Figures, Row, Summary
 from utils.files import atomic_path
 
 # Okabe and Ito's palette, whose colours differ for colour-blind readers too.
@@ -28,20 +30,21 @@ STEPS = {  # title -> what is compared with what
 THUMBNAIL = 128  # pixels a side of an example image, at most
 
 
-def plot_backfilling(results: dict[str, Any], path: Path) -> None:
+def plot_backfilling(summary: Summary, path: Path) -> None:
     """Plot CMC-1 and mAP over the share of the gallery backfilled, a curve for each row that was run.
 
+    With several seeds a curve is their mean, in a band of one standard deviation to either side.
+
     Args:
-        results: as `suites.report.collect_results` gives them.
         path: PNG file to write.
     """
-    rows = [row for row in results["backfilling"] if row["measured"] is not None]
-    metrics = [name for name in PANELS if results["baselines"]["new_new"][name] is not None]
-    rows.sort(key=lambda row: -row["measured"][metrics[0]])
+    rows = [row for row in summary.backfilling if row.measured is not None]
+    metrics = [name for name in PANELS if summary.new_new[name] is not None]
+    rows.sort(key=lambda row: -_mean(row.measured, metrics[0]))
     figure = Figure(figsize=(5.2 * len(metrics), 4.2 + 0.12 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
-        _plot_metric(axes, rows, results, metric)
+        _plot_metric(axes, rows, summary, metric)
     if rows:
         areas = " and ".join(METRICS[metric] for metric in metrics)
         figure.legend(
@@ -55,25 +58,41 @@ def plot_backfilling(results: dict[str, Any], path: Path) -> None:
     _save(figure, path)
 
 
-def _plot_metric(axes: Axes, rows: list[dict[str, Any]], results: dict[str, Any], metric: str) -> None:
-    for name, position, side, inset in (("new_new", 0.0, "left", 4), ("old_old", 1.0, "right", -4)):
-        level = results["baselines"][name][metric]
-        axes.axhline(level, color=GREY, linewidth=1)
-        text = f"{name.replace('_', '/')}  {100 * level:.1f}"
+def _mean(figures: Figures | None, metric: str) -> float:
+    figure = (figures or {}).get(metric)
+    return 0.0 if figure is None else figure.mean
+
+
+def _plot_metric(axes: Axes, rows: list[Row], summary: Summary, metric: str) -> None:
+    lines = (("new/new", summary.new_new, 0.0, "left", 4), ("old/old", summary.old_old, 1.0, "right", -4))
+    for name, figures, position, side, inset in lines:
+        level = figures[metric]
+        axes.axhline(_mean(figures, metric), color=GREY, linewidth=1)
         axes.annotate(
-            text, (position, level), xytext=(inset, 3), textcoords="offset points", ha=side, va="bottom", color=GREY
+            f"{name}  {percent(level)}",
+            (position, _mean(figures, metric)),
+            xytext=(inset, 3),
+            textcoords="offset points",
+            ha=side,
+            va="bottom",
+            color=GREY,
         )
-    cases = list(dict.fromkeys((row["case"], row["side_info"]) for row in results["backfilling"]))
+    cases = list(dict.fromkeys((row.case, row.side_info) for row in summary.backfilling))
     for row in rows:
-        curve = results["evaluations"][row["stage"]]["backfilling"][row["order"]]
+        points = row.curves[metric]
+        means = np.array([point.mean for point in points])
+        colour = CASE_COLOURS[cases.index((row.case, row.side_info)) % len(CASE_COLOURS)]
         axes.plot(
-            curve["fractions"],
-            curve[metric],
-            ORDER_STYLES[row["order"]],
-            color=CASE_COLOURS[cases.index((row["case"], row["side_info"])) % len(CASE_COLOURS)],
-            linewidth=2.5 if row["order"] == "sigma" else 1.8,
+            row.fractions,
+            means,
+            ORDER_STYLES[str(row.order)],
+            color=colour,
+            linewidth=2.5 if row.order == "sigma" else 1.8,
             label=_label(row),
         )
+        if all(point.deviation is not None for point in points):
+            spread = np.array([point.deviation for point in points])
+            axes.fill_between(row.fractions, means - spread, means + spread, color=colour, alpha=0.15, linewidth=0)
     axes.set_xlabel("share of the gallery backfilled (%)")
     axes.set_ylabel(f"{METRICS[metric]} (%)")
     axes.set_xlim(0, 1)
@@ -85,12 +104,12 @@ def _plot_metric(axes: Axes, rows: list[dict[str, Any]], results: dict[str, Any]
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _label(row: dict[str, Any]) -> str:
-    """A row's name in the legend: `FastFill + side-info, sigma: 53.9, 32.6`."""
-    method = row["case"].removesuffix(" new/old") + (" + side-info" if row["side_info"] else "")
-    areas = [row["measured"][metric] for metric in PANELS]
-    figures = ", ".join(f"{100 * area:.1f}" for area in areas if area is not None)
-    return f"{method}, {ORDER_NAMES[row['order']]}: {figures}"
+def _label(row: Row) -> str:
+    """A row's name in the legend: `FastFill + side-info, sigma: 53.9 ± 0.2, 32.6 ± 0.1`."""
+    method = row.case.removesuffix(" new/old") + (" + side-info" if row.side_info else "")
+    areas = [(row.measured or {}).get(metric) for metric in PANELS]
+    figures = ", ".join(percent(area) for area in areas if area is not None)
+    return f"{method}, {ORDER_NAMES[str(row.order)]}: {figures}"
 
 
 def plot_retrieval_examples(examples: list[Example], image_of: Callable[[int], Image.Image], path: Path) -> None:

@@ -1,98 +1,36 @@
-"""What a suite found: results.json, and report.md made from it, each row beside the published figure."""
+"""report.md: what a suite found, each row beside the published figure, and how it was made."""
 
-import json
-from dataclasses import asdict
 from typing import Any
 
-from suites.planning import PlannedStage
-from suites.schema import Row, SuiteConfig
-from suites.stages import Record, duration
-from utils.provenance import environment, git_revision
+from suites.results import GAIN_METRICS, METRICS, Results
+from suites.stages import duration
+from suites.summary import Figure, Row, Summary, summarise
 
-METRICS = {"cmc_top1": "CMC-1", "cmc_top5": "CMC-5", "map": "mAP"}
-GAIN_METRICS = ("cmc_top1", "map")
 NOT_RUN, NO_FIGURE = "not run", "-"
-Results = dict[str, Any]
-Figures = dict[str, float | None]
+SPREAD = "mean ± standard deviation (n - 1) over {} seeds; without ±: of a stage that ran once"
 
 
-def collect_results(
-    suite: SuiteConfig, stages: list[PlannedStage], records: dict[str, Record], command: str
-) -> Results:
-    """All that the report and the plots show, as plain values: measured figures are fractions, published ones percent.
+def report(results: list[Results]) -> str:
+    """report.md: how the suite was run, both tables, the plots.
 
     Args:
-        records: the finished stages; their evaluations are read from the suite's folder.
-        command: the command that ran the suite.
+        results: as `collect_results` gives them.
     """
-    evaluations = {
-        stage.name: json.loads((suite.stages_dir / f"{stage.name}.json").read_text(encoding="utf-8"))
-        for stage in stages
-        if stage.script == "eval.py"
-    }
-    baselines = [evaluations[name]["metrics"] for name in (suite.old_old, suite.new_new)]
-    seeds = sorted({stage.config.seed for stage in stages if stage.config is not None})
-    return {
-        "suite": suite.name,
-        "title": suite.title,
-        "command": command,
-        "seed": seeds[0] if len(seeds) == 1 else seeds,
-        "environment": environment(),
-        "git_revision": git_revision(),
-        "stages": {
-            name: {"seconds": round(record.seconds, 1), "environment": record.environment}
-            for name, record in records.items()
-        },
-        "notes": suite.notes,
-        "baselines": {"old_old": baselines[0], "new_new": baselines[1]},
-        "no_backfilling": [_row(row, evaluations) for row in suite.tables.no_backfilling],
-        "backfilling": [_row(row, evaluations, *baselines) for row in suite.tables.backfilling],
-        "evaluations": evaluations,
-    }
-
-
-def _row(row: Row, evaluations: dict[str, Any], old: Figures | None = None, new: Figures | None = None) -> Results:
-    published = None if row.published is None else dict(zip(METRICS, row.published, strict=True))
-    values = asdict(row) | {"measured": None, "published": published}
-    if row.stage is None:
-        return values
-    evaluation = evaluations[row.stage]
-    if row.order is None:
-        return values | {"measured": evaluation["metrics"]}
-    assert old is not None
-    assert new is not None
-    auc = evaluation["backfilling"][row.order]["auc"]
-    gains = {name: gain_recovered(auc[name], old[name], new[name]) for name in GAIN_METRICS}
-    return values | {"measured": auc, "gain_recovered": gains}
-
-
-def gain_recovered(auc: float | None, old: float | None, new: float | None) -> float | None:
-    """The share of the gain from old/old to new/new that a backfilling curve has on average, or None without a gain.
-
-    >>> gain_recovered(0.5, old=0.2, new=0.6)
-    0.75
-    """
-    if auc is None or old is None or new is None or new <= old:
-        return None
-    return (auc - old) / (new - old)
-
-
-def report(results: Results) -> str:
-    """report.md: how the suite was run, both tables, the plots."""
-    seconds = {name: stage["seconds"] for name, stage in results["stages"].items()}
+    first = results[0]
     lines = [
-        f"# {results['title']}",
+        f"# {first['title']}",
         "",
-        f"    {results['command']}",
+        f"    {first['command']}",
         "",
-        f"- Hardware: {_hardware(results['stages'])}",
-        f"- Seed: {results['seed']}",
-        f"- Git revision: {results['git_revision'] or 'unknown'}",
-        f"- Time: {duration(sum(seconds.values()))} in all",
+        f"- Hardware: {_hardware(results)}",
+        *(f"- Data: {root}: {_data(stamp)}" for root, stamp in first["data"].items()),
+        f"- {_seeds(results)}",
+        f"- Git revision: {first['git_revision'] or 'unknown'}",
+        f"- Time: {duration(sum(sum(times) for times in _times(results).values()))} in all",
         "",
-        tables(results),
+        tables(summarise(results)),
         "",
-        *(f"{note}\n" for note in results["notes"]),
+        *(f"{note}\n" for note in first["notes"]),
         "## Backfilling curves",
         "",
         "![CMC-1 and mAP over the share of the gallery that is backfilled](backfilling.png)",
@@ -105,23 +43,25 @@ def report(results: Results) -> str:
         "",
         "## Time of each stage",
         "",
-        *table(["stage", "time"], [[name, duration(value)] for name, value in seconds.items()]),
+        *table(["stage", "time"], [[name, ", ".join(map(duration, times))] for name, times in _times(results).items()]),
     ]
     return "\n".join(lines) + "\n"
 
 
-def tables(results: Results) -> str:
+def tables(summary: Summary) -> str:
     """Both tables as Markdown, in percent; also what reproduce.py prints."""
-    lines = ["## Retrieval without backfilling", "", *_figures_table(results["no_backfilling"], backfilling=False)]
-    if results["backfilling"]:
-        lines += ["", "## Area under the backfilling curve", ""]
-        lines += [*_figures_table(results["backfilling"], backfilling=True), ""]
-        lines += ["In percent. Gain recovered: (AUC - old/old) / (new/new - old/old)."]
+    lines = ["## Retrieval without backfilling", "", *_figures_table(summary.no_backfilling, backfilling=False), ""]
+    if summary.backfilling:
+        lines += ["## Area under the backfilling curve", ""]
+        lines += [*_figures_table(summary.backfilling, backfilling=True), ""]
+    lines += ["In percent" + (f", {SPREAD.format(len(summary.seeds))}." if len(summary.seeds) > 1 else ".")]
+    if summary.backfilling:
+        lines[-1] += " Gain recovered: (AUC - old/old) / (new/new - old/old)."
     return "\n".join(lines)
 
 
-def _figures_table(rows: list[Results], backfilling: bool) -> list[str]:
-    compare = any(row["published"] for row in rows)
+def _figures_table(rows: list[Row], backfilling: bool) -> list[str]:
+    compare = any(row.published for row in rows)
     header = ["case", "side-info", *(["order"] if backfilling else [])]
     for name in METRICS.values():
         header += [f"AUC {name}" if backfilling else name, *(["published"] if compare else [])]
@@ -129,15 +69,15 @@ def _figures_table(rows: list[Results], backfilling: bool) -> list[str]:
         header += [f"gain recovered, {METRICS[name]}" for name in GAIN_METRICS]
     body = []
     for row in rows:
-        measured, published = row["measured"], row["published"]
-        cells = [row["case"], {None: "-", False: "no", True: "yes"}[row["side_info"]]]
-        cells += [row["order"]] if backfilling else []
+        cells = [row.case, {None: NO_FIGURE, False: "no", True: "yes"}[row.side_info]]
+        cells += [row.order or NO_FIGURE] if backfilling else []
         for name in METRICS:
-            cells.append(NOT_RUN if measured is None else _percent(measured[name]))
+            cells.append(NOT_RUN if row.measured is None else percent(row.measured[name]))
             if compare:
-                cells.append(f"{published[name]:.1f}" if published else NO_FIGURE)
+                cells.append(f"{row.published[name]:.1f}" if row.published else NO_FIGURE)
         if backfilling:
-            cells += [NO_FIGURE if measured is None else _percent(row["gain_recovered"][name]) for name in GAIN_METRICS]
+            gains = row.gain_recovered or {}
+            cells += [percent(gains.get(name)) for name in GAIN_METRICS]
         body.append(cells)
     return table(header, body)
 
@@ -156,16 +96,56 @@ def table(header: list[str], body: list[list[str]]) -> list[str]:
     return [f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]
 
 
-def _percent(fraction: float | None) -> str:
-    return NO_FIGURE if fraction is None else f"{100 * fraction:.1f}"
+def percent(figure: Figure | None) -> str:
+    """A fraction in percent, with its deviation where it has one.
+
+    >>> percent(Figure(0.512)), percent(Figure(0.512, 0.004)), percent(None)
+    ('51.2', '51.2 ± 0.4', '-')
+    """
+    if figure is None:
+        return NO_FIGURE
+    spread = "" if figure.deviation is None else f" ± {100 * figure.deviation:.1f}"
+    return f"{100 * figure.mean:.1f}{spread}"
 
 
-def _hardware(stages: dict[str, Any]) -> str:
+def _hardware(results: list[Results]) -> str:
     """The machines that ran the stages; more than one where a suite went on elsewhere."""
     machines = []
-    for stage in stages.values():
+    for stage in [stage for result in results for stage in result["stages"].values()]:
         e = stage["environment"]
         machine = f"{e['device']}, {e['cores']} CPU cores, Python {e['python']}, torch {e['torch']}"
         if machine not in machines:
             machines.append(machine)
     return "; ".join(machines)
+
+
+def _data(stamp: dict[str, Any] | None) -> str:
+    """What is known of a data root's images: which data set, from where, and whether the split is the official one."""
+    if stamp is None:
+        return "not prepared by prepare_dataset.py, so that nothing is known of its split"
+    origin = f" (from {stamp['source']})" if stamp["source"] else ""
+    images = " and ".join(f"{count:,} {split} images" for split, count in stamp["images"].items())
+    packed = ", read from a packed copy" if stamp["packed"] else ""
+    return f"{stamp['dataset']}{origin}, split: {stamp['split'] or 'not known'}; {images}{packed}"
+
+
+def _seeds(results: list[Results]) -> str:
+    """The seeds, and which stages ran otherwise."""
+    first, stages = results[0], results[0]["stages"]
+    seeds = [str(result["seed"]) for result in results]
+    once = [name for name, stage in stages.items() if stage["once"]]
+    own = [
+        f"{name} ran with seed {stage['seed']}"
+        for name, stage in stages.items()
+        if stage["seed"] not in (None, first["seed"])
+    ]
+    shared = [f"once, with seed {first['seed']}, for all: {', '.join(once)}"] if once else []
+    return "; ".join([f"Seed{'s' if len(seeds) > 1 else ''}: {', '.join(seeds)}", *shared, *own])
+
+
+def _times(results: list[Results]) -> dict[str, list[float]]:
+    """Stage -> the seconds of each of its runs."""
+    return {
+        name: [result["stages"][name]["seconds"] for result in (results[:1] if stage["once"] else results)]
+        for name, stage in results[0]["stages"].items()
+    }

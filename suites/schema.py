@@ -22,6 +22,7 @@ class Stage:
     output: str | None = key(
         None, doc="prepare_dataset.py: the data root that it makes; where no stage reads it, the stage is left out"
     )
+    once: bool = key(False, doc="with several seeds: run with the first of them alone, and serve all of them")
 
     def __post_init__(self) -> None:
         if self.script == DATA_SCRIPT:
@@ -66,6 +67,10 @@ class SuiteConfig:
     tables: Tables = section(Tables, doc="rows of report.md")
     notes: list[str] = key([], doc="what a reader of the tables must know, printed below them")
     overrides: dict[str, Any] = key({}, doc="config keys, in sections, for every stage whose config has them")
+    seeds: list[int] | None = key(
+        None, doc="repeat the stages for each seed, and report mean and standard deviation; left out: the configs' seed"
+    )
+    only: list[str] = key([], doc="run these stages alone, of every seed, and write no report")
     processes: int = key(1, doc="processes a stage; more than 1: training and evaluation run by torchrun", minimum=1)
 
     def __post_init__(self) -> None:
@@ -83,6 +88,20 @@ class SuiteConfig:
         for where, stage in named.items():
             if stage not in evaluations:
                 raise ValueError(unknown_choice(where, stage, evaluations))
+        for name in self.only:
+            if name not in self.stages:
+                raise ValueError(unknown_choice("only", name, self.stages))
+        if self.seeds is not None:
+            self._check_seeds(self.seeds)
+
+    def _check_seeds(self, seeds: list[int]) -> None:
+        if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+            raise ValueError(f"seeds: should be one or more different whole numbers from 0 on, got {seeds}")
+        if "seed" in self.overrides:
+            raise ValueError("seeds: contradicts overrides.seed; leave one of them out")
+        for name, stage in self.stages.items():
+            if len(seeds) > 1 and "seed" in stage.overrides and not stage.once:
+                raise ValueError(f"stages.{name}.overrides.seed: contradicts seeds; mark the stage `once: true`")
 
     @property
     def stages_dir(self) -> Path:
@@ -90,5 +109,5 @@ class SuiteConfig:
         return Path(self.output_dir) / "stages"
 
     def embeddings_dir(self, stage: str) -> Path:
-        """Where an evaluation stage keeps its embeddings for retrieval_examples.png."""
+        """Where an evaluation stage keeps its embeddings, which the pictures of retrieval show."""
         return Path(self.output_dir) / "embeddings" / stage

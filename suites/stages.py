@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from suites.planning import PlannedStage
-from utils.config import to_dict
+from utils.data_roots import image_files
 from utils.errors import UserError
-from utils.files import files_below, sha256_of, write_json
+from utils.files import sha256_of, write_json
 from utils.provenance import environment
-from utils.runs import without_neutral_keys
+from utils.runs import decisive_values
 
 INTERRUPTED = 130
 PR_SET_PDEATHSIG = 1  # of Linux, <sys/prctl.h>
@@ -82,10 +82,10 @@ def run_stage(stage: PlannedStage, heading: str) -> Record:
     if code == INTERRUPTED or (code == 0 and preempted):
         raise KeyboardInterrupt
     if code != 0:
-        raise StageFailed(f"stage {stage.name} failed (exit code {code}); {stage.script} says why above", code)
+        raise StageFailed(f"stage {stage.label} failed (exit code {code}); {stage.script} says why above", code)
     for path in stage.outputs:
         if not Path(path).exists():
-            raise UserError(f"stage {stage.name}: {stage.script} ended without having written {path}")
+            raise UserError(f"stage {stage.label}: {stage.script} ended without having written {path}")
     record.status, record.outputs = "finished", {path: content_of(path) for path in stage.outputs}
     write_json(stage.record, asdict(record))
     print(f"{heading}: done in {duration(record.seconds)}", flush=True)
@@ -96,20 +96,27 @@ def fingerprint_of(stage: PlannedStage) -> str:
     """The hash of all that decides a stage's result: script, resolved config or arguments, content of the inputs."""
     decisive = {
         "script": stage.script,
-        "config": None if stage.config is None else without_neutral_keys(to_dict(stage.config)),
+        "config": decisive_values(stage.config),
         "export_formats": getattr(stage.config, "export_formats", None),  # no weights, but files
         "arguments": stage.arguments,
         "processes": stage.processes,
-        "inputs": {name: content_of(path) for name, path in stage.inputs.items()},
+        "inputs": {name: content_of(path, _packed(stage)) for name, path in stage.inputs.items()},
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
+def _packed(stage: PlannedStage) -> str:
+    """What the stage says of packed images, as `image_files` takes it."""
+    params = None if stage.config is None else stage.config.dataset_params
+    return "off" if params is None else params.packed
+
+
 @cache
-def content_of(path: str) -> str:
+def content_of(path: str, packed: str = "off") -> str:
     """A hash of a file's content; of a folder's, by the names and sizes of the files in it (hidden ones aside).
 
-    Of a data root only the two splits count. Cached until a stage has run, as a data root may hold a million files.
+    Of a data root those count that images are read from: see `image_files` for `packed`. Cached until a stage has run,
+    as a data root may hold a million files.
 
     Raises:
         UserError: there is no such file or folder.
@@ -118,11 +125,9 @@ def content_of(path: str) -> str:
         return sha256_of(path)
     if not Path(path).is_dir():
         raise UserError(f"there is no {path}")
-    splits = [split for split in ("training", "validation") if Path(path, split).is_dir()]
     digest = hashlib.sha256()
-    for folder in splits or [""]:
-        for name, status in files_below(Path(path, folder), folder):
-            digest.update(f"{name}\0{status.st_size}\0".encode(errors="surrogateescape"))
+    for name, status in image_files(path, packed):
+        digest.update(f"{name}\0{status.st_size}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

@@ -17,7 +17,7 @@ from suites.stages import content_of
 from tests.suites.fake_suite import write_suite
 
 REPOSITORY = Path(__file__).parents[1]
-OUTPUTS = ["report.md", "results.json", "backfilling.png", "retrieval_examples.png"]
+OUTPUTS = ["report.md", "seed_4.json", "backfilling.png", "retrieval_examples.png"]
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def test_a_suite_from_nothing_to_its_report_and_again(root: Path, capfd: pytest.
     assert "[4/7] h: running\n[4/7] h: done in " in output
     assert "| FCT new/old | no        | random | 45.0" in output
     folder = root / "results" / "fake"
-    results = json.loads((folder / "results.json").read_text())
+    results = json.loads((folder / "seed_4.json").read_text())
     assert results["command"] == "python reproduce.py --config configs/suite.yaml overrides.seed=4"
     assert results["seed"] == 4
     assert (folder / "report.md").read_text().startswith("# A fake suite\n")
@@ -60,6 +60,26 @@ def test_a_suite_from_nothing_to_its_report_and_again(root: Path, capfd: pytest.
     assert run(root, "overrides.seed=4") == 0
     assert capfd.readouterr().out.count(": up to date\n") == 7
     assert {name: (folder / name).read_bytes() for name in OUTPUTS} == before
+
+
+def test_a_suite_of_several_seeds(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    once = ("stages.old.once=true", "stages.new.once=true")
+    assert run(root, "seeds=[2,5]", *once) == 0
+    output = capfd.readouterr().out
+    assert "[8/9] h, seed 5: running\n" in output
+    assert "| FCT new/old | no        | random | 45.0 ± 0.0" in output
+    folder = root / "results" / "fake"
+    assert [json.loads((folder / f"seed_{seed}.json").read_text())["seed"] for seed in (2, 5)] == [2, 5]
+    report = (folder / "report.md").read_text()
+    assert "- Seeds: 2, 5; once, with seed 2, for all: data, old, new, eval_old_old, eval_new_new\n" in report
+    assert "- Data: data_store/fake: not prepared by prepare_dataset.py" in report
+    assert (folder / "retrieval_examples.png").exists()
+
+
+def test_a_part_of_a_suite_writes_no_report(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(root, "only=[data,old]") == 0
+    assert capfd.readouterr().out.endswith("only data, old: done; the report needs every stage, so none is written\n")
+    assert not (root / "results" / "fake" / "report.md").exists()
 
 
 @pytest.mark.parametrize("code", [1, 2])

@@ -13,12 +13,12 @@ from torch import nn
 from data.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 from data.images import Batch
 from trainers.extraction import embed_images
-from utils.config import to_dict
+from utils.data_roots import image_files
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import files_below, sha256_of
+from utils.files import sha256_of
 from utils.precision import Resolved
-from utils.runs import without_neutral_keys
+from utils.runs import decisive_values
 from utils.schema import TransformationConfig
 
 HALF_TOLERANCE = 2.0**-10  # of an embedding's norm: what rounding it may change
@@ -53,11 +53,12 @@ class EmbeddingCache:
             return cls(None, "", hashes, world)
         folder = Path(config.embeddings_dir or Path(config.output_transformation_path).parent / "embeddings")
         params = config.dataset_params
+        assert params is not None
         files = hashlib.sha256()
-        for name, status in files_below(params.data_root):
+        for name, status in image_files(params.data_root, params.packed):
             files.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
         arithmetic = [precision, world.device.type, world.size, torch.__version__]
-        source = json.dumps([without_neutral_keys(to_dict(params)), files.hexdigest(), arithmetic], sort_keys=True)
+        source = json.dumps([decisive_values(params), files.hexdigest(), arithmetic], sort_keys=True)
         return cls(folder, source, hashes, world)
 
     def embed(

@@ -11,10 +11,11 @@ from data.embeddings import EmbeddingSet
 from data.images import Batch
 from models.embedding import embed
 from models.model_files import load_model
-from models.transformations import Transformed
+from models.transformed import Transformed
 from utils.distributed import World
+from utils.errors import UserError
 from utils.precision import autocast, resolve_precision
-from utils.schema import EvalConfig, Precision
+from utils.schema import EmbedConfig, EvalConfig, Precision
 
 
 def freeze(model: nn.Module, world: World) -> nn.Module:
@@ -80,6 +81,42 @@ def _gather(parts: list[Transformed], world: World) -> Transformed:
         return Transformed(embeddings, None)
     log_variances = [part.log_variance for part in parts if part.log_variance is not None]
     return Transformed(embeddings, world.gather_rows(torch.cat(log_variances)))
+
+
+def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> EmbeddingSet:
+    """Embed the images of a split in one view or all of them, one after another.
+
+    The ids of view v are v n + the images' positions in the list of the split.
+
+    Raises:
+        UserError: the data set cannot be read, or all of its views are asked for and cannot be enumerated.
+    """
+    images = open_images(config.dataset_params, config.split, world, seed=0)
+    if config.views == "all" and images.num_views is None:
+        raise UserError(
+            "views: random crops are too many to embed; set dataset_params.augmentation=flip or views=first"
+        )
+    views = range(images.num_views or 1) if config.views == "all" else range(1)
+    batch_size, share = world.local_batch(config.dataset_params.batch_size), world.share(len(images))
+    parts, positions = [], []
+    for view in views:
+        outputs, embedded = embed_images(
+            {"model": model},
+            images.view_batches(view, batch_size),
+            total=len(range(len(images))[share]),
+            precision=config.precision,
+            world=world,
+            title=f"view {view + 1} of {len(views)}",
+        )
+        parts.append(outputs["model"])
+        positions.append(embedded)
+    log_variances = [part.log_variance for part in parts if part.log_variance is not None]
+    return EmbeddingSet(
+        torch.cat([part.embedding for part in parts]).to(getattr(torch, config.embedding_dtype)),
+        torch.cat([view * len(images) + embedded for view, embedded in zip(views, positions, strict=True)]),
+        images.labels[torch.cat(positions)],
+        torch.cat(log_variances) if log_variances else None,
+    )
 
 
 def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, EmbeddingSet]:

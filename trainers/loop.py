@@ -22,6 +22,7 @@ from utils.runs import Run
 from utils.schema import Compile
 
 BatchT = TypeVar("BatchT", bound=tuple[torch.Tensor | None, ...])
+HELD_OUT = "held_out_loss"  # in a log record: what early stopping looks at
 REFRESH_SECONDS = 0.5  # between looks at the loss: each waits for the device
 
 
@@ -62,6 +63,8 @@ class Trainer(Generic[BatchT]):
         compilation: whether torch.compile makes the forward and backward pass.
         set_mode: called with (model, epoch) before each; train mode by default.
         validate: called after an epoch for further values of its log record.
+        patience: end after so many epochs without a smaller `HELD_OUT`, a value that `validate` then gives, and with
+            the weights that had the smallest; None: train to the last epoch, whose weights are the model.
     """
 
     def __init__(
@@ -82,11 +85,14 @@ class Trainer(Generic[BatchT]):
         compilation: Compile = "off",
         set_mode: Callable[[nn.Module, int], object] = lambda model, epoch: model.train(),
         validate: Callable[[int], dict[str, float]] = lambda epoch: {},
+        patience: int | None = None,
     ) -> None:
         self.model, self.optimizer, self.schedule = model, optimizer, schedule
         self.epochs, self.items, self.batches, self.step = epochs, items, batches, step
         self.run, self.world, self.preemption = run, world, preemption
         self.micro_batch, self.set_mode, self.validate = micro_batch, set_mode, validate
+        self.patience = patience
+        self.best: dict[str, torch.Tensor] = {}  # weights, where there is patience
         tune_kernels(world.device)
         self.parallel = model
         if world.size > 1:
@@ -104,11 +110,20 @@ class Trainer(Generic[BatchT]):
         self.preemption.defer()
         with self._progress(len(history)) as bar:
             for epoch in range(len(history), self.epochs):
+                if self._has_lost_patience(history):
+                    break
                 record = self._train_epoch(epoch, so_far, history, bar)
                 so_far = self._new_epoch()
                 record.update(self.validate(epoch))
                 history.append(record)
+                if self.patience is not None and best_epoch(history) == epoch:
+                    self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
                 self._save(history, so_far)
+        if self.best:
+            self.model.load_state_dict(self.best)
+
+    def _has_lost_patience(self, history: list[dict[str, Any]]) -> bool:
+        return self.patience is not None and bool(history) and len(history) - 1 - best_epoch(history) >= self.patience
 
     def _train_epoch(self, epoch: int, so_far: EpochSoFar, history: list[dict[str, Any]], bar: tqdm) -> dict[str, Any]:
         lr = self.schedule(epoch)
@@ -183,7 +198,7 @@ class Trainer(Generic[BatchT]):
         return EpochSoFar(torch.zeros(3, dtype=torch.float64, device=self.world.device))
 
     def _save(self, history: list[dict[str, Any]], so_far: EpochSoFar) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
         self.run.save({**state, "so_far": vars(so_far)}, history)
 
     def _stop(self, history: list[dict[str, Any]], so_far: EpochSoFar) -> None:
@@ -203,6 +218,7 @@ class Trainer(Generic[BatchT]):
         state, history = restored
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.best = {name: tensor.to(self.world.device) for name, tensor in state.get("best", {}).items()}
         so_far = EpochSoFar(**state["so_far"])
         # They are the sums over all processes: kept by one, they stay that.
         so_far.sums = so_far.sums.to(self.world.device) * self.world.is_main
@@ -223,3 +239,9 @@ class Trainer(Generic[BatchT]):
             mininterval=REFRESH_SECONDS,
         ) as bar:
             yield bar
+
+
+def best_epoch(history: list[dict[str, Any]]) -> int:
+    """The first epoch, from 0, with the smallest held-out loss; one that is not a number is no smaller than any."""
+    losses = [record[HELD_OUT] if record[HELD_OUT] == record[HELD_OUT] else float("inf") for record in history]
+    return losses.index(min(losses))

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.resnet import ResNet
-from models.transformations import FastFillTransformation, FCTTransformation, Transformed
+from models.transformed import Transformation, Transformed
 from utils.errors import UserError
 from utils.schema import ObjectiveParams
 
@@ -25,13 +25,25 @@ def cosine_distance(h: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return 1 - F.cosine_similarity(h, new, dim=1).unsqueeze(1)
 
 
+def info_nce(h: torch.Tensor, new: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The contrast of each new embedding with the others: (B, d), (B, d) -> (B,)."""
+    cosines = F.normalize(h, dim=1) @ F.normalize(new, dim=1).T  # (B, B)
+    return F.cross_entropy(cosines / temperature, torch.arange(len(h), device=h.device), reduction="none")
+
+
 SIMILARITIES = {"mse": squared_error, "l1": absolute_error, "cosine": cosine_distance}
 
 
 class TransformationObjective(nn.Module):
     """L = mu_similarity L_sim + mu_disc L_disc, weighed by the uncertainty where that is part of the objective.
 
-    L_disc is the label-smoothed cross-entropy of the new model's classifier on h. With log variance s the objective is
+    L_disc is the label-smoothed cross-entropy of the new model's classifier on h; without a classifier it is InfoNCE
+    (van den Oord et al., arXiv 1807.03748), which asks that h_i be nearer, by cosine, to its own n_i than to the new
+    embeddings of the rest of this process's share of the batch:
+
+        L_disc,i = -log( exp(cos(h_i, n_i) / temperature) / sum over j of exp(cos(h_i, n_j) / temperature) ).
+
+    With log variance s the objective is
 
         mean over i of  0.5 exp(-s_i) L_i  +  mu_uncertainty mean(s_i).
 
@@ -40,7 +52,7 @@ class TransformationObjective(nn.Module):
 
     Args:
         params: which losses, and their weights.
-        classifier: (C, d_new) weight of the new model's `fc`, frozen; needed for L_disc.
+        classifier: (C, d_new) weight of the new model's `fc`, frozen; None for InfoNCE or no L_disc.
     """
 
     classifier: torch.Tensor | None
@@ -56,9 +68,11 @@ class TransformationObjective(nn.Module):
         similarity = self.params.similarity_loss
         loss = similarity.mu_similarity * SIMILARITIES[similarity.name](h, new)  # (B, d or 1)
         if (disc := self.params.discriminative_loss) is not None:
-            assert self.classifier is not None
-            logits = F.linear(h, self.classifier)  # (B, d) -> (B, C)
-            entropy = F.cross_entropy(logits, labels, reduction="none", label_smoothing=disc.label_smoothing)
+            if self.classifier is None:
+                entropy = info_nce(h, new, disc.temperature)
+            else:
+                logits = F.linear(h, self.classifier)  # (B, d) -> (B, C)
+                entropy = F.cross_entropy(logits, labels, reduction="none", label_smoothing=disc.label_smoothing)
             loss = loss + disc.mu_disc * entropy.unsqueeze(1)
         if (uncertainty := self.params.uncertainty_loss) is not None:
             assert transformed.log_variance is not None
@@ -80,20 +94,33 @@ class TransformationObjective(nn.Module):
 
 
 def build_objective(
-    params: ObjectiveParams, new_model: nn.Module, transformation: FCTTransformation
+    params: ObjectiveParams, new_model: nn.Module, transformation: Transformation
 ) -> TransformationObjective:
     """The objective that `objective_params` describes, with the new model's classifier where L_disc needs it.
 
     Raises:
         UserError: the new model has no classifier, or uncertainty and transformation do not go together.
     """
-    uncertain = isinstance(transformation, FastFillTransformation)
+    classifier = new_model.fc.weight.flatten(1) if isinstance(new_model, ResNet) else None  # (C, d, 1, 1) -> (C, d)
+    if params.needs_classifier and classifier is None:
+        raise UserError(
+            "objective_params.discriminative_loss: needs a new model with a classifier, a backbone file; "
+            "InfoNCE does without"
+        )
+    return objective_of(params, classifier, transformation)
+
+
+def objective_of(
+    params: ObjectiveParams, classifier: torch.Tensor | None, transformation: Transformation
+) -> TransformationObjective:
+    """The objective that `objective_params` describes, by the classifier (C, d_new) where L_disc has use for it.
+
+    Raises:
+        UserError: uncertainty and transformation do not go together.
+    """
+    uncertain = transformation.has_uncertainty
     if params.uncertainty_loss is not None and not uncertain:
         raise UserError("objective_params.uncertainty_loss: needs a transformation with uncertainty, arch fastfill")
     if params.uncertainty_loss is None and uncertain:
         raise UserError("objective_params.uncertainty_loss: is missing, so fastfill's uncertainty would not be trained")
-    if params.discriminative_loss is None:
-        return TransformationObjective(params, None)
-    if not isinstance(new_model, ResNet):
-        raise UserError("objective_params.discriminative_loss: needs a new model with a classifier, a backbone file")
-    return TransformationObjective(params, new_model.fc.weight.flatten(1))  # (C, d, 1, 1) -> (C, d)
+    return TransformationObjective(params, classifier if params.needs_classifier else None)

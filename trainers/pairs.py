@@ -1,6 +1,6 @@
 """Where a transformation's training samples come from: old, side-information and new embeddings of the same view."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,17 +21,24 @@ class PairBatch(NamedTuple):
     old: torch.Tensor  # (B, d_old)
     side_info: torch.Tensor | None  # (B, d_side); None: the transformation takes the old embedding twice
     new: torch.Tensor  # (B, d_new)
-    labels: torch.Tensor  # (B,) int64
+    labels: torch.Tensor  # (B,) int64; -1 where they are not known
 
 
-class Pairs(Protocol):
-    """A source of paired embeddings."""
+class Epochs(Protocol):
+    """A source of paired embeddings to train on."""
 
     def __len__(self) -> int:
         """Items in an epoch, over all processes."""
 
     def batches(self, epoch: int) -> Iterator[PairBatch]:
         """This process's share of an epoch, a function of (seed, epoch) alone."""
+
+
+class Pairs(Epochs, Protocol):
+    """A source of paired embeddings for any way to fit a transformation."""
+
+    def views_once(self) -> Iterator[PairBatch]:
+        """This process's share of every view of every item, each once; of an epoch where the views are too many."""
 
 
 class View(NamedTuple):
@@ -41,7 +48,45 @@ class View(NamedTuple):
     labels: torch.Tensor  # (m,)
 
 
-class CachedPairs:
+class PairsInMemory:
+    """Views that are embedded: where they are `exhaustive` each epoch draws one for each item, else they take turns."""
+
+    def __init__(
+        self, views: Sequence[View], *, batch_size: int, world: World, seed: int, exhaustive: bool = True
+    ) -> None:
+        self.views, self.exhaustive = views, exhaustive
+        self.batch_size, self.world, self.seed = batch_size, world, seed
+
+    def __len__(self) -> int:
+        return len(self.views[0].labels)
+
+    def batches(self, epoch: int) -> Iterator[PairBatch]:
+        view = self._mixed(epoch) if self.exhaustive else self.views[epoch % len(self.views)]
+        shares = shuffled_batches(len(view.labels), self.batch_size, self.world, seed=self.seed, epoch=epoch)
+        for rows in [share.to(self.world.device) for share in shares]:  # all of them now: a copy waits for the device
+            yield self._batch(view, rows)
+
+    def views_once(self) -> Iterator[PairBatch]:
+        for view in self.views:
+            share = self.world.share(len(view.labels))
+            for start in range(share.start, share.stop, self.batch_size):
+                yield self._batch(view, slice(start, min(start + self.batch_size, share.stop)))
+
+    def _batch(self, view: View, rows: torch.Tensor | slice) -> PairBatch:
+        batch = {role: embeddings[rows].float() for role, embeddings in view.embeddings.items()}
+        return PairBatch(batch["old"], batch.get("side_info"), batch["new"], view.labels[rows])
+
+    def _mixed(self, epoch: int) -> View:
+        """Every item in a view drawn for it, the same for every model."""
+        drawn = torch.randint(len(self.views), (len(self),), generator=generator(self.seed, epoch, 1))
+        mixed, drawn = dict(self.views[0].embeddings), drawn.to(self.world.device).unsqueeze(1)
+        for number, view in enumerate(self.views[1:], start=1):
+            for role, embeddings in view.embeddings.items():
+                mixed[role] = torch.where(drawn == number, embeddings, mixed[role])
+        return View(mixed, self.views[0].labels)
+
+
+class CachedPairs(PairsInMemory):
     """Every view embedded once.
 
     Where the training transform has few views these are all of them, and each epoch draws one for each item, as the
@@ -60,13 +105,12 @@ class CachedPairs:
         seed: int,
         drawn_views: int | None = None,
     ) -> None:
-        self.batch_size, self.world, self.seed = batch_size, world, seed
-        self.exhaustive = drawn_views is None
+        exhaustive = drawn_views is None
         count = images.num_views if drawn_views is None else drawn_views
         assert count is not None
-        self.views: list[View] = []
+        views: list[View] = []
         for view in range(count):
-            if self.exhaustive:
+            if exhaustive:
                 title, batches = "view", images.view_batches(view, world.local_batch(batch_size))
             else:
                 title, batches = f"view drawn by seed {seed},", images.training_batches(view, batch_size)
@@ -77,26 +121,8 @@ class CachedPairs:
                 total=len(range(len(images))[world.share(len(images))]),
                 precision=precision,
             )
-            self.views.append(View(embeddings, images.labels[positions].to(world.device)))
-
-    def __len__(self) -> int:
-        return len(self.views[0].labels)
-
-    def batches(self, epoch: int) -> Iterator[PairBatch]:
-        view = self._mixed(epoch) if self.exhaustive else self.views[epoch % len(self.views)]
-        shares = shuffled_batches(len(view.labels), self.batch_size, self.world, seed=self.seed, epoch=epoch)
-        for rows in [share.to(self.world.device) for share in shares]:  # all of them now: a copy waits for the device
-            batch = {role: embeddings[rows].float() for role, embeddings in view.embeddings.items()}
-            yield PairBatch(batch["old"], batch.get("side_info"), batch["new"], view.labels[rows])
-
-    def _mixed(self, epoch: int) -> View:
-        """Every item in a view drawn for it, the same for every model."""
-        drawn = torch.randint(len(self.views), (len(self),), generator=generator(self.seed, epoch, 1))
-        mixed, drawn = dict(self.views[0].embeddings), drawn.to(self.world.device).unsqueeze(1)
-        for number, view in enumerate(self.views[1:], start=1):
-            for role, embeddings in view.embeddings.items():
-                mixed[role] = torch.where(drawn == number, embeddings, mixed[role])
-        return View(mixed, self.views[0].labels)
+            views.append(View(embeddings, images.labels[positions].to(world.device)))
+        super().__init__(views, batch_size=batch_size, world=world, seed=seed, exhaustive=exhaustive)
 
 
 class StreamedPairs:
@@ -123,12 +149,15 @@ class StreamedPairs:
                 embedded = {name: embed(model, batch.images).embedding for name, model in self.models.items()}
             yield PairBatch(embedded["old"], embedded.get("side_info"), embedded["new"], batch.labels)
 
+    def views_once(self) -> Iterator[PairBatch]:
+        return self.batches(0)
+
 
 def build_pairs(
     models: Mapping[str, nn.Module], images: ImageSet, config: TransformationConfig, precision: Resolved, world: World
 ) -> Pairs:
     """Cached pairs where the transform has few views or the config says how many to draw, else streamed ones."""
-    batch_size = config.dataset_params.batch_size
+    batch_size = config.batch_size
     drawn_views = config.cached_views if images.num_views is None else None
     if config.cache_embeddings == "off" or (images.num_views is None and drawn_views is None):
         if world.is_main:

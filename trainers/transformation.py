@@ -1,12 +1,18 @@
 """Training a transformation h(old, side-information) -> new (FCT, section 4.2; FastFill, section 4)."""
 
+from typing import NamedTuple
+
+import torch
 from torch import nn
 
-from models.transformations import FCTTransformation
-from trainers.loop import Step, Trainer
+from models.baselines import AffineTransformation
+from models.transformed import Transformation
+from trainers.batches import share_of_batch, split_batch
+from trainers.closed_form import fit_closed_form
+from trainers.loop import HELD_OUT, Step, Trainer
 from trainers.objectives import TransformationObjective
 from trainers.optimizers import build_optimizer, build_schedule
-from trainers.pairs import PairBatch, Pairs
+from trainers.pairs import Epochs, PairBatch, Pairs
 from utils.distributed import World
 from utils.precision import autocast
 from utils.preemption import Preemption
@@ -14,20 +20,54 @@ from utils.runs import Run
 from utils.schema import TransformationConfig
 
 
-def train_transformation(
-    transformation: FCTTransformation,
+class HeldOut(NamedTuple):
+    """Pairs that are not trained on, and for how many epochs they may fail to get better."""
+
+    batch: PairBatch
+    patience: int
+
+
+def fit_transformation(
+    transformation: Transformation,
     objective: TransformationObjective,
     config: TransformationConfig,
     pairs: Pairs,
     run: Run,
     world: World,
     preemption: Preemption,
+    held_out: HeldOut | None = None,
+) -> None:
+    """Set `transformation` to what the pairs ask for: computed where it has a closed form, else trained.
+
+    Raises:
+        UserError, Preempted: see `fit_closed_form` and `train_transformation`.
+    """
+    if isinstance(transformation, AffineTransformation):
+        fit_closed_form(transformation, config.arch_params.arch, pairs, run, world)
+    else:
+        train_transformation(transformation, objective, config, pairs, run, world, preemption, held_out)
+
+
+def train_transformation(
+    transformation: Transformation,
+    objective: TransformationObjective,
+    config: TransformationConfig,
+    pairs: Epochs,
+    run: Run,
+    world: World,
+    preemption: Preemption,
+    held_out: HeldOut | None = None,
 ) -> None:
     """Train `transformation` in place. Half-way, `switch_mode_to_eval` freezes its BN statistics (not its weights).
+
+    With `held_out` the training ends early, at the weights with the smallest objective on it.
 
     Raises:
         UserError, Preempted: see `Trainer.fit`.
     """
+    assert config.epochs is not None
+    assert config.optimizer_params is not None
+    epochs = config.epochs
     transformation.to(world.device)
     objective.to(world.device)
 
@@ -37,15 +77,30 @@ def train_transformation(
         return Step(objective(transformed, batch.new, batch.labels), len(batch.labels))
 
     def set_mode(model: nn.Module, epoch: int) -> None:
-        model.train(not (config.switch_mode_to_eval and epoch >= config.epochs / 2))
+        model.train(not (config.switch_mode_to_eval and epoch >= epochs / 2))
+
+    def validate(epoch: int) -> dict[str, float]:
+        if held_out is None:
+            return {}
+        transformation.eval()
+        sums = torch.zeros(2, dtype=torch.float64, device=world.device)  # loss, items
+        own: PairBatch = share_of_batch(held_out.batch, world)
+        with torch.no_grad():
+            # A contrast depends on the number of items, so the parts are as large as the batches.
+            for part, count in split_batch(own, world.local_batch(config.batch_size)):
+                if count:  # or there are more processes than pairs
+                    sums[0] += step(transformation, part).loss.double() * count
+                    sums[1] += count
+        loss, count = world.sum(sums).tolist()  # so that all processes stop at the same epoch
+        return {HELD_OUT: loss / count}
 
     Trainer(
         transformation,
         build_optimizer(transformation, config.optimizer_params),
-        build_schedule(config.lr_policy_params, config.optimizer_params, config.epochs),
-        epochs=config.epochs,
+        build_schedule(config.lr_policy_params, config.optimizer_params, epochs),
+        epochs=epochs,
         items=len(pairs),
-        batch_size=config.dataset_params.batch_size,
+        batch_size=config.batch_size,
         batches=pairs.batches,
         step=step,
         run=run,
@@ -53,4 +108,6 @@ def train_transformation(
         preemption=preemption,
         compilation=config.compile,
         set_mode=set_mode,
+        validate=validate,
+        patience=None if held_out is None else held_out.patience,
     ).fit()

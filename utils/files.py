@@ -134,6 +134,9 @@ def files_below(folder: str | Path, name: str = "") -> Iterator[tuple[str, os.st
 
 
 def sha256_of(path: str | Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """The SHA-256 of a file's content, or of the names and contents of a folder's files, in hexadecimal."""
+    if Path(path).is_dir():
+        contents = [f"{name}\0{sha256_of(f'{path}{name}')}\0" for name, _ in files_below(path)]
+        return hashlib.sha256("".join(contents).encode(errors="surrogateescape")).hexdigest()
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config import paths, to_dict, to_yaml
+from utils.config import paths, to_yaml
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import read_torch, remove_leftovers, sha256_of, write_text, write_torch
@@ -48,6 +49,11 @@ class Run:
         if self.world.is_main:
             checkpoint = {"identity": self.identity, "precision": self.precision, "history": history, "state": state}
             write_torch(self.checkpoint_path, checkpoint)
+        self.log(history)
+
+    def log(self, history: list[dict[str, Any]]) -> None:
+        """Write the log: a JSON line for each record."""
+        if self.world.is_main:
             write_text(self.log_path, "".join(json.dumps(record) + "\n" for record in history))
 
     def restore(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
@@ -78,13 +84,27 @@ class Run:
 
 def fingerprint(config: Any) -> str:
     """A hash of everything in a config that its result depends on: values, and the content of its input files."""
-    inputs = {name: sha256_of(path) for name, path in paths(config, "input") if Path(path).is_file()}
-    content = json.dumps([without_neutral_keys(to_dict(config)), inputs], sort_keys=True)
+    inputs = {name: sha256_of(path) for name, path in paths(config, "input") if Path(path).exists()}
+    content = json.dumps([decisive_values(config), inputs], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def without_neutral_keys(value: Any) -> Any:
-    """Nested config values less the keys that do not change the result."""
-    if not isinstance(value, dict):
-        return value
-    return {name: without_neutral_keys(item) for name, item in value.items() if name not in NEUTRAL_KEYS}
+def decisive_values(config: Any) -> Any:
+    """The nested values of a config that its result depends on: less neutral keys, and less keys at their default.
+
+    So a key that a later version adds, with a default that does what was done before, leaves finished runs valid; and
+    for the same reason a default never changes. A section whose default is none counts even if all in it is default.
+    """
+    if not is_dataclass(config):
+        return config
+    values = {}
+    for field in fields(config):
+        value = decisive_values(getattr(config, field.name))
+        if field.name not in NEUTRAL_KEYS and value != decisive_values(_default(field)):
+            values[field.name] = value
+    return values
+
+
+def _default(field: Field[Any]) -> Any:
+    """The default of a config key; MISSING, which equals no value, where there is none."""
+    return field.default if field.default_factory is MISSING else field.default_factory()

@@ -7,6 +7,8 @@ from utils.config import key, section
 
 Precision = Literal["auto", "bf16", "fp32"]
 Compile = Literal["auto", "on", "off"]
+AUTO = "auto"  # `arch_params.arch`: the transformation that does best on held-out pairs
+CLOSED_FORMS = ("procrustes", "ridge")
 COMPILE_DOC = "torch.compile; auto: on GPUs, for runs so long that it pays"
 
 
@@ -30,12 +32,24 @@ class BackboneArch:
 class TransformationArch:
     """`arch_params` of a transformation. Dimensions left out are those of the models."""
 
-    arch: str = key(doc="fct (MLP_BN_SIDE_PROJECTION) or fastfill (MLP_BN_SIDE_PROJECTION_SIGMA)")
+    arch: str = key(
+        doc="fct (MLP_BN_SIDE_PROJECTION) or fastfill (MLP_BN_SIDE_PROJECTION_SIGMA); the baselines residual_mlp and, "
+        "in closed form, procrustes and ridge; auto, on embedding files: the best of all"
+    )
     old_embedding_dim: int | None = key(None, doc="dimension of the old embedding", minimum=1)
     new_embedding_dim: int | None = key(None, doc="dimension of the new embedding", minimum=1)
     side_info_dim: int | None = key(None, doc="dimension of the side-information", minimum=1)
-    inner_dim: int = key(2048, doc="width of the mixer's hidden layers", minimum=1)
+    inner_dim: int | None = key(
+        None,
+        doc="width of the hidden layers; fct and fastfill: 2048, residual_mlp: 256; closed forms have none",
+        minimum=1,
+    )
     sigma_dim: int | None = key(None, doc="fastfill: 1 log variance an item (default), or one a dimension", minimum=1)
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether the transformation is computed, not trained."""
+        return self.arch in CLOSED_FORMS
 
 
 @dataclass
@@ -98,10 +112,15 @@ class SimilarityLoss:
 
 @dataclass
 class DiscriminativeLoss:
-    """`objective_params.discriminative_loss`: L_disc, through the new model's frozen classifier."""
+    """`objective_params.discriminative_loss`: L_disc, through the new model's frozen classifier or by contrast."""
 
-    name: Literal["LabelSmoothing"] = key("LabelSmoothing", doc="cross-entropy with smoothed labels")
+    name: Literal["LabelSmoothing", "InfoNCE"] | None = key(
+        None,
+        doc="cross-entropy of the new model's classifier with smoothed labels, or without labels the contrast of an "
+        "item's new embedding with the batch's others; if left out, LabelSmoothing where there are labels",
+    )
     label_smoothing: float = key(0.1, doc="share of the label spread over all classes", minimum=0.0, maximum=1.0)
+    temperature: float = key(0.1, doc="InfoNCE: of the cosines", minimum=1e-3)
     mu_disc: float = key(1.0, doc="weight of L_disc", minimum=0.0)
 
 
@@ -119,6 +138,22 @@ class ObjectiveParams:
     similarity_loss: SimilarityLoss = section(SimilarityLoss, doc="L_sim; always part of the objective")
     discriminative_loss: DiscriminativeLoss | None = key(None, doc="L_disc; FastFill")
     uncertainty_loss: UncertaintyLoss | None = key(None, doc="uncertainty; FastFill")
+
+    @property
+    def needs_classifier(self) -> bool:
+        """Whether, of models, the new one's classifier is part of the objective."""
+        return self.discriminative_loss is not None and self.discriminative_loss.name != "InfoNCE"
+
+    def check_closed_form(self, arch: str) -> None:
+        """Raise ValueError where the objective is not the mean squared error, which alone has a closed form."""
+        for name in ("discriminative_loss", "uncertainty_loss"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"objective_params.{name}: {arch} is a closed form and cannot use it; leave it out")
+        if self.similarity_loss.name != "mse":
+            raise ValueError(
+                f"objective_params.similarity_loss.name: {arch} minimises mse in closed form, not "
+                f"{self.similarity_loss.name}"
+            )
 
 
 @dataclass
@@ -162,6 +197,37 @@ class EmbeddingsParams:
 
 
 @dataclass
+class PairedEmbeddingsParams:
+    """`embeddings_params` of a transformation: embeddings of the same items, row by row, by both models.
+
+    An embedding file is an `.npz`, or a folder of `.npy`.
+    """
+
+    old: str = key(doc="embedding file of the items, by the old model", path="input")
+    new: str = key(doc="embedding file of the same items in the same order, by the new model", path="input")
+    side_info: str | None = key(None, doc="embedding file of their side-information", path="input")
+    labels: str | None = key(
+        None, doc="their classes: `.npy` (n,) or a file with `labels`; those of the new or old file", path="input"
+    )
+    classifier: str | None = key(
+        None,
+        doc="the new model's classifier, bias-free: `.npy` (classes, dimension) or a file with `classifier`; if there "
+        "are labels alone, one is fitted",
+        path="input",
+    )
+    held_out: float = key(
+        0.1, doc="share of the items kept for early stopping and the choice of `auto`", minimum=0.01, maximum=0.5
+    )
+    patience: int = key(
+        10, doc="stop after so many epochs without a smaller held-out loss; the best is kept", minimum=1
+    )
+    batch_size: int = key(256, doc="pairs a step, summed over all processes", minimum=2)
+    normalised: Literal["auto", "on", "off"] = key(
+        "auto", doc="give transformed embeddings length 1, for search by cosine; auto: where the new ones have it"
+    )
+
+
+@dataclass
 class BackboneConfig:
     """train_backbone.py: a config -> an embedding model."""
 
@@ -187,25 +253,31 @@ class BackboneConfig:
         self.lr_policy_params.check_length(self.epochs)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class TransformationConfig:
     """train_transformation.py: a config -> a transformation from old embeddings to the new space."""
 
-    old_model_path: str = key(doc="the old model", path="input")
-    new_model_path: str = key(doc="the new model", path="input")
+    old_model_path: str | None = key(None, doc="the old model", path="input")
+    new_model_path: str | None = key(None, doc="the new model", path="input")
     arch_params: TransformationArch = key(doc="the transformation")
-    optimizer_params: OptimizerParams = key(doc="the optimizer")
-    dataset_params: DatasetParams = key(doc="the training images")
-    epochs: int = key(doc="passes over the training set", minimum=1)
+    optimizer_params: OptimizerParams | None = key(None, doc="the optimizer; closed forms have none")
+    dataset_params: DatasetParams | None = key(None, doc="the training images")
+    embeddings_params: PairedEmbeddingsParams | None = key(
+        None, doc="embedding files in place of models and images; then `optimizer_params` and `epochs` have defaults"
+    )
+    epochs: int | None = key(None, doc="passes over the training set; closed forms take one", minimum=1)
     output_transformation_path: str = key(doc="file for the transformation alone", path="output")
-    output_transformed_old_model_path: str = key(
+    output_transformed_old_model_path: str | None = key(
+        None,
         doc="file for images -> transformed embedding: old model, side-information model and transformation",
         path="output",
     )
     side_info_model_path: str | None = key(
         None, doc="side-information model (ours or TorchScript); none: the old embedding takes its place", path="input"
     )
-    objective_params: ObjectiveParams = section(ObjectiveParams, doc="the losses; L_sim alone (FCT) if left out")
+    objective_params: ObjectiveParams = section(
+        ObjectiveParams, doc="the losses; L_sim alone (FCT) if left out; closed forms minimise mse"
+    )
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
     switch_mode_to_eval: bool = key(False, doc="freeze the BN statistics from half of the epochs on")
     cache_embeddings: Literal["auto", "memory", "off"] = key(
@@ -228,7 +300,41 @@ class TransformationConfig:
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
 
     def __post_init__(self) -> None:
+        arch = self.arch_params.arch
+        self._check_sources()
+        if self.arch_params.is_closed_form:
+            self.objective_params.check_closed_form(arch)
+            return
+        if self.embeddings_params is not None:  # FCT's recipe, which early stopping cuts short
+            self.optimizer_params = self.optimizer_params or OptimizerParams("adam", lr=5e-4, weight_decay=2.0**-15)
+            self.epochs = self.epochs or 80
+        for name in ("optimizer_params", "epochs"):
+            if getattr(self, name) is None:
+                raise ValueError(f"{name}: is missing, and {arch} needs training")
+        assert self.epochs is not None
         self.lr_policy_params.check_length(self.epochs)
+
+    def _check_sources(self) -> None:
+        """Raise ValueError unless there are either models and images or embedding files."""
+        of_models = ("old_model_path", "new_model_path", "dataset_params", "output_transformed_old_model_path")
+        if self.embeddings_params is None:
+            for name in of_models:
+                if getattr(self, name) is None:
+                    raise ValueError(f"{name}: is missing; or name embedding files in embeddings_params")
+            if self.arch_params.arch == AUTO:
+                raise ValueError("arch_params.arch: auto chooses among transformations of embeddings_params; name one")
+            return
+        for name in (*of_models, "side_info_model_path"):
+            if getattr(self, name) is not None:
+                raise ValueError(f"embeddings_params: stands in place of models and images; leave out {name}")
+
+    @property
+    def batch_size(self) -> int:
+        """Pairs a step, summed over all processes."""
+        if self.embeddings_params is not None:
+            return self.embeddings_params.batch_size
+        assert self.dataset_params is not None
+        return self.dataset_params.batch_size
 
 
 @dataclass
@@ -252,8 +358,29 @@ class EvalConfig:
             raise ValueError("query_model_path, gallery_model_path, dataset_params: all three, or embeddings_params")
 
 
+@dataclass
+class EmbedConfig:
+    """embed.py: a model and images -> an embedding file."""
+
+    model_path: str = key(doc="model that takes images: a backbone, a transformed old model, TorchScript", path="input")
+    dataset_params: DatasetParams = key(doc="the images; `num_classes` chooses among the classes of either split")
+    output_embeddings_path: str = key(
+        doc="embedding file to write: `.npz`, or under another name a folder of `.npy`", path="output"
+    )
+    output_classifier_path: str | None = key(
+        None, doc="also write the backbone's classifier, (classes, dimension), as `.npy`", path="output"
+    )
+    split: Literal["training", "validation"] = key("validation", doc="which images")
+    views: Literal["first", "all"] = key(
+        "first", doc="the image as in evaluation, or every view that the training transform can draw, one after another"
+    )
+    embedding_dtype: Literal["float32", "float16"] = key("float32", doc="of the numbers in the file")
+    precision: Precision = key("fp32", doc="of the model; bf16 moves a metric by up to 0.3 points")
+
+
 SCHEMAS = {
     "train_backbone.py": BackboneConfig,
     "train_transformation.py": TransformationConfig,
+    "embed.py": EmbedConfig,
     "eval.py": EvalConfig,
 }

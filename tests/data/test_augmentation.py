@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
-from torchvision.transforms import functional as TF
 
-from data.augmentation import Augmentation, normalise, resize
+from data.augmentation import Augmentation, resize
 
 RNG = np.random.default_rng(0)
 
@@ -81,10 +80,3 @@ def test_resize_is_pils_within_a_level(height: int, width: int, size: int) -> No
 def test_resize_to_the_same_size_leaves_the_levels_alone() -> None:
     images = torch.from_numpy(pixels(2)).permute(0, 3, 1, 2)
     assert torch.equal(resize(images, 8), images)
-
-
-def test_normalise_is_torchvisions() -> None:
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    images = torch.from_numpy(pixels(4)).permute(0, 3, 1, 2)
-    expected = TF.normalize(images.float() / 255, list(mean), list(std))
-    torch.testing.assert_close(normalise(images, mean, std), expected, rtol=0, atol=1e-5)

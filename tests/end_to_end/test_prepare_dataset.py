@@ -116,6 +116,40 @@ def test_a_packed_copy_is_written_once(tmp_path: Path) -> None:
     assert [copy.pixels(i).tolist() for i in range(6)] == [original.pixels(i).tolist() for i in range(6)]  # type: ignore[union-attr]
 
 
+KILLED_WHILE_PACKING = """
+import os, signal
+from itertools import count
+from data import packed
+from prepare_dataset import main
+
+encode, calls = packed.encode, count(1)
+
+def encode_until_killed(path, size):
+    if next(calls) == {call}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return encode(path, size)
+
+packed.encode = encode_until_killed
+main()
+"""
+
+
+@pytest.mark.parametrize("call", [1, 5, 10])  # in the training split, at its end, at the end of the other
+def test_a_packed_copy_after_a_kill(tmp_path: Path, call: int) -> None:
+    write_cifar(tmp_path / "copy")
+    succeed(tmp_path, "--source", "copy")
+    program = [sys.executable, "-c", KILLED_WHILE_PACKING.format(call=call), "--pack", "32"]
+    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
+    killed = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
+    assert killed.returncode == -signal.SIGKILL
+    root = tmp_path / "data_store" / "cifar-100-python"
+    assert (root / ".packed.partial").is_dir()
+    assert not (root / "packed").exists()
+    assert "packed: 6 training and 4 validation images" in succeed(tmp_path, "--pack", "32")
+    assert not (root / ".packed.partial").exists()
+    assert len(list_packed(root, "training").paths) == 6
+
+
 def test_offline_it_says_how_to_pass_a_source(tmp_path: Path) -> None:
     message = fail(tmp_path, **OFFLINE, no_proxy="", NO_PROXY="")
     assert "cannot download" in message

@@ -61,7 +61,7 @@ def test_the_imagenet_suite_end_to_end(tmp_path: Path) -> None:
     report = (results / "report.md").read_text()
     for case in ("old/old", "new/new", "FCT new/old", "FastFill new/old", "46.4", "66.5"):
         assert case in report
-    evaluations = json.loads((results / "results.json").read_text())["evaluations"]
+    evaluations = json.loads((results / "seed_0.json").read_text())["evaluations"]
     assert {name: evaluation["num_gallery"] for name, evaluation in evaluations.items()} == dict.fromkeys(
         ["eval_old_old", "eval_new_new", "eval_old_new_fct", "eval_old_new_fastfill"], 11
     )
@@ -75,7 +75,7 @@ def test_the_imagenet_suite_end_to_end(tmp_path: Path) -> None:
     changed = reproduce(tmp_path, "stages.eval_old_new_fct.overrides.eval_params.backfilling=2")
     assert changed.count(": up to date\n") == STAGES - 1
     assert "eval_old_new_fct: running\n" in changed
-    curves = json.loads((results / "results.json").read_text())["evaluations"]["eval_old_new_fct"]["backfilling"]
+    curves = json.loads((results / "seed_0.json").read_text())["evaluations"]["eval_old_new_fct"]["backfilling"]
     assert len(curves["random"]["map"]) == 4
 
 

@@ -42,9 +42,13 @@ class Published(nn.Module):
 
 @pytest.mark.parametrize("arch", sorted(TRANSFORMATIONS))
 def test_published_parameter_counts(arch: str) -> None:
+    dims = {"old": 128, "new": 128}
     with torch.device("meta"):
-        model = build_transformation(arch, old_embedding_dim=128, new_embedding_dim=128, side_info_dim=128)
-    expected = 5_712_129 if arch in FASTFILL else 5_712_000
+        model = build_transformation(**transformation_arguments(TransformationArch(arch=arch), dims))
+    affine = 128 * 128 + 128
+    residual_mlp = 128 * 256 + 256 + 256 * 128 + 128
+    expected = {"procrustes": affine, "ridge": affine, "residual_mlp": residual_mlp}.get(arch, 5_712_000)
+    expected += 129 if arch in FASTFILL else 0
     assert sum(parameter.numel() for parameter in model.parameters()) == expected
 
 
@@ -62,12 +66,34 @@ def test_equals_the_published_convolutions(arch: str, training: bool) -> None:
     published = Published(*DIMS.values())
     old, side = torch.randn(16, 6, 1, 1), torch.randn(16, 10, 1, 1)
     model(old, side)  # moves the BN statistics
+    assert isinstance(model, FCTTransformation)
     published.copy_weights(model)
     model.train(training)
     published.train(training)
     expected = published(old, side)
     torch.testing.assert_close(model(old, side).embedding, expected.flatten(1))
     torch.testing.assert_close(model(old.flatten(1), side.flatten(1)).embedding, expected.flatten(1))
+
+
+def test_affine_baselines_multiply_old_and_side_information_side_by_side() -> None:
+    model = build_transformation("ridge", old_embedding_dim=6, new_embedding_dim=8, side_info_dim=10)
+    old, side = torch.randn(4, 6, 1, 1), torch.randn(4, 10, 1, 1)
+    weight, bias = model.get_parameter("affine.weight"), model.get_parameter("affine.bias")
+    expected = old.flatten(1) @ weight[:, :6].T + side.flatten(1) @ weight[:, 6:].T + bias
+    torch.testing.assert_close(model(old, side).embedding, expected)
+
+
+@pytest.mark.parametrize("new_dim", [6, 8])
+def test_the_residual_mlp_adds_to_its_skip(new_dim: int) -> None:
+    """The skip is the identity, or linear where the dimensions differ."""
+    model = build_transformation("residual_mlp", old_embedding_dim=6, new_embedding_dim=new_dim, side_info_dim=10)
+    old, side = torch.randn(4, 6), torch.randn(4, 10)
+    state = model.state_dict()
+    hidden = nn.functional.gelu(torch.cat([old, side], 1) @ state["residual.0.weight"].T + state["residual.0.bias"])
+    assert hidden.shape == (4, 256)
+    skip = old if new_dim == 6 else old @ state["skip.weight"].T
+    expected = skip + hidden @ state["residual.2.weight"].T + state["residual.2.bias"]
+    torch.testing.assert_close(model(old, side).embedding, expected)
 
 
 def test_without_side_information_the_old_embedding_stands_in() -> None:
@@ -88,6 +114,7 @@ def test_the_log_variance_is_a_linear_function_of_h_and_not_detached(sigma_dim: 
     assert isinstance(head, nn.Linear)
     torch.testing.assert_close(s, h @ head.weight.T + head.bias)
     s.sum().backward()
+    assert isinstance(model, FCTTransformation)
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.mixer.parameters())
 
 
@@ -119,6 +146,19 @@ def test_arguments_are_completed_by_the_models_dimensions() -> None:
         "side_info_dim": 6,
         "inner_dim": 2048,
     }
+
+
+def test_arguments_of_the_baselines() -> None:
+    mlp = transformation_arguments(TransformationArch(arch="residual_mlp"), {"old": 6, "new": 8, "side_info": 10})
+    assert mlp == {"arch": "residual_mlp", **DIMS, "inner_dim": 256}
+    ridge = transformation_arguments(TransformationArch(arch="ridge", inner_dim=64), {"old": 6, "new": 8})
+    assert ridge == {"arch": "ridge", "old_embedding_dim": 6, "new_embedding_dim": 8, "side_info_dim": 0}
+    with pytest.raises(UserError, match=r"arch_params\.arch: procrustes maps the old embedding alone; leave side-info"):
+        transformation_arguments(TransformationArch(arch="procrustes"), {"old": 6, "new": 8, "side_info": 10})
+    with pytest.raises(
+        UserError, match=r"arch_params\.side_info_dim: says 6, there is no side-information, which is 0"
+    ):
+        transformation_arguments(TransformationArch(arch="ridge", side_info_dim=6), {"old": 6, "new": 8})
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ for key in ("output_model_path", "output_transformation_path", "output_transform
         path.write_text(json.dumps([config["epochs"], config.get("seed")]))
 """
 WRITE_RESULT = """
-quality = float(config["gallery_model_path"].partition("quality")[2].removesuffix(".pt"))
+quality = float(config["gallery_model_path"].partition("quality")[2].removesuffix(".pt").partition("_")[0])
 metrics = {"cmc_top1": quality, "cmc_top5": quality + 0.1, "map": quality - 0.1}
 result = {"num_queries": 12, "num_gallery": 12, "distance_metric": "l2", "metrics": metrics, "backfilling": {}}
 for order in config["eval_params"].get("backfilling_list", []):

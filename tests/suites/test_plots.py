@@ -12,6 +12,7 @@ from PIL import Image
 from suites import plots
 from suites.plots import GREEN, RED, plot_backfilling, plot_retrieval_examples
 from suites.retrieval_examples import Example, Hits
+from suites.summary import summarise
 
 
 @pytest.fixture
@@ -33,17 +34,23 @@ def results(with_map: bool = True) -> dict[str, Any]:
         return {"cmc_top1": value, "cmc_top5": value, "map": value / 2 if with_map else None}
 
     curve = {"fractions": [0.0, 0.5, 1.0], "cmc_top1": [0.4, 0.55, 0.6], "map": [0.2, 0.25, 0.3]}
-    row = {"case": "FCT new/old", "side_info": False, "stage": "fct", "order": "random", "measured": figures(0.5)}
-    sigma = {"case": "FastFill new/old", "side_info": False, "stage": "ff", "order": "sigma", "measured": figures(0.56)}
+    curve |= {} if with_map else {"map": None}
+    shared = {"side_info": False, "published": None, "gain_recovered": {"cmc_top1": None, "map": None}}
+    row = shared | {"case": "FCT new/old", "stage": "fct", "order": "random", "measured": figures(0.5)}
+    sigma = shared | {"case": "FastFill new/old", "stage": "ff", "order": "sigma", "measured": figures(0.56)}
     return {
+        "seed": 0,
+        "stages": {name: {"once": name in ("old", "new")} for name in ("old", "new", "fct", "ff")},
         "baselines": {"old_old": figures(0.3), "new_new": figures(0.6)},
+        "baseline_stages": {"old_old": "old", "new_new": "new"},
+        "no_backfilling": [],
         "backfilling": [row, sigma, row | {"stage": None, "measured": None}],
         "evaluations": {"fct": {"backfilling": {"random": curve}}, "ff": {"backfilling": {"sigma": curve}}},
     }
 
 
 def test_backfilling_curves(tmp_path: Path, figures: list[Figure]) -> None:
-    plot_backfilling(results(), tmp_path / "backfilling.png")
+    plot_backfilling(summarise([results()]), tmp_path / "backfilling.png")
     with Image.open(tmp_path / "backfilling.png") as image:
         assert min(image.size) > 400
     cmc, mean_precision = figures[0].axes
@@ -66,14 +73,34 @@ def test_backfilling_curves(tmp_path: Path, figures: list[Figure]) -> None:
     assert [text.get_text() for text in cmc.texts] == ["new/new  60.0", "old/old  30.0"]
 
 
+def test_bands_over_seeds(tmp_path: Path, figures: list[Figure]) -> None:
+    first, second = results(), results()
+    second["evaluations"]["fct"]["backfilling"]["random"] |= {"cmc_top1": [0.5, 0.59, 0.6]}
+    second["backfilling"][0]["measured"]["cmc_top1"] = 0.54
+    plot_backfilling(summarise([first, second]), tmp_path / "backfilling.png")
+    cmc = figures[0].axes[0]
+    (fct,) = [line for line in cmc.lines if str(line.get_label()).startswith("FCT")]
+    assert np.asarray(fct.get_ydata()) == pytest.approx([0.45, 0.57, 0.6])
+    assert fct.get_label() == "FCT, random: 52.0 ± 2.8, 25.0 ± 0.0"
+    bands = [band.get_paths()[0].vertices for band in cmc.collections]
+    assert len(bands) == 2
+    deviation = 0.1 / np.sqrt(2)  # of two figures that are 0.1 apart
+    lowest, highest = 0.45 - deviation, 0.45 + deviation
+    assert any(
+        np.isclose(band, [0.0, lowest]).all(1).any() and np.isclose(band, [0.0, highest]).all(1).any()
+        for band in map(np.asarray, bands)
+    )
+    assert [text.get_text() for text in cmc.texts] == ["new/new  60.0", "old/old  30.0"]  # they ran once
+
+
 def test_one_panel_without_map(tmp_path: Path, figures: list[Figure]) -> None:
-    plot_backfilling(results(with_map=False), tmp_path / "backfilling.png")
+    plot_backfilling(summarise([results(with_map=False)]), tmp_path / "backfilling.png")
     assert [axes.get_ylabel() for axes in figures[0].axes] == ["CMC-1 (%)"]
 
 
 def test_the_same_picture_every_time(tmp_path: Path) -> None:
     for name in ("one.png", "two.png"):
-        plot_backfilling(results(), tmp_path / name)
+        plot_backfilling(summarise([results()]), tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
 
 

@@ -4,39 +4,58 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from suites.planning import plan
-from suites.report import collect_results, gain_recovered, report, tables
+from suites.report import report, tables
+from suites.results import collect_results, gain_recovered
 from suites.schema import SuiteConfig
 from suites.stages import Record
+from suites.summary import over_seeds, summarise
 from tests.suites.fake_suite import CONFIGS, read_suite, suite_values, write_suite
+from utils.errors import UserError
 
 MACHINE = {"python": "3.11", "torch": "2.11", "device": "a GPU", "cpu": "a CPU", "cores": 2}
+ORDERS = ("random", "distance")
 FIGURES = {"eval_old_old": 0.2, "eval_new_new": 0.6, "eval_new_old": 0.4}
 
 
 def evaluation(quality: float, orders: tuple[str, ...] = ()) -> dict[str, Any]:
     metrics = {"cmc_top1": quality, "cmc_top5": quality + 0.1, "map": quality - 0.1}
     auc = {name: value + 0.1 for name, value in metrics.items()}
-    return {"distance_metric": "l2", "metrics": metrics, "backfilling": {order: {"auc": auc} for order in orders}}
+    curve = {"fractions": [0.0, 0.5, 1.0], **{name: [value] * 3 for name, value in metrics.items()}, "auc": auc}
+    return {"distance_metric": "l2", "metrics": metrics, "backfilling": {order: dict(curve) for order in orders}}
 
 
-def results_of(values: dict[str, Any], evaluations: dict[str, Any]) -> dict[str, Any]:
+def results_of(values: dict[str, Any], evaluations: dict[str, Any]) -> list[dict[str, Any]]:
+    """Results for each seed, from the results of evaluations by the stages' labels."""
     suite: SuiteConfig = read_suite(values)
     stages = plan(suite, root=Path.cwd())
     suite.stages_dir.mkdir(parents=True)
     for name, result in evaluations.items():
         (suite.stages_dir / f"{name}.json").write_text(json.dumps(result))
-    records = {stage.name: Record("", "finished", 61.0, {}, dict(MACHINE)) for stage in stages}
-    return collect_results(suite, stages, records, command="python reproduce.py --config configs/suite.yaml")
+    records = {stage.label: Record("", "finished", 61.0, {}, dict(MACHINE)) for stage in stages}
+    command = "python reproduce.py --config configs/suite.yaml"
+    return collect_results(suite, stages, records, command=command, data={"data_store/fake": STAMP})
+
+
+STAMP = {
+    "dataset": "cifar100",
+    "source": "copy.tar.gz",
+    "split": "local, split not verified",
+    "images": {"training": 50000, "validation": 10000},
+    "packed": False,
+}
 
 
 @pytest.fixture
 def evaluations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     write_suite(tmp_path)
     monkeypatch.chdir(tmp_path)
-    return {name: evaluation(quality, ("random", "distance")) for name, quality in FIGURES.items()}
+    return {name: evaluation(quality, ORDERS) for name, quality in FIGURES.items()}
 
 
 def cells(text: str, heading: str) -> list[list[str]]:
@@ -69,7 +88,7 @@ def test_columns_of_published_figures_only_where_there_are_any(evaluations: dict
     for rows in values["tables"].values():
         for row in rows:
             row.pop("published", None)
-    assert "published" not in tables(results_of(values, evaluations))
+    assert "published" not in tables(summarise(results_of(values, evaluations)))
 
 
 def test_without_map(evaluations: dict[str, Any]) -> None:
@@ -77,7 +96,7 @@ def test_without_map(evaluations: dict[str, Any]) -> None:
         result["metrics"]["map"] = None
         for curve in result["backfilling"].values():
             curve["auc"]["map"] = None
-    _, fct, _ = cells(tables(results_of(suite_values(), evaluations)), "Area under the backfilling curve")
+    _, fct, _ = cells(tables(summarise(results_of(suite_values(), evaluations))), "Area under the backfilling curve")
     assert fct[7] == "-"
     assert fct[9:] == ["75.0", "-"]
 
@@ -99,6 +118,10 @@ def test_the_report_says_how_it_was_made(evaluations: dict[str, Any]) -> None:
     assert text.startswith("# A fake suite\n\n    python reproduce.py --config configs/suite.yaml\n")
     assert "- Hardware: a GPU, 2 CPU cores, Python 3.11, torch 2.11\n" in text
     assert "- Seed: 0\n" in text
+    assert (
+        "- Data: data_store/fake: cifar100 (from copy.tar.gz), split: local, split not verified; "
+        "50,000 training images and 10,000 validation images\n"
+    ) in text
     assert "- Time: 7 min 7 s in all\n" in text
     assert "\nMind the gap.\n" in text
     assert "(backfilling.png)" in text
@@ -109,11 +132,11 @@ def test_the_report_says_how_it_was_made(evaluations: dict[str, Any]) -> None:
 def test_a_seed_for_each_stage_is_told(evaluations: dict[str, Any]) -> None:
     values = suite_values()
     values["stages"]["old"]["overrides"] = {"seed": 3}
-    assert results_of(values, evaluations)["seed"] == [0, 3]
+    assert "- Seed: 0; old ran with seed 3\n" in report(results_of(values, evaluations))
 
 
 def test_results_are_plain_values_with_all_that_was_measured(evaluations: dict[str, Any]) -> None:
-    results = results_of(suite_values(), evaluations)
+    (results,) = results_of(suite_values(), evaluations)
     assert json.loads(json.dumps(results)) == results
     assert list(results["stages"]) == ["data", *CONFIGS]
     assert results["evaluations"] == evaluations
@@ -121,3 +144,72 @@ def test_results_are_plain_values_with_all_that_was_measured(evaluations: dict[s
     assert results["no_backfilling"][0]["published"] == {"cmc_top1": 34.2, "cmc_top5": 60.6, "map": 16.5}
     assert results["baselines"]["new_new"]["cmc_top1"] == 0.6
     assert {"python", "torch", "device", "cores"} <= results["environment"].keys()
+
+
+def seeded_values() -> dict[str, Any]:
+    """Two seeds of the transformation, on models that were trained once."""
+    values = suite_values() | {"seeds": [3, 5]}
+    for name in ("old", "new"):
+        values["stages"][name]["once"] = True
+    return values
+
+
+def test_figures_over_seeds(evaluations: dict[str, Any]) -> None:
+    once = {name: evaluations[name] for name in ("eval_old_old", "eval_new_new")}
+    of_seeds = {f"eval_new_old_seed_{seed}": evaluation(quality, ORDERS) for seed, quality in ((3, 0.4), (5, 0.44))}
+    text = report(results_of(seeded_values(), once | of_seeds))
+    assert cells(text, "Retrieval without backfilling")[1][2] == "20.0"  # it ran once
+    _, fct, _ = cells(text, "Area under the backfilling curve")
+    # CMC-1 of 50 and 54: their deviation is the root of 8; of the gain, 75 and 85, the root of 50.
+    assert fct[3] == "52.0 ± 2.8"
+    assert fct[9] == "80.0 ± 7.1"
+    once_stages = "data, old, new, eval_old_old, eval_new_new"
+    assert f"- Seeds: 3, 5; once, with seed 3, for all: {once_stages}\n" in text
+    assert "mean ± standard deviation (n - 1) over 2 seeds" in text
+    assert ["h", "1 min 1 s, 1 min 1 s"] in cells(text, "Time of each stage")
+    assert ["old", "1 min 1 s"] in cells(text, "Time of each stage")
+    assert "- Time: 9 min 9 s in all\n" in text
+
+
+def test_each_seed_has_results_of_its_own(evaluations: dict[str, Any]) -> None:
+    once = {name: evaluations[name] for name in ("eval_old_old", "eval_new_new")}
+    of_seeds = {f"eval_new_old_seed_{seed}": evaluation(quality, ORDERS) for seed, quality in ((3, 0.4), (5, 0.44))}
+    first, second = results_of(seeded_values(), once | of_seeds)
+    assert (first["seed"], second["seed"]) == (3, 5)
+    assert second["evaluations"] == once | {"eval_new_old": of_seeds["eval_new_old_seed_5"]}
+    assert second["stages"]["h"]["seed"] == 5
+    assert second["stages"]["old"]["seed"] == 3
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("{"), lambda path: path.write_text("[]")])
+def test_a_result_that_cannot_be_read_is_named(evaluations: dict[str, Any], damage: Any) -> None:
+    def collect() -> list[dict[str, Any]]:
+        return results_of(suite_values(), evaluations)
+
+    collect()
+    path = Path("results/fake/stages/eval_new_new.json")
+    damage(path)
+    suite = read_suite(suite_values())
+    stages = plan(suite, root=Path.cwd())
+    with pytest.raises(UserError, match=rf"^{path}: is no result of eval\.py; delete it and run the command again"):
+        collect_results(suite, stages, {}, command="", data={})
+
+
+def test_curves_of_different_points_have_no_mean(evaluations: dict[str, Any]) -> None:
+    once = {name: evaluations[name] for name in ("eval_old_old", "eval_new_new")}
+    of_seeds = {f"eval_new_old_seed_{seed}": evaluation(0.4, ORDERS) for seed in (3, 5)}
+    of_seeds["eval_new_old_seed_5"]["backfilling"]["random"]["fractions"] = [0.0, 0.4, 1.0]
+    with pytest.raises(UserError, match="stage eval_new_old: its curves have different points"):
+        summarise(results_of(seeded_values(), once | of_seeds))
+
+
+@given(st.lists(st.floats(-10, 10), min_size=2, max_size=6))
+def test_mean_and_deviation_are_numpys(values: list[float]) -> None:
+    figure = over_seeds(values)
+    assert figure is not None
+    assert figure.mean == pytest.approx(np.mean(values), abs=1e-12)
+    assert figure.deviation == pytest.approx(np.std(values, ddof=1), abs=1e-9)
+
+
+def test_a_figure_that_one_seed_lacks_is_none() -> None:
+    assert over_seeds([0.5, None]) is None

@@ -85,6 +85,18 @@ def test_files_beside_the_splits_are_no_data(finished: Path) -> None:
     assert run(finished) == []
 
 
+def test_a_packed_copy_is_other_data_for_those_who_read_it(finished: Path) -> None:
+    values = suite_values()
+    values["stages"]["old"]["overrides"] = {"dataset_params": {"packed": "off"}}
+    run(finished, values)
+    shard = finished / "data_store" / "fake" / "packed" / "training" / "00000.bin"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"images")
+    (finished / "data_store" / "fake" / "packed" / "prepared.json").write_text("{}")
+    assert run(finished, values) == EVERY_STAGE[2:]  # neither the preparation nor the old model
+    assert run(finished, values) == []
+
+
 def test_a_changed_input_file_runs_what_reads_it(root: Path) -> None:
     values = suite_values()
     del values["stages"]["old"]  # the user's own model

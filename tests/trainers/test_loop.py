@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from models.resnet import build_backbone
 from tests.tiny import same_bits
 from tests.utils.processes import run_processes
-from trainers.loop import Step, Trainer
+from trainers.loop import HELD_OUT, Step, Trainer
 from trainers.optimizers import build_optimizer
 from utils.config import key
 from utils.distributed import World
@@ -312,3 +312,44 @@ def test_two_processes_have_the_gradients_and_weights_of_one(tmp_path: Path) -> 
         result = torch.load(resumed)
         assert len(result["gradients"]) == 2 * STEPS  # the first two epochs were not trained again
         torch.testing.assert_close(result["weights"], longer, rtol=1e-3, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------------------------- early stopping
+
+LOSSES = [5.0, 3.0, 4.0, 2.0, 2.0, 9.0, 1.0]  # on held-out data, by epoch
+
+
+def stopped_early(
+    folder: Path, model: nn.Module, patience: int | None, **options: Any
+) -> list[dict[str, torch.Tensor]]:
+    """Train with these held-out losses -> the weights after each epoch."""
+    states: list[dict[str, torch.Tensor]] = []
+
+    def validate(epoch: int) -> dict[str, float]:
+        states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+        return {HELD_OUT: LOSSES[epoch]}
+
+    options = {"epochs": len(LOSSES), "validate": validate, "patience": patience, **options}
+    trainer(folder, model, ADAM, **options).fit()
+    return states
+
+
+@pytest.mark.parametrize(("patience", "epochs", "best"), [(1, 3, 1), (2, 6, 3), (3, 7, 6), (None, 7, 6)])
+def test_it_ends_where_nothing_gets_better_at_the_best_weights(
+    tmp_path: Path, patience: int | None, epochs: int, best: int
+) -> None:
+    model = small_resnet()
+    states = stopped_early(tmp_path, model, patience)
+    assert len(states) == epochs
+    assert same_bits(model.state_dict(), states[best])
+
+
+@pytest.mark.parametrize("done", [2, 6])
+def test_an_interruption_does_not_change_where_it_ends(tmp_path: Path, done: int) -> None:
+    """After 6 epochs its patience is at an end already."""
+    whole, first, resumed = small_resnet(), small_resnet(), small_resnet()
+    stopped_early(tmp_path / "whole", whole, 2)
+    stopped_early(tmp_path / "part", first, 2, epochs=done)
+    more = stopped_early(tmp_path / "part", resumed, 2, validate=lambda epoch: {HELD_OUT: LOSSES[epoch]})
+    assert not more
+    assert same_bits(resumed.state_dict(), whole.state_dict())

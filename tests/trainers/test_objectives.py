@@ -85,6 +85,22 @@ def test_fastfill_with_the_published_weights() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_without_a_classifier_each_new_embedding_is_contrasted_with_the_batch(temperature: float) -> None:
+    def cosine(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+    expected = 0.0
+    for i in range(B):
+        terms = [math.exp(cosine(H[i].tolist(), NEW[j].tolist()) / temperature) for j in range(B)]
+        expected -= math.log(terms[i] / sum(terms)) / B
+    params = ObjectiveParams(
+        SimilarityLoss(mu_similarity=0.0), DiscriminativeLoss(name="InfoNCE", temperature=temperature, mu_disc=2.0)
+    )
+    objective = TransformationObjective(params, None)
+    assert float(objective(Transformed(H, None), NEW, LABELS)) == pytest.approx(2 * expected, rel=1e-5)
+
+
 def test_fct_is_the_mean_squared_error() -> None:
     loss = TransformationObjective(ObjectiveParams(), None)(Transformed(H, None), NEW, LABELS)
     torch.testing.assert_close(loss, nn.functional.mse_loss(H, NEW))

@@ -150,6 +150,20 @@ def test_processes_share_the_batches_that_one_process_has(root: Path) -> None:
             assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_every_view_once_over_all_processes(root: Path, size: int) -> None:
+    pairs = cached_pairs(make_models(), open_set(root))
+    shares = []
+    for rank in range(size):
+        pairs.world = World(rank, size)
+        shares.append(list(pairs.views_once()))
+    assert all(len(batch.labels) <= BATCH for batches in shares for batch in batches)
+    drawn = torch.cat([batch.new for batches in shares for batch in batches])
+    views = torch.cat([view.embeddings["new"].float() for view in pairs.views])
+    assert sorted(drawn.tolist()) == sorted(views.tolist())
+    assert len(drawn) == 2 * ITEMS
+
+
 @pytest.mark.parametrize(("augmentation", "views"), [("none", 1), ("flip", 2)])
 def test_every_model_sees_every_view_of_every_image_once(root: Path, augmentation: str, views: int) -> None:
     models = make_models(side_info=False)
@@ -210,6 +224,7 @@ def config_in(folder: Path, root: Path, **values: Any) -> TransformationConfig:
     paths = {f"{role}_model_path": str(folder / f"{role}.pt") for role in ("old", "new")}
     output = {"output_transformation_path": str(folder / "h.pt")}
     config = build(TransformationConfig, {**parse_yaml(TRANSFORMATION), **paths, **output, **values}, source="tiny")
+    assert config.dataset_params is not None
     config.dataset_params.data_root = str(root)
     return config
 
@@ -258,6 +273,7 @@ def test_other_data_another_transform_or_arithmetic_is_embedded_anew(root: Path,
 
     def source(precision: Any = "fp32", **params: Any) -> str:
         config = config_in(tmp_path, data)
+        assert config.dataset_params is not None
         config.dataset_params = replace(config.dataset_params, **params)
         return EmbeddingCache.of(config, ("old", "new"), precision, World()).source
 
@@ -269,6 +285,29 @@ def test_other_data_another_transform_or_arithmetic_is_embedded_anew(root: Path,
     touched = source()
     image.unlink()
     assert len({before, touched, source()}) == 3
+
+
+def test_embeddings_of_packed_images_are_not_those_of_the_folders(root: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(root, data)
+
+    def source(packed: Any = "auto") -> str:
+        config = config_in(tmp_path, data)
+        assert config.dataset_params is not None
+        config.dataset_params.packed = packed
+        return EmbeddingCache.of(config, ("old", "new"), "fp32", World()).source
+
+    folders, off = source(), source("off")
+    shard = data / "packed" / "training" / "00000.bin"
+    shard.parent.mkdir(parents=True)
+    shard.write_bytes(b"images")
+    assert source() == folders  # it is not finished: nobody reads it
+    (data / "packed" / "prepared.json").write_text("{}")
+    packed = source()
+    assert packed != folders
+    assert source("off") == off
+    shard.write_bytes(b"other images")
+    assert source() != packed
 
 
 def test_embeddings_of_fewer_images_are_not_mixed_in(root: Path, tmp_path: Path) -> None:

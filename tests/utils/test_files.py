@@ -107,3 +107,11 @@ def test_sha256(tmp_path: Path) -> None:
     content = os.urandom(100_000)
     (tmp_path / "file").write_bytes(content)
     assert sha256_of(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+    folders = {}
+    for name, moved in (("a", False), ("b", False), ("c", True)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("y" if moved else "x")).write_bytes(content)
+        folders[name] = sha256_of(tmp_path / name)
+    assert folders["a"] == folders["b"] != folders["c"]
+    (tmp_path / "b" / "x").write_bytes(content[1:])
+    assert sha256_of(tmp_path / "b") != folders["a"]

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ import torch
 from utils.config import build, key, read_yaml
 from utils.distributed import World
 from utils.errors import UserError
-from utils.runs import Run, fingerprint
-from utils.schema import Precision
+from utils.runs import Run, decisive_values, fingerprint
+from utils.schema import EvalParams, ObjectiveParams, Precision
 
 
 @dataclass
@@ -120,6 +120,21 @@ def test_the_identity_looks_into_nested_sections_and_input_files(config: Config)
     assert fingerprint(config) == before
     Path(config.model).write_text("a Model")
     assert fingerprint(config) != before
+
+
+def test_a_key_that_a_later_version_adds_at_its_default_makes_no_other_run(config: Config) -> None:
+    later = make_dataclass("Later", [("momentum", float, field(default=0.9))], bases=(Config,))
+    values = {name.name: getattr(config, name.name) for name in fields(config)}
+    assert fingerprint(later(**values)) == fingerprint(config)
+    assert fingerprint(later(**values, momentum=0.8)) != fingerprint(config)
+
+
+def test_only_values_away_from_their_defaults_decide() -> None:
+    loss = {"similarity_loss": {"name": "l1"}, "uncertainty_loss": {}}
+    built = build(ObjectiveParams, loss, source="losses")
+    assert decisive_values(built) == {"similarity_loss": {"name": "l1"}, "uncertainty_loss": {}}
+    assert decisive_values(build(ObjectiveParams, {"similarity_loss": {}}, source="losses")) == {}
+    assert decisive_values(EvalParams(verbose=False)) == decisive_values(EvalParams()) == {}
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b".", b"PK\x03\x04torn"])

@@ -1,0 +1,143 @@
+"""Files of paired embeddings: the same items by the old and by the new model, row by row."""
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from data.embeddings import EmbeddingSet, read_embeddings
+from utils.errors import UserError
+from utils.schema import PairedEmbeddingsParams
+
+FEWEST = 20  # pairs to fit anything to and hold some out
+LENGTH_TOLERANCE = 5e-3  # of a length of 1: more than the rounding of float16 moves it
+CHUNK = 1 << 16  # rows looked at at once
+
+
+@dataclass(frozen=True)
+class PairedEmbeddings:
+    """Embeddings of n items by each model, with what else is known of them."""
+
+    embeddings: dict[str, torch.Tensor]  # role (old, new, perhaps side_info) -> (n, d) float16 or float32
+    labels: torch.Tensor | None  # (n,) int64, from 0 on
+    classifier: torch.Tensor | None  # (C, d_new) float32, the new model's
+    normalised: bool  # the new space is searched by cosine: its embeddings have length 1
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """role -> dimension."""
+        return {role: embeddings.shape[1] for role, embeddings in self.embeddings.items()}
+
+    def __len__(self) -> int:
+        return len(self.embeddings["new"])
+
+
+def read_paired_embeddings(params: PairedEmbeddingsParams) -> PairedEmbeddings:
+    """Read what `embeddings_params` of a transformation names.
+
+    Raises:
+        UserError: a file that is no embedding file, embeddings that are not finite, files of different items, too few
+            items, or labels and a classifier that do not fit.
+    """
+    paths = {"old": params.old, "new": params.new, "side_info": params.side_info}
+    sets: dict[str, EmbeddingSet] = {}
+    for role, path in paths.items():
+        if path is not None:
+            sets[role] = read_embeddings(path, where=f"embeddings_params.{role}")
+            _check_finite(sets[role].embeddings, f"embeddings_params.{role}: {path}")
+    for role, items in sets.items():
+        _check_same_items(items, sets["old"], f"embeddings_params.{role}: {paths[role]}", params.old)
+    count = len(sets["old"])
+    if count < FEWEST:
+        raise UserError(f"embeddings_params.old: {params.old} has {count} pairs; at least {FEWEST} are needed")
+    new = sets["new"].embeddings
+    normalised = _have_length_one(new) if params.normalised == "auto" else params.normalised == "on"
+    embeddings = {role: items.embeddings for role, items in sets.items()}
+    if normalised:
+        embeddings["new"] = F.normalize(new.float(), dim=1)
+    classifier = _read_classifier(params, new.shape[1])
+    labels = _read_labels(params, sets, count)
+    if classifier is None and labels is not None:
+        labels = labels.unique(return_inverse=True)[1]  # a classifier for these classes is fitted
+    _check_classes(params, labels, classifier)
+    return PairedEmbeddings(embeddings, labels, classifier, normalised)
+
+
+def _check_finite(embeddings: torch.Tensor, where: str) -> None:
+    for start in range(0, len(embeddings), CHUNK):
+        bad = (~embeddings[start : start + CHUNK].isfinite()).any(1).nonzero()
+        if len(bad):
+            raise UserError(f"{where}: row {start + int(bad[0])} is not finite")
+
+
+def _check_same_items(items: EmbeddingSet, old: EmbeddingSet, where: str, old_path: str) -> None:
+    if len(items) != len(old):
+        raise UserError(f"{where} has {len(items)} items, {old_path} {len(old)}; they should be the same")
+    different = (items.ids != old.ids).nonzero()
+    if len(different):
+        row = int(different[0])
+        raise UserError(
+            f"{where} and {old_path} are not of the same items in the same order: row {row} has the ids "
+            f"{int(items.ids[row])} and {int(old.ids[row])} (a file without `ids` has 0, 1, ...)"
+        )
+
+
+def _have_length_one(embeddings: torch.Tensor) -> bool:
+    chunks = (embeddings[start : start + CHUNK].float() for start in range(0, len(embeddings), CHUNK))
+    return all(bool(((chunk.norm(dim=1) - 1).abs() <= LENGTH_TOLERANCE).all()) for chunk in chunks)
+
+
+def _read_labels(params: PairedEmbeddingsParams, sets: dict[str, EmbeddingSet], count: int) -> torch.Tensor | None:
+    if params.labels is None:
+        return next((sets[role].labels for role in ("new", "old") if sets[role].labels is not None), None)
+    where = f"embeddings_params.labels: {params.labels}"
+    labels = _read_array(params.labels, "labels", where)
+    if labels.shape != (count,) or labels.dtype.kind not in "iu":
+        raise UserError(f"{where}: should hold ({count},) whole numbers, got {labels.shape} {labels.dtype}")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def _read_classifier(params: PairedEmbeddingsParams, dim: int) -> torch.Tensor | None:
+    if params.classifier is None:
+        return None
+    where = f"embeddings_params.classifier: {params.classifier}"
+    classifier = _read_array(params.classifier, "classifier", where)
+    if classifier.ndim != 2 or classifier.shape[1] != dim or classifier.dtype.kind != "f":
+        raise UserError(
+            f"{where}: should be (classes, {dim}) floating point, got {classifier.shape} {classifier.dtype}"
+        )
+    if not np.isfinite(classifier).all():
+        raise UserError(f"{where}: is not finite")
+    return torch.from_numpy(classifier.astype(np.float32))
+
+
+def _check_classes(
+    params: PairedEmbeddingsParams, labels: torch.Tensor | None, classifier: torch.Tensor | None
+) -> None:
+    if classifier is None:
+        return
+    where = f"embeddings_params.classifier: {params.classifier}"
+    if labels is None:
+        raise UserError(f"{where}: is of no use without labels; name them as embeddings_params.labels")
+    if labels.min() < 0 or labels.max() >= len(classifier):
+        raise UserError(
+            f"{where}: has {len(classifier)} classes, the labels go from {int(labels.min())} to {int(labels.max())}"
+        )
+
+
+def _read_array(path: str, name: str, where: str) -> np.ndarray:
+    """An array from a `.npy`, or the one of that name from an `.npz` or a folder of `.npy`."""
+    file = Path(path) / f"{name}.npy" if Path(path).is_dir() else Path(path)
+    try:
+        content = np.load(file, allow_pickle=False)
+        if not isinstance(content, np.lib.npyio.NpzFile):
+            return content
+        with content:
+            if name in content:
+                return content[name]
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{where}: is no .npy or .npz file with `{name}` ({error})") from None
+    raise UserError(f"{where}: has no array `{name}`")

@@ -1,0 +1,54 @@
+"""What every transformation takes and gives."""
+
+from typing import ClassVar, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class Transformed(NamedTuple):
+    """What a transformation gives for a batch."""
+
+    embedding: torch.Tensor  # (B, d_new)
+    log_variance: torch.Tensor | None  # (B, sigma_dim); None from a transformation without uncertainty
+
+
+class Transformation(nn.Module):
+    """h(old embedding, side-information) -> new embedding.
+
+    A subclass implements `transform` and declares what it makes of its inputs.
+
+    With `normalised`, for spaces that are searched by cosine, h has length 1. With a `residual_head` that gives the log
+    variance, linear in the inputs: the expected log of the squared error a dimension (`trainers.residuals`).
+    """
+
+    inner_dim: ClassVar[int | None] = None  # default width of its hidden layers; None where it has none
+    takes_side_info: ClassVar[bool] = True
+    old_stands_in: ClassVar[bool] = False  # for side-information where there is none; else its dimension is then 0
+    has_uncertainty: ClassVar[bool] = False  # of its own
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.normalised = False
+        self.residual_head: nn.Linear | None = None
+
+    def forward(self, old: torch.Tensor, side_info: torch.Tensor | None = None) -> Transformed:
+        """Old embeddings (B, d_old), side-information (B, d_side) -> h (B, d_new), log variance (B, sigma_dim).
+
+        (B, d, 1, 1) inputs are taken too.
+        """
+        old, side_info = old.flatten(1), None if side_info is None else side_info.flatten(1)
+        h, log_variance = self.transform(old, side_info)
+        if self.residual_head is not None:
+            log_variance = self.residual_head(joined(old, side_info))
+        return Transformed(F.normalize(h, dim=1) if self.normalised else h, log_variance)
+
+    def transform(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
+        """As `forward`, of (B, d) inputs, with h as it is and a log variance of the transformation's own or none."""
+        raise NotImplementedError
+
+
+def joined(old: torch.Tensor, side_info: torch.Tensor | None) -> torch.Tensor:
+    """Old embedding and side-information, if there is any, side by side: (B, d_old), (B, d_side) -> (B, sum)."""
+    return old if side_info is None else torch.cat([old, side_info], dim=1)

@@ -1,0 +1,145 @@
+"""Files of paired embeddings: what is read from where, and what does not belong together."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from data.paired_embeddings import PairedEmbeddings, read_paired_embeddings
+from utils.errors import UserError
+from utils.schema import PairedEmbeddingsParams
+
+N = 30
+RNG = np.random.default_rng(0)
+OLD, NEW = RNG.normal(size=(N, 4)).astype(np.float32), RNG.normal(size=(N, 3)).astype(np.float16)
+IDS, LABELS = np.arange(N) * 7, RNG.integers(0, 5, N)
+CLASSIFIER = RNG.normal(size=(5, 3)).astype(np.float32)
+
+
+def write(folder: Path, name: str, **arrays: Any) -> str:
+    """An `.npz`, or under a name without suffix a folder of `.npy`."""
+    path = folder / name
+    if path.suffix:
+        np.savez(path, **arrays)
+    else:
+        path.mkdir()
+        for array, values in arrays.items():
+            np.save(path / f"{array}.npy", values)
+    return str(path)
+
+
+def read(folder: Path, new: dict[str, Any] | None = None, **params: Any) -> PairedEmbeddings:
+    old = params.pop("old", {"embeddings": OLD, "ids": IDS})
+    files: dict[str, Any] = {
+        "old": write(folder, "old.npz", **old),
+        "new": write(folder, "new.npz", **({"embeddings": NEW, "ids": IDS} | (new or {}))),
+    }
+    return read_paired_embeddings(PairedEmbeddingsParams(**files, **params))
+
+
+def test_npz_and_folders_with_side_information(tmp_path: Path) -> None:
+    side = write(tmp_path, "side", embeddings=OLD[:, :2], ids=IDS)
+    paired = read(tmp_path, side_info=side)
+    assert len(paired) == N
+    assert paired.dims == {"old": 4, "new": 3, "side_info": 2}
+    assert np.array_equal(paired.embeddings["side_info"].numpy(), OLD[:, :2])
+    assert paired.embeddings["new"].dtype == torch.float16
+    assert (paired.labels, paired.classifier, paired.normalised) == (None, None, False)
+
+
+@pytest.mark.parametrize("place", ["new", "old", "npy", "npz", "folder"])
+def test_labels_from_any_place_and_numbered_from_zero(tmp_path: Path, place: str) -> None:
+    labels = 100 + 3 * LABELS
+    params: dict[str, Any] = {}
+    if place == "npy":
+        np.save(tmp_path / "labels.npy", labels)
+        params["labels"] = str(tmp_path / "labels.npy")
+    elif place in ("npz", "folder"):
+        params["labels"] = write(tmp_path, "labels.npz" if place == "npz" else "labels", labels=labels)
+    elif place == "old":
+        params["old"] = {"embeddings": OLD, "ids": IDS, "labels": labels}
+    paired = read(tmp_path, {"labels": labels} if place == "new" else None, **params)
+    assert paired.labels is not None
+    assert np.array_equal(np.unique(LABELS)[paired.labels.numpy()], LABELS)
+
+
+def test_a_classifier_keeps_the_labels_as_they_are(tmp_path: Path) -> None:
+    np.save(tmp_path / "w.npy", CLASSIFIER)
+    paired = read(tmp_path, {"labels": LABELS}, classifier=str(tmp_path / "w.npy"))
+    assert paired.labels is not None
+    assert paired.classifier is not None
+    assert np.array_equal(paired.labels.numpy(), LABELS)
+    assert np.array_equal(paired.classifier.numpy(), CLASSIFIER)
+
+
+@pytest.mark.parametrize(("length", "choice", "expected"), [(1, "auto", True), (1, "off", False), (3, "on", True)])
+def test_embeddings_of_length_one_are_recognised_or_declared(
+    tmp_path: Path, length: float, choice: Any, expected: bool
+) -> None:
+    new = (length * NEW / np.linalg.norm(NEW.astype(np.float64), axis=1, keepdims=True)).astype(np.float16)
+    paired = read(tmp_path, {"embeddings": new}, normalised=choice)
+    assert paired.normalised == expected
+    norms = paired.embeddings["new"].float().norm(dim=1)
+    torch.testing.assert_close(norms, torch.ones(N), rtol=0, atol=1e-6 if expected else 5e-3)
+
+
+def nan_at(row: int) -> np.ndarray:
+    broken = NEW.copy()
+    broken[row, 1] = np.nan
+    return broken
+
+
+SWAPPED = np.concatenate([IDS[:5], IDS[6:4:-1], IDS[7:]])
+
+
+@pytest.mark.parametrize(
+    ("new", "params", "message"),
+    [
+        ({"embeddings": nan_at(17)}, {}, r"embeddings_params\.new: .*new\.npz: row 17 is not finite"),
+        (
+            {"embeddings": NEW[:-1], "ids": IDS[:-1]},
+            {},
+            r"embeddings_params\.new: .*new\.npz has 29 items, .*old\.npz 30",
+        ),
+        ({"ids": SWAPPED}, {}, r"row 5 has the ids 42 and 35 \(a file without `ids` has 0, 1, \.\.\.\)"),
+        ({"ids": np.zeros(N, int)}, {}, r"embeddings_params\.new: .*new\.npz: 1 ids occur more than once"),
+        ({"embeddings": NEW.astype(np.float64)}, {}, r"embeddings should be \(n, d\) float16 or float32"),
+        (
+            {},
+            {"labels": np.zeros(29, int)},
+            r"embeddings_params\.labels: .*should hold \(30,\) whole numbers, got \(29,\)",
+        ),
+        ({}, {"labels": np.zeros(N)}, r"should hold \(30,\) whole numbers, got \(30,\) float64"),
+        ({}, {"classifier": CLASSIFIER}, r"embeddings_params\.classifier: .*is of no use without labels"),
+        (
+            {"labels": LABELS},
+            {"classifier": CLASSIFIER[:, :2]},
+            r"classifier\.npy: should be \(classes, 3\) floating point, got \(5, 2\) float32",
+        ),
+        ({"labels": LABELS + 1}, {"classifier": CLASSIFIER}, r"has 5 classes, the labels go from 1 to 5"),
+        ({"labels": LABELS}, {"classifier": CLASSIFIER * np.nan}, r"classifier\.npy: is not finite"),
+    ],
+)
+def test_what_does_not_belong_together(
+    tmp_path: Path, new: dict[str, Any], params: dict[str, np.ndarray], message: str
+) -> None:
+    for name, array in params.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    files: dict[str, Any] = {name: str(tmp_path / f"{name}.npy") for name in params}
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, new, **files)
+
+
+def test_too_few_pairs_and_files_of_other_things(tmp_path: Path) -> None:
+    few: dict[str, Any] = {"embeddings": NEW[:19], "ids": IDS[:19]}
+    with pytest.raises(UserError, match=r"old\.npz has 19 pairs; at least 20 are needed"):
+        read(tmp_path, few, old={"embeddings": OLD[:19], "ids": IDS[:19]})
+    (tmp_path / "text.npy").write_text("no array")
+    with pytest.raises(
+        UserError, match=r"embeddings_params\.labels: .*text\.npy: is no \.npy or \.npz file with `labels`"
+    ):
+        read(tmp_path, labels=str(tmp_path / "text.npy"))
+    with pytest.raises(UserError, match=r"embeddings_params\.labels: .*other\.npz: has no array `labels`"):
+        read(tmp_path, labels=write(tmp_path, "other.npz", classes=LABELS))

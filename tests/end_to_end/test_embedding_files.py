@@ -1,0 +1,211 @@
+"""Transformations of embedding files alone: no model, no image, every method and the choice among them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.model_files import load_model
+from tests.tiny import fail, same_bits, state_of, succeed
+
+CONFIG = """
+embeddings_params: {old: old.npz, new: new.npz, held_out: 0.25, batch_size: 32}
+arch_params: {arch: auto, inner_dim: 16}
+epochs: 12
+output_transformation_path: out/h.pt
+"""
+FASTFILL = ["arch_params.arch=fastfill", "objective_params={discriminative_loss: {}, uncertainty_loss: {}}"]
+N, CLASSES = 120, 6
+
+
+def write(path: Path, **arrays: np.ndarray) -> None:
+    if path.suffix == ".npz":
+        np.savez(path, **arrays)  # type: ignore[arg-type]
+        return
+    path.mkdir()
+    for name, array in arrays.items():
+        np.save(path / f"{name}.npy", array)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Noisy embeddings of classes: 6-d old ones, and 4-d new ones that are a linear function of them but for noise."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, CLASSES, N)
+    old = (rng.normal(size=(CLASSES, 6))[labels] + 0.5 * rng.normal(size=(N, 6))).astype(np.float32)
+    new = (old @ rng.normal(size=(6, 4)) + 0.2 * rng.normal(size=(N, 4)) + 1).astype(np.float32)
+    ids = 3 * np.arange(N)
+    write(tmp_path / "old.npz", embeddings=old, ids=ids)
+    write(tmp_path / "new.npz", embeddings=new, ids=ids)
+    write(tmp_path / "new_unit", embeddings=new / np.linalg.norm(new, axis=1, keepdims=True), ids=ids)
+    write(tmp_path / "side.npz", embeddings=new[:, :2] + 1, ids=ids)
+    np.save(tmp_path / "labels.npy", 10 * labels)
+    (tmp_path / "files.yaml").write_text(CONFIG)
+    return tmp_path
+
+
+def fit(folder: Path, *arguments: str, processes: int | None = None) -> str:
+    command = ["train_transformation.py", "--config", "files.yaml", *arguments]
+    return succeed(*command, cwd=folder, processes=processes)
+
+
+def apply(folder: Path, old: str = "old.npz", side: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """h and log variance of all items, by the transformation file."""
+    files = [np.load(folder / name)["embeddings"] for name in (old, side) if name is not None]
+    with torch.inference_mode():
+        h, log_variance = load_model(folder / "out" / "h.pt")(*map(torch.from_numpy, files))
+    assert log_variance is not None
+    assert log_variance.shape == (N, 1)
+    assert log_variance.std() > 0
+    return h, log_variance
+
+
+def origin(folder: Path) -> dict[str, Any]:
+    return torch.load(folder / "out" / "h.pt", weights_only=True)["provenance"]["embeddings"]
+
+
+def test_auto_tries_all_and_writes_the_best(folder: Path) -> None:
+    output = fit(folder, processes=1)  # a process of its own, as a user starts it
+    table = output[output.index("held-out pairs") :].splitlines()
+    assert table[0].split() == ["held-out", "pairs", "recall@10", "mse"]
+    scores = {line.split()[0]: float(line.split()[1].rstrip("%")) for line in table[1:6]}
+    assert list(scores) == ["procrustes", "ridge", "residual_mlp", "fct", "fastfill"]
+    best = max(scores, key=lambda arch: scores[arch])
+    assert table[6].startswith(
+        f"auto: {best}, whose recall@10 on held-out pairs, {scores[best]:.1f}%, is the highest; "
+    )
+    assert table[7] == "transformation: out/h.pt"
+    assert best == "ridge"  # the new embeddings are linear in the old ones
+    content = torch.load(folder / "out" / "h.pt", weights_only=True)
+    assert content["arguments"]["arch"] == best
+    found = content["provenance"]["embeddings"]
+    assert found["pairs"] == {"training": 90, "held_out": 30}
+    assert found["dims"] == {"old": 6, "new": 4}
+    assert {arch: round(100 * one["recall@10"], 1) for arch, one in found["held_out"].items()} == scores
+    assert set(found["files"]) == {"old", "new"}
+    assert all(len(file["sha256"]) == 64 for file in found["files"].values())
+    names = {path.name for path in (folder / "out").iterdir()}
+    logs = {f"h.{arch}.{suffix}" for arch in scores for suffix in ("config.yaml", "log.jsonl")}
+    assert names == {"h.pt", "h.config.yaml", *logs}
+    h, log_variance = apply(folder)
+    new = torch.from_numpy(np.load(folder / "new.npz")["embeddings"])
+    assert float((h - new).square().mean()) < 0.06  # the noise has a variance of 0.04
+    assert float(((h - new).square().mean(1) * (-log_variance[:, 0]).exp()).mean()) == pytest.approx(1, abs=0.5)
+
+
+@pytest.mark.parametrize("arch", ["procrustes", "ridge", "residual_mlp", "fct", "fastfill"])
+def test_each_method_has_uncertainty_and_keeps_to_length_one(folder: Path, arch: str) -> None:
+    arguments = FASTFILL if arch == "fastfill" else [f"arch_params.arch={arch}"]
+    fit(folder, *arguments, "embeddings_params.new=new_unit", "export_formats=[torchscript]")
+    h, log_variance = apply(folder)
+    torch.testing.assert_close(h.norm(dim=1), torch.ones(N))
+    assert origin(folder)["normalised"]
+    exported = torch.jit.load(folder / "out" / "h.torchscript.pt")
+    actual = exported(torch.from_numpy(np.load(folder / "old.npz")["embeddings"]))
+    torch.testing.assert_close(actual, (h, log_variance), rtol=1e-4, atol=1e-4)
+    fit(folder, *arguments, "embeddings_params.new=new_unit", "embeddings_params.normalised=off")
+    h, _ = apply(folder)
+    assert float((h.norm(dim=1) - 1).abs().max()) > 1e-3
+
+
+def test_with_labels_a_classifier_is_fitted_and_map_decides(folder: Path) -> None:
+    labelled = [*FASTFILL, "embeddings_params.labels=labels.npy"]
+    output = fit(folder, *labelled)
+    assert "mAP" in output
+    by_labels = state_of(folder / "out" / "h.pt")
+    fit(folder, *FASTFILL)
+    assert not same_bits(by_labels, state_of(folder / "out" / "h.pt"))  # that was InfoNCE
+    fit(folder, *labelled)
+    assert same_bits(by_labels, state_of(folder / "out" / "h.pt"))
+    np.save(folder / "w.npy", np.zeros((10 * CLASSES, 4), np.float32))
+    fit(folder, *labelled, "embeddings_params.classifier=w.npy")
+    assert set(origin(folder)["files"]) == {"old", "new", "labels", "classifier"}
+
+
+def test_training_stops_early_and_stays_at_its_best(folder: Path) -> None:
+    fit(
+        folder,
+        "arch_params.arch=fct",
+        "epochs=500",
+        "embeddings_params.patience=3",
+        "optimizer_params={algorithm: adam, lr: 0.01}",
+    )
+    log = [json.loads(line) for line in (folder / "out" / "h.log.jsonl").read_text().splitlines()]
+    losses = [record["held_out_loss"] for record in log]
+    assert len(log) < 500
+    assert losses.index(min(losses)) == len(losses) - 4
+    variance = np.load(folder / "new.npz")["embeddings"].var(0).mean()
+    assert origin(folder)["held_out"]["fct"]["mse"] == pytest.approx(min(losses) * variance, rel=0.2)
+
+
+def test_side_information_and_two_processes(folder: Path) -> None:
+    """The closed form and its uncertainty, added up over two processes, are those of one."""
+    arguments = ["arch_params.arch=ridge", "embeddings_params.side_info=side.npz"]
+    fit(folder, *arguments)
+    one, alone = apply(folder, side="side.npz"), state_of(folder / "out" / "h.pt")
+    assert alone["affine.weight"].shape == (4, 6 + 2)
+    fit(folder, *arguments, processes=2)
+    for mine, other in zip(apply(folder, side="side.npz"), one, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-4)
+
+
+def test_two_processes_stop_early_together(folder: Path) -> None:
+    """BN statistics are each process's own, so each finds another held-out loss; they go by their mean."""
+    stopping = ["epochs=60", "embeddings_params.patience=1", "optimizer_params={algorithm: adam, lr: 0.05}"]
+    fit(folder, "arch_params.arch=fct", *stopping, processes=2)
+    log = [json.loads(line) for line in (folder / "out" / "h.log.jsonl").read_text().splitlines()]
+    losses = [record["held_out_loss"] for record in log]
+    assert len(log) < 60
+    assert losses.index(min(losses)) == len(losses) - 2
+    apply(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["embeddings_params.old=none.npz"], "files.yaml: embeddings_params.old: there is no none.npz"),
+        (
+            ["old_model_path=old.npz"],
+            "files.yaml: embeddings_params: stands in place of models and images; leave out old_",
+        ),
+        (["output_transformed_old_model_path=x.pt"], "leave out output_transformed_old_model_path"),
+        (
+            ["embeddings_params=null"],
+            "files.yaml: old_model_path: is missing; or name embedding files in embeddings_params",
+        ),
+        (["embeddings_params.held_out=0.9"], "embeddings_params.held_out: should be at most 0.5, got 0.9"),
+        (
+            ["embeddings_params.new=side.npz", "embeddings_params.old=labels.npy"],
+            "embeddings_params.old: labels.npy is no",
+        ),
+        (["arch_params.arch=fastfil"], "arch_params.arch: unknown 'fastfil'; did you mean fastfill?"),
+        (["arch_params.arch=fastfill"], "objective_params.uncertainty_loss: is missing"),
+        (["arch_params.old_embedding_dim=7"], "arch_params.old_embedding_dim: says 7, the old model has 6"),
+        (
+            [*FASTFILL, "objective_params.discriminative_loss.name=LabelSmoothing"],
+            "discriminative_loss.name: LabelSmoothing needs embeddings_params.labels; InfoNCE does without",
+        ),
+        (
+            ["arch_params.arch=procrustes", "embeddings_params.side_info=side.npz"],
+            "arch_params.arch: procrustes maps the old embedding alone; leave side-information out",
+        ),
+    ],
+)
+def test_what_is_refused_before_anything_is_written(folder: Path, arguments: list[str], message: str) -> None:
+    command = ["train_transformation.py", "--config", "files.yaml", *arguments]
+    assert message in fail(*command, cwd=folder, processes=None)
+
+
+def test_constant_embeddings_are_refused(folder: Path) -> None:
+    for role in ("old", "new"):
+        content = dict(np.load(folder / f"{role}.npz"))
+        write(folder / f"constant_{role}.npz", **{**content, "embeddings": np.ones_like(content["embeddings"])})
+    command = ["train_transformation.py", "--config", "files.yaml"]
+    error = fail(*command, "embeddings_params.new=constant_new.npz", cwd=folder, processes=None)
+    assert "embeddings_params.new: the new embeddings are all the same" in error
+    old = ["embeddings_params.old=constant_old.npz", "arch_params.arch=ridge"]
+    error = fail(*command, *old, cwd=folder, processes=None, leaves=("out", "out/h.config.yaml"))
+    assert "the old embeddings are the same for all 90 items, so there is nothing to fit" in error

@@ -1,0 +1,53 @@
+"""What of one gallery's results another finds too, against a plain loop."""
+
+import pytest
+import torch
+
+from retrieval import evaluate, recall_of_nearest, retrieval_quality
+from utils.errors import UserError
+
+N, D = 40, 5
+GENERATOR = torch.Generator().manual_seed(0)
+QUERY = torch.randn(N, D, generator=GENERATOR)
+GALLERY = QUERY + 0.8 * torch.randn(N, D, generator=GENERATOR)
+
+
+def naive(query: torch.Tensor, gallery: torch.Tensor, reference: torch.Tensor, k: int) -> float:
+    found = 0
+    for i in range(N):
+        nearest = []
+        for items in (gallery, reference):
+            distances = {j: float((items[j] - query[i]).norm()) for j in range(N) if j != i}
+            nearest.append(set(sorted(distances, key=lambda j: distances[j])[:k]))
+        found += len(nearest[0] & nearest[1])
+    return found / (k * N)
+
+
+@pytest.mark.parametrize("k", [1, 7, N - 1])
+def test_recall_is_the_naive_loops(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("retrieval.agreement.QUERIES", 16)
+    assert recall_of_nearest(QUERY, GALLERY, QUERY, k=k) == pytest.approx(naive(QUERY, GALLERY, QUERY, k))
+
+
+def test_the_same_gallery_and_a_rescaled_one_by_cosine_agree_in_full() -> None:
+    assert recall_of_nearest(QUERY, GALLERY, GALLERY) == 1
+    scaled = GALLERY * torch.rand(N, 1, generator=GENERATOR).add(0.5)
+    assert recall_of_nearest(QUERY, scaled, GALLERY, distance="cosine") == 1
+    assert recall_of_nearest(QUERY, scaled, GALLERY) < 1
+
+
+def test_quality_is_map_where_labels_tell_what_is_relevant() -> None:
+    labels = torch.arange(N) % 4
+    expected = evaluate(QUERY, GALLERY, labels).mean_average_precision
+    assert retrieval_quality(GALLERY, QUERY, labels) == ("mAP", expected)
+    recall = ("recall@10", recall_of_nearest(QUERY, GALLERY, QUERY, k=10))
+    assert retrieval_quality(GALLERY, QUERY, None) == recall
+    assert retrieval_quality(GALLERY, QUERY, torch.arange(N)) == recall  # every item a class of its own
+    assert retrieval_quality(GALLERY[:5], QUERY[:5], None)[0] == "recall@4"
+
+
+def test_what_cannot_be_compared() -> None:
+    with pytest.raises(UserError, match="recall of the 40 nearest: needs more than 40 items"):
+        recall_of_nearest(QUERY, GALLERY, QUERY, k=N)
+    with pytest.raises(UserError, match="the same in all sets"):
+        recall_of_nearest(QUERY[:30], GALLERY, QUERY)

@@ -1,0 +1,168 @@
+"""Transformations of embedding files: no model and no image, a sample of pairs, some of it held out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.paired_embeddings import PairedEmbeddings
+from models.baselines import AffineTransformation
+from models.transformations import build_transformation, transformation_arguments
+from models.transformed import Transformation
+from trainers.batches import share_of_batch
+from trainers.classifiers import fit_classifier
+from trainers.objectives import objective_of
+from trainers.pairs import PairBatch, PairsInMemory, View
+from trainers.residuals import fit_residual_head, squared_errors
+from trainers.transformation import HeldOut, fit_transformation
+from utils.distributed import World
+from utils.errors import UserError
+from utils.files import sha256_of
+from utils.preemption import Preemption
+from utils.runs import Run
+from utils.schema import DiscriminativeLoss, ObjectiveParams, PairedEmbeddingsParams, TransformationConfig
+from utils.seeds import generator
+
+FEWEST_HELD_OUT = 10  # pairs, whatever the share
+# (h of the held-out old embeddings, their new ones, their labels) -> what is measured, and its value: higher is better
+Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Paired embeddings, divided."""
+
+    training: PairsInMemory
+    held_out: PairBatch
+    dims: dict[str, int]  # of each role's embeddings
+    classifier: torch.Tensor | None  # (C, d_new)
+    normalised: bool
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether the items' classes are known."""
+        return bool(self.held_out.labels[0] >= 0)
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A transformation of one kind, and how it does on the held-out pairs."""
+
+    arguments: dict[str, Any]  # of `build_transformation`
+    transformation: Transformation
+    run: Run
+    measure: str  # of retrieval
+    score: float
+    error: float  # mean squared error a dimension
+
+
+def divide(paired: PairedEmbeddings, config: TransformationConfig, world: World) -> Sample:
+    """Hold a share of the pairs out, drawn by the seed; where there are labels alone, fit a classifier to the others.
+
+    Raises:
+        UserError: the processes do not divide the batch.
+    """
+    params = config.embeddings_params
+    assert params is not None
+    count = len(paired)
+    order = torch.randperm(count, generator=generator(config.seed, 2))
+    rest = max(FEWEST_HELD_OUT, round(params.held_out * count))
+    held, kept = order[:rest].sort().values, order[rest:].sort().values
+    labels = paired.labels if paired.labels is not None else torch.full((count,), -1)
+
+    def part(rows: torch.Tensor) -> View:
+        embeddings = {role: table[rows].to(world.device) for role, table in paired.embeddings.items()}
+        return View(embeddings, labels[rows].to(world.device))
+
+    training, held_out = part(kept), part(held)
+    classifier = paired.classifier
+    disc = config.objective_params.discriminative_loss or DiscriminativeLoss()
+    if classifier is None and paired.labels is not None:
+        classifier = fit_classifier(
+            training.embeddings["new"], training.labels, int(labels.max()) + 1, disc.label_smoothing
+        )
+    of_role = {role: embeddings.float() for role, embeddings in held_out.embeddings.items()}
+    return Sample(
+        PairsInMemory([training], batch_size=params.batch_size, world=world, seed=config.seed),
+        PairBatch(of_role["old"], of_role.get("side_info"), of_role["new"], held_out.labels),
+        paired.dims,
+        classifier,
+        paired.normalised,
+    )
+
+
+def fit_on_sample(
+    config: TransformationConfig, sample: Sample, score: Score, world: World, preemption: Preemption
+) -> Fitted:
+    """Fit the transformation that `config` names, with uncertainty, and try it on the held-out pairs.
+
+    Args:
+        score: the quality of retrieval.
+
+    Raises:
+        UserError: arguments or losses that do not go together; see also `fit_transformation`.
+        Preempted: SIGTERM came.
+    """
+    assert config.embeddings_params is not None
+    torch.manual_seed(config.seed)
+    arguments = transformation_arguments(config.arch_params, sample.dims)
+    arguments["normalised"] = sample.normalised
+    transformation = build_transformation(**arguments)
+    disc = config.objective_params.discriminative_loss
+    if disc is not None and disc.name == "LabelSmoothing" and not sample.has_labels:
+        raise UserError(
+            "objective_params.discriminative_loss.name: LabelSmoothing needs embeddings_params.labels; "
+            "InfoNCE does without"
+        )
+    objective = objective_of(in_units_of(sample, config.objective_params), sample.classifier, transformation)
+    run = Run(config.output_transformation_path, config, world)
+    held_out = HeldOut(sample.held_out, config.embeddings_params.patience)
+    fit_transformation(transformation, objective, config, sample.training, run, world, preemption, held_out)
+    transformation.to(world.device).eval()
+    if not transformation.has_uncertainty:
+        few_parameters = isinstance(transformation, AffineTransformation)
+        pairs = sample.training.views_once() if few_parameters else [share_of_batch(sample.held_out, world)]
+        fit_residual_head(transformation, pairs, sample.held_out, world)
+        assert transformation.residual_head is not None
+        arguments["residual_inputs"] = transformation.residual_head.in_features
+    with torch.no_grad():
+        h = transformation(sample.held_out.old, sample.held_out.side_info).embedding
+        error = float(squared_errors(transformation, sample.held_out).mean())
+    measure, value = score(h, sample.held_out.new, sample.held_out.labels if sample.has_labels else None)
+    return Fitted(arguments, transformation, run, measure, value, error)
+
+
+def in_units_of(sample: Sample, params: ObjectiveParams) -> ObjectiveParams:
+    """`objective_params` with L_sim in units of the new embeddings' variance, which is near 1 in the papers' models.
+
+    So L_sim and L_disc keep their balance whatever the scale of the embeddings, length 1 included.
+    """
+    (view,) = sample.training.views
+    variance = float(view.embeddings["new"].float().var(0, correction=0).mean())
+    similarity = params.similarity_loss
+    unit = {"mse": variance, "l1": variance**0.5, "cosine": 1.0}[similarity.name]
+    if unit == 0:
+        raise UserError("embeddings_params.new: the new embeddings are all the same")
+    return replace(params, similarity_loss=replace(similarity, mu_similarity=similarity.mu_similarity / unit))
+
+
+def output_of(config: TransformationConfig, arch: str) -> str:
+    """The path, beside the output, by which a transformation that `auto` tries is known."""
+    path = Path(config.output_transformation_path)
+    return str(path.with_name(f"{path.stem}.{arch}{path.suffix}"))
+
+
+def provenance(params: PairedEmbeddingsParams, sample: Sample, fitted: dict[str, Fitted]) -> dict[str, Any]:
+    """Which files a transformation was fitted to, and how each kind did, as plain values for its model file."""
+    files = {
+        name: path for name in ("old", "new", "side_info", "labels", "classifier") if (path := getattr(params, name))
+    }
+    return {
+        "files": {name: {"path": path, "sha256": sha256_of(path)} for name, path in files.items()},
+        "dims": sample.dims,
+        "normalised": sample.normalised,
+        "pairs": {"training": len(sample.training), "held_out": len(sample.held_out.labels)},
+        "held_out": {arch: {one.measure: one.score, "mse": one.error} for arch, one in fitted.items()},
+    }
