@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from upgrade.gallery import remove
-from upgrade.rows import PART_ROWS, Array, RowFile, parts_of
+from upgrade.rows import Array, RowFile, parts_of
 from upgrade.sources import Source
 from utils.errors import UserError
 
-SORTED_ROWS = 2**21  # sorted in memory at a time
+SORTED_ROWS = 2**20  # sorted in memory at a time
 SAMPLED_KEYS = 2**16
 
 
@@ -75,12 +75,12 @@ def sorted_rows(
     bounds: list[np.uint64] = []
     if count > limit:
         step = max(1, count // SAMPLED_KEYS)
-        sample = np.sort(np.concatenate([keys(*part)[0][::step] for part in parts_of(count, PART_ROWS * 16)]))
+        sample = np.sort(np.concatenate([keys(*part)[0][::step] for part in parts_of(count, SORTED_ROWS)]))
         places = np.arange(1, -(-count // limit)) * len(sample) // -(-count // limit)
         bounds = list(sample[places]) if len(sample) else []
     for low, high in pairwise([None, *bounds, None]):
         found_keys, found_rows = [], []
-        for part in parts_of(count, PART_ROWS * 16):
+        for part in parts_of(count, SORTED_ROWS):
             part_keys, rows = keys(*part)
             chosen = np.ones(len(part_keys), bool) if low is None else part_keys >= low
             if high is not None:

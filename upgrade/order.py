@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from upgrade.gallery import RE_EMBEDDED, TRANSFORMED, Gallery
-from upgrade.lookup import sorted_rows
+from upgrade.lookup import SORTED_ROWS, sorted_rows
 from upgrade.rows import Array, RowFile, parts_of
 
 
@@ -33,8 +33,20 @@ def write_order(path: Path, gallery: Gallery, states: RowFile, *, seed: int) -> 
     done = 0
     for _, rows in sorted_rows(keys, count):
         if len(rows):
-            order.write(done, ids.take(rows))
+            order.write(done, _read_scattered(ids, rows))
         done += len(rows)
+
+
+def _read_scattered(values: RowFile, rows: Array) -> Array:
+    """The values of rows (m,) from all over the file, read from its start to its end: a map would hold all of it."""
+    order = rows.argsort()
+    ordered = rows[order]
+    found = np.empty(len(rows), values.dtype)
+    for start, stop in parts_of(values.shape[0], SORTED_ROWS):
+        low, high = np.searchsorted(ordered, (start, stop))
+        if low < high:
+            found[order[low:high]] = values.read(start, stop)[ordered[low:high] - start]
+    return found
 
 
 def write_shorter_order(path: Path, order: RowFile, gone: Array) -> None:

@@ -16,6 +16,7 @@ from upgrade.prediction import Curve, predict_map, predict_recall
 from upgrade.rows import parts_of
 from upgrade.schema import PlanParams, UpgradeConfig
 from upgrade.sources import Source, open_source
+from upgrade.spaces import have_unit_length
 from upgrade.transform import load_transformation, output_of, read_checked, transform_rows
 from utils.errors import UserError
 from utils.files import sha256_of
@@ -149,6 +150,11 @@ def read_sample(config: UpgradeConfig, manifest: Manifest) -> Sample:
         if labels is not None:
             columns["labels"].append(labels.read(start, stop).astype(np.int64)[here])
     arrays = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
+    if have_unit_length(arrays["new"]) != manifest.normalised:
+        raise UserError(
+            f"plan_params.new: {params.new}: embeddings of length 1 are those of one of the two, file and gallery; "
+            "see `normalised`"
+        )
     inputs = [arrays[name] for name in ("old", "side_info") if name in arrays]
     vectors, sigma = transform_rows(transformation, inputs, manifest, torch.device("cpu"))
     return Sample(

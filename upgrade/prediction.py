@@ -16,7 +16,7 @@ from torch import Tensor
 from retrieval import backfilling_curve
 from utils.seeds import generator
 
-RESAMPLES = 200
+RESAMPLES = 100
 CHUNK_ELEMENTS = 2**22  # of distances, at a time
 
 

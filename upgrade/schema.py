@@ -46,7 +46,8 @@ class UpgradeConfig:
         None, doc="side-information of the gallery's items, in its order and in any of its forms"
     )
     normalised: Literal["auto", "on", "off"] = key(
-        "auto", doc="whether embeddings have length 1; auto: the new ones do if the old ones do"
+        "auto",
+        doc="whether the new embeddings have length 1; auto: if the old ones do, or the transformation was fitted so",
     )
     dtype: Literal["float16", "float32"] = key("float16", doc="type in which the upgraded embeddings are kept")
     faiss: bool = key(False, doc="also keep gallery.faiss, an IndexIDMap2 of exact search (pip install faiss-cpu)")

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from tqdm import tqdm
 
 from models.folding import folded
 from models.model_files import build_model, read_description
+from models.transformed import Transformation
 from upgrade.faiss_index import INDEX, write_index
 from upgrade.gallery import TRANSFORMED, Gallery, locked, remove, sync_folder
 from upgrade.lookup import write_ids
@@ -79,10 +81,12 @@ def _open_inputs(config: UpgradeConfig, world: World) -> Inputs:
     side_info = None if config.side_info is None else open_source(config.side_info, where="side_info")
     if side_info is not None and len(side_info) != len(old):
         raise UserError(f"side_info: {config.side_info} has {len(side_info)} rows, {config.gallery} {len(old)}")
-    sample = _sample(old.vectors)
-    unit = have_unit_length(sample) if config.normalised == "auto" else config.normalised == "on"
+    unit = have_unit_length(_sample(old.vectors))
     check_stated(stated_space(old.path, "gallery"), config.gallery, config.old_model, old.dim, unit)
     transformation = load_transformation(config.transformation_path)
+    normalised = config.normalised == "on"
+    if config.normalised == "auto":
+        normalised = unit or transformation.normalised
     dim, has_sigma = output_of(transformation, config, old, side_info)
     precision = resolve_precision(config.precision, world.device)
     origin = Origin(
@@ -101,7 +105,7 @@ def _open_inputs(config: UpgradeConfig, world: World) -> Inputs:
         model=config.new_model,
         dim=dim,
         dtype=config.dtype,
-        normalised=unit,
+        normalised=normalised,
         rows=len(old),
         origin=origin,
         precision=precision,
@@ -113,7 +117,7 @@ def _open_inputs(config: UpgradeConfig, world: World) -> Inputs:
     return Inputs(old, side_info, transformation, manifest)
 
 
-def load_transformation(path: str) -> nn.Module:
+def load_transformation(path: str) -> Transformation:
     """The transformation in a model file, on the CPU.
 
     Raises:
@@ -122,7 +126,7 @@ def load_transformation(path: str) -> nn.Module:
     description = read_description(path, where="transformation_path", torchscript=False)
     if description["kind"] in ("backbone", "transformed"):
         raise UserError(f"transformation_path: {path} is a model that takes images; name the transformation alone")
-    return build_model(description, where="transformation_path")
+    return cast(Transformation, build_model(description, where="transformation_path"))
 
 
 def output_of(module: nn.Module, config: UpgradeConfig, old: Source, side_info: Source | None) -> tuple[int, bool]:

@@ -13,6 +13,7 @@ BARS: dict[str, list[float]] = {  # of each benchmark, in the order of its figur
     "feeding": [0.97, 10, 10, 0.85],
     "orders": [60, 1] * 7 + [1],
     "transformation": [30, 2],
+    "upgrade": [3, 2e9 / 2**30, 1.1, 2e9 / 2**30, 1.1],
 }
 
 

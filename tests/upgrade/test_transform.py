@@ -134,6 +134,13 @@ def test_embeddings_of_length_1_stay_so(tmp_path: Path) -> None:
     assert (np.abs(np.linalg.norm(other, axis=1) - 1) > 0.1).any()
 
 
+def test_a_transformation_that_was_fitted_to_length_1_declares_it(case: Case) -> None:
+    write_transformation(case.folder / "transformation.pt", normalised=True)
+    case.run("transform")
+    assert np.linalg.norm(case.array("embeddings").astype(np.float32), axis=1) == pytest.approx(1, abs=1e-3)
+    assert json.loads((case.folder / "upgraded/manifest.json").read_text())["normalised"]
+
+
 def test_the_manifest_says_what_it_is(upgraded: Case) -> None:
     manifest = json.loads((upgraded.folder / "upgraded/manifest.json").read_text())
     named = {name: manifest[name] for name in ("model", "dim", "dtype", "normalised", "rows", "stage", "re_embedded")}
