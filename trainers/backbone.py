@@ -74,7 +74,7 @@ def train_backbone(
         objective.module.eval()
         return objective.validate()
 
-    Trainer(
+    trainer: Trainer[Any] = Trainer(
         objective.module,
         build_optimizer(objective.module, config.optimizer_params),
         build_schedule(config.lr_policy_params, config.optimizer_params, config.epochs),
@@ -89,7 +89,8 @@ def train_backbone(
         micro_batch=config.micro_batch,
         compilation=config.compile,
         validate=validate,
-    ).fit()
+    )
+    trainer.fit()
 
 
 def synchronise_batch_norms(model: nn.Module, world: World) -> None:

@@ -103,7 +103,10 @@ def build_objective(
     """
     classifier = new_model.fc.weight.flatten(1) if isinstance(new_model, ResNet) else None  # (C, d, 1, 1) -> (C, d)
     if params.needs_classifier and classifier is None:
-        raise UserError("objective_params.discriminative_loss: needs a new model with a classifier, a backbone file")
+        raise UserError(
+            "objective_params.discriminative_loss: needs a new model with a classifier, a backbone file; "
+            "InfoNCE does without"
+        )
     return objective_of(params, classifier, transformation)
 
 

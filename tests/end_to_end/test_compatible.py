@@ -3,37 +3,29 @@
 import json
 from pathlib import Path
 
-import pytest
 import torch
 
 from tests.end_to_end.test_bad_input import write_backbone
-from tests.tiny import fail, same_bits, state_of, succeed
+from tests.tiny import OLD_MODEL, fail, succeed
 
 SCRIPT = "train_backbone.py"
 BCT = ("bct_params.old_model_path=checkpoints/old.pt", "output_model_path=checkpoints/bct.pt")
+LONGER = (
+    *("epochs=12", "dataset_params.batch_size=8", "optimizer_params.lr=0.05", "precision=fp32"),
+    *("validate_every=0", "dataset_params.augmentation=flip"),
+)
 
 
 def test_a_compatible_model_queries_the_old_gallery(work: Path) -> None:
-    succeed(SCRIPT, "--config", "backbone.yaml", *BCT, "epochs=6", cwd=work, processes=None)
-    assert not same_bits(state_of(work / "checkpoints" / "bct.pt"), state_of(work / "checkpoints" / "new.pt"))
+    for overrides in (OLD_MODEL, BCT):
+        succeed(SCRIPT, "--config", "backbone.yaml", *overrides, *LONGER, cwd=work, processes=None)
     gallery = ("gallery_model_path=checkpoints/old.pt", "eval_params.backfilling=null")
     figures = {}
     for query in ("bct", "new"):
         arguments = (f"query_model_path=checkpoints/{query}.pt", *gallery, "--output", f"{query}.json")
         succeed("eval.py", "--config", "eval.yaml", *arguments, cwd=work, processes=None)
         figures[query] = json.loads((work / f"{query}.json").read_text())["metrics"]
-    assert figures["bct"]["map"] > figures["new"]["map"] + 0.1
-
-
-def test_two_processes_start_from_the_rows_of_one(work: Path) -> None:
-    """With a tiny learning rate the loss of the first epoch is that of the rows and the weights at the start."""
-    losses = []
-    for processes in (None, 2):
-        arguments = ("epochs=1", "optimizer_params.lr=1e-9", "dataset_params.augmentation=none", "resume=False")
-        succeed(SCRIPT, "--config", "backbone.yaml", *BCT, *arguments, cwd=work, processes=processes)
-        (line,) = (work / "checkpoints" / "bct.log.jsonl").read_text().splitlines()
-        losses.append(json.loads(line)["loss"])
-    assert losses[0] == pytest.approx(losses[1], rel=0.05)  # batch statistics are each process's own
+    assert figures["bct"]["map"] > max(0.6, figures["new"]["map"] + 0.1)
 
 
 def test_old_models_that_will_not_do_are_refused(work: Path) -> None:
