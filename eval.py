@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data.embeddings import ClassVectors, EmbeddingSet, read_class_vectors, read_query_and_gallery, write_embeddings
+from data.embeddings import ClassVectors, EmbeddingSet, read_query_and_gallery, write_embeddings
 from retrieval import (
     BackfillingCurve,
     RetrievalMetrics,
@@ -43,8 +43,7 @@ def main() -> None:
             query, gallery, classes = embed_queries_and_gallery(config, world)
         else:
             query, gallery = read_query_and_gallery(files, world.device)
-            gallery = transform_gallery(gallery, files)
-            classes = read_class_vectors(files, world.device)
+            gallery, classes = transform_gallery(gallery, files)
         try:
             metrics, curves = evaluate_sets(config, query, gallery, classes, world)
             uncertainty = judge_sigma(config, query, gallery, world) if "sigma" in curves else None

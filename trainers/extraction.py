@@ -8,7 +8,7 @@ from torch import nn
 from tqdm import tqdm
 
 from data.datasets import open_images
-from data.embeddings import ClassVectors, EmbeddingSet, read_embeddings
+from data.embeddings import ClassVectors, EmbeddingSet, read_class_vectors, read_embeddings
 from data.images import Batch
 from models.embedding import TransformedModel, embed
 from models.model_files import load_model
@@ -124,14 +124,18 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
     )
 
 
-def transform_gallery(gallery: EmbeddingSet, files: EmbeddingsParams) -> EmbeddingSet:
+def transform_gallery(gallery: EmbeddingSet, files: EmbeddingsParams) -> tuple[EmbeddingSet, ClassVectors]:
     """Put a gallery of old embeddings through the transformation that `embeddings_params` names, if any.
 
+    The second is what is known of the classes: of a refined transformation, else of the files.
+
     Raises:
-        UserError: the file holds no transformation, or embeddings or side-information do not fit it.
+        UserError: the file holds no transformation, or embeddings or side-information do not fit it; see also
+            `read_class_vectors`.
     """
+    classes = read_class_vectors(files, gallery.embeddings.device)
     if files.transformation is None:
-        return gallery
+        return gallery, classes
     where = "embeddings_params.transformation"
     transformation = load_model(files.transformation, where=where)
     if not isinstance(transformation, Transformation):
@@ -156,11 +160,12 @@ def transform_gallery(gallery: EmbeddingSet, files: EmbeddingsParams) -> Embeddi
             f"with {'no side-information' if side_info is None else f'side-information of {side_info.shape[1]}'}"
         ) from None
     log_variances = [part.log_variance for part in parts if part.log_variance is not None]
-    return replace(
+    transformed = replace(
         gallery,
         embeddings=torch.cat([part.embedding for part in parts]),
         log_variance=torch.cat(log_variances) if log_variances else None,
     )
+    return transformed, _classes_of(transformation) or classes
 
 
 def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, EmbeddingSet, ClassVectors]:
@@ -194,14 +199,14 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
         EmbeddingSet(output.embedding, ids.to(world.device), labels.to(world.device), output.log_variance)
         for output in (embedded["query"], embedded["gallery"])
     )
-    return query, gallery, _class_vectors(query_model, gallery_model)
+    classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None
+    if classes is None and isinstance(query_model, ResNet):
+        classes = ClassVectors(query_model.fc.weight.flatten(1))  # (C, d, 1, 1) -> (C, d)
+    return query, gallery, classes or ClassVectors()
 
 
-def _class_vectors(query_model: nn.Module, gallery_model: nn.Module) -> ClassVectors:
-    """Of the gallery's refinement if it has one, else the query model's classifier."""
-    if isinstance(gallery_model, TransformedModel) and isinstance(gallery_model.transformation, RefinedTransformation):
-        refinement = gallery_model.transformation
-        return ClassVectors(refinement.classifier_of_refined, refinement.bias, refinement.class_means)
-    if isinstance(query_model, ResNet):
-        return ClassVectors(query_model.fc.weight.flatten(1))  # (C, d, 1, 1) -> (C, d)
-    return ClassVectors()
+def _classes_of(transformation: Transformation) -> ClassVectors | None:
+    """What a refined transformation knows of the classes; None of another."""
+    if not isinstance(transformation, RefinedTransformation):
+        return None
+    return ClassVectors(transformation.classifier_of_refined, transformation.bias, transformation.class_means)

@@ -11,7 +11,8 @@ from models.refinement import RefinedTransformation, soft_assignment
 from models.resnet import ResNet
 from models.transformed import Transformation
 from trainers.centroids import class_means, k_means
-from trainers.pairs import CachedPairs, PairBatch, Pairs
+from trainers.embedding_pairs import Sample
+from trainers.pairs import PairBatch, Pairs, PairsInMemory
 from utils.distributed import World
 from utils.errors import UserError
 from utils.schema import RefinementParams
@@ -24,11 +25,11 @@ OFFSETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # squared, and in units of the varianc
 Quality = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], float]
 
 
-class HeldOut(NamedTuple):
-    """Items of the training set that a transformation is not trained on, and what its refinement will be made from."""
+class Material(NamedTuple):
+    """What a refinement is made from: the items of the training set that h is trained on, and others to choose by."""
 
-    items: PairBatch
-    training: CachedPairs  # without them
+    held_out: PairBatch
+    training: PairsInMemory  # without them
     classifier: torch.Tensor | None  # (C, d_new); None: k-means centroids stand for classes
     clusters: int
 
@@ -40,7 +41,7 @@ class Refinement(NamedTuple):
     record: dict[str, Any]  # what they are and the quality that they reach, as plain values
 
 
-def hold_out(pairs: Pairs, params: RefinementParams | None, new_model: nn.Module) -> HeldOut | None:
+def hold_out(pairs: Pairs, params: RefinementParams | None, new_model: nn.Module) -> Material | None:
     """Take what the refinement needs out of `pairs`, before any training; None where no refinement is asked for.
 
     Raises:
@@ -48,13 +49,13 @@ def hold_out(pairs: Pairs, params: RefinementParams | None, new_model: nn.Module
     """
     if params is None:
         return None
-    if not isinstance(pairs, CachedPairs):
+    if not isinstance(pairs, PairsInMemory):
         raise UserError(
             "refinement_params: needs embeddings that are computed once; set cached_views, and leave "
             "cache_embeddings=off out"
         )
     if params.clusters is not None:
-        return HeldOut(pairs.hold_out(params.held_out), pairs, None, params.clusters)
+        return Material(pairs.hold_out(params.held_out), pairs, None, params.clusters)
     if not isinstance(new_model, ResNet):
         raise UserError(
             "refinement_params: needs a new model with a classifier, a backbone file; or set refinement_params.clusters"
@@ -66,27 +67,46 @@ def hold_out(pairs: Pairs, params: RefinementParams | None, new_model: nn.Module
             f"new_model_path: the new model's classifier has {known} classes, the training set {classes}; "
             "refinement_params needs them all"
         )
-    return HeldOut(pairs.hold_out(params.held_out), pairs, classifier, 0)
+    return Material(pairs.hold_out(params.held_out), pairs, classifier, 0)
+
+
+def material_of(sample: Sample, params: RefinementParams | None) -> Material | None:
+    """The same of a sample of embedding files, which has been divided already.
+
+    Raises:
+        UserError: no pairs are held out, or there is neither a classifier (or labels to fit one to) nor `clusters`.
+    """
+    if params is None:
+        return None
+    if sample.held_out is None:
+        raise UserError("refinement_params: is chosen on held-out pairs; set embeddings_params.held_out above 0")
+    if params.clusters is not None:
+        return Material(sample.held_out, sample.training, None, params.clusters)
+    if sample.classifier is None:
+        raise UserError(
+            "refinement_params: needs embeddings_params.labels or .classifier; or set refinement_params.clusters"
+        )
+    return Material(sample.held_out, sample.training, sample.classifier.to(sample.held_out.new.device), 0)
 
 
 @torch.no_grad()
-def refine(transformation: Transformation, held_out: HeldOut, quality: Quality, world: World) -> Refinement:
+def refine(transformation: Transformation, material: Material, quality: Quality, world: World) -> Refinement:
     """Pull h towards class means, as strongly as is best for retrieval among items that neither was made from.
 
-    What `held_out` holds is all that is looked at. With `clusters` that is no label either: the classes of the held-out
+    What `material` holds is all that is looked at. With `clusters` that is no label either: the classes of the held-out
     items are then the clusters of their new embeddings.
 
     Args:
-        transformation: trained on `held_out.training`.
+        transformation: trained on `material.training`.
         quality: of the upgrade of a gallery of held-out items.
 
     Raises:
         UserError: there are fewer embeddings than clusters.
     """
     transformation.to(world.device).eval()
-    items, classes = held_out.items, known_classes(held_out)
+    items, classes = material.held_out, known_classes(material)
     h = transformation(items.old, items.side_info).embedding.float()
-    labels = items.labels if held_out.classifier is not None else torch.cdist(items.new, classes.means).argmin(1)
+    labels = items.labels if material.classifier is not None else torch.cdist(items.new, classes.means).argmin(1)
     tried: dict[tuple[float, float], float] = {}
     for strength, offset in product(STRENGTHS, OFFSETS):
         candidate = refined(transformation, classes, strength, offset)
@@ -113,16 +133,16 @@ class Classes(NamedTuple):
     direction: torch.Tensor  # (d,) unit vector along which new embeddings extend least
 
 
-def known_classes(held_out: HeldOut) -> Classes:
+def known_classes(material: Material) -> Classes:
     """What a refinement is made from, of the first view of the training items."""
-    embeddings, labels = held_out.training.views[0]
+    embeddings, labels = material.training.views[0]
     new = embeddings["new"].float()
-    if held_out.classifier is None:
-        means, variance = k_means(new, held_out.clusters, held_out.training.seed)
+    if material.classifier is None:
+        means, variance = k_means(new, material.clusters, material.training.seed)
         weight, bias = soft_assignment(means, variance)
         variance *= new.shape[1]
     else:
-        weight = held_out.classifier
+        weight = material.classifier
         bias = weight.new_zeros(len(weight))
         means = class_means(new, labels, len(weight))
         variance = float((new - means[labels]).square().sum(1).mean())

@@ -192,11 +192,12 @@ class ObjectiveParams:
 
 @dataclass
 class RefinementParams:
-    """`refinement_params`: pull h towards what the new model expects of its class, as far as held-out items gain."""
+    """`refinement_params`: a head on h, chosen by retrieval among held-out training items."""
 
     held_out: float = key(
         0.1,
-        doc="share of the training images kept from the training; retrieval among them chooses the strength",
+        doc="share of the training images kept from the training, on which it is chosen; of embedding files it is "
+        "embeddings_params.held_out",
         minimum=0.01,
         maximum=0.5,
     )
@@ -246,7 +247,9 @@ class EmbeddingsParams:
     )
     side_info: str | None = key(None, doc="embedding file of the gallery's side-information for it", path="input")
     classifier: str | None = key(
-        None, doc="the new model's classifier, (classes, dimension) as `.npy`; some orders need it", path="input"
+        None,
+        doc="the new model's classifier, (classes, dimension) as `.npy`, for orders; a refinement has its own",
+        path="input",
     )
     class_means: str | None = key(
         None,
@@ -364,7 +367,8 @@ class TransformationConfig:
         ObjectiveParams, doc="the losses; L_sim alone (FCT) if left out; closed forms minimise mse"
     )
     refinement_params: RefinementParams | None = key(
-        None, doc="pull h towards class means, by a strength chosen on held-out training images; none: h as it is"
+        None,
+        doc="pull h towards class means and offset it against new embeddings, as held-out training items gain most",
     )
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
     switch_mode_to_eval: bool = key(False, doc="freeze the BN statistics from half of the epochs on")

@@ -12,7 +12,7 @@ from models.resnet import build_backbone
 from retrieval import upgrade_quality
 from trainers.centroids import class_means, k_means
 from trainers.pairs import CachedPairs, PairBatch, StreamedPairs, View
-from trainers.refinement import HeldOut, hold_out, known_classes, refine
+from trainers.refinement import Material, hold_out, known_classes, refine
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import resolve_precision
@@ -41,7 +41,7 @@ def identity() -> torch.nn.Module:
     return transformation
 
 
-def held_out_of(params: RefinementParams) -> HeldOut:
+def material_of_classes(params: RefinementParams) -> Material:
     model = build_backbone(arch="ResNet18", num_classes=CLASSES, embedding_dim=DIMENSION, stem="cifar", width=1 / 64)
     model.fc.weight.data.copy_(MEANS.view(CLASSES, DIMENSION, 1, 1))
     found = hold_out(Pairs(), params, model)
@@ -68,40 +68,40 @@ def test_held_out_items_leave_every_view_for_good() -> None:
 
 @pytest.mark.parametrize("clusters", [None, 6])
 def test_the_choice_is_the_best_of_all_on_held_out_items_alone(clusters: int | None) -> None:
-    held_out, seen = held_out_of(RefinementParams(held_out=0.25, clusters=clusters)), []
+    material, seen = material_of_classes(RefinementParams(held_out=0.25, clusters=clusters)), []
 
     def quality(new: Tensor, transformed: Tensor, labels: Tensor, classifier: Tensor, bias: Tensor) -> float:
-        assert torch.equal(new, held_out.items.new)
+        assert torch.equal(new, material.held_out.new)
         value = upgrade_quality(new, transformed, labels, classifier, bias)
         seen.append((value, transformed))
         return value
 
-    found = refine(identity(), held_out, quality, World())
+    found = refine(identity(), material, quality, World())
     best = max(value for value, _ in seen)
     assert found.record["quality"] == best > found.record["quality_of_h"] == seen[0][0]
-    assert torch.equal(seen[0][1], held_out.items.old)
+    assert torch.equal(seen[0][1], material.held_out.old)
     (transformed,) = [h for value, h in seen if value == best][:1]
-    torch.testing.assert_close(found.transformation(held_out.items.old).embedding, transformed)
+    torch.testing.assert_close(found.transformation(material.held_out.old).embedding, transformed)
 
 
 def test_where_nothing_helps_h_stays() -> None:
     def worse_with_change(new: Tensor, transformed: Tensor, *_: Tensor) -> float:
-        return -float((transformed - held_out.items.old).abs().sum())
+        return -float((transformed - material.held_out.old).abs().sum())
 
-    held_out = held_out_of(RefinementParams())
-    found = refine(identity(), held_out, worse_with_change, World())
+    material = material_of_classes(RefinementParams())
+    found = refine(identity(), material, worse_with_change, World())
     assert (found.record["strength"], found.record["offset"]) == (0, 0)
-    old = held_out.items.old
+    old = material.held_out.old
     assert torch.equal(found.transformation(old).embedding, old)
 
 
 def test_with_clusters_no_label_is_looked_at() -> None:
-    found = [held_out_of(RefinementParams(clusters=6)) for _ in range(2)]
-    unlabelled = PairBatch(found[1].items.old, None, found[1].items.new, torch.full((8,), -1))
+    found = [material_of_classes(RefinementParams(clusters=6)) for _ in range(2)]
+    unlabelled = PairBatch(found[1].held_out.old, None, found[1].held_out.new, torch.full((8,), -1))
     found[1].training.views = [View(view.embeddings, -view.labels) for view in found[1].training.views]
     first, second = (
         refine(identity(), found[0], upgrade_quality, World()),
-        refine(identity(), found[1]._replace(items=unlabelled), upgrade_quality, World()),
+        refine(identity(), found[1]._replace(held_out=unlabelled), upgrade_quality, World()),
     )
     assert first.record == second.record
     assert torch.equal(first.transformation.class_means, second.transformation.class_means)
@@ -115,9 +115,9 @@ def test_class_means_are_means() -> None:
 
 
 def test_what_is_known_is_of_the_training_items_first_view() -> None:
-    held_out = held_out_of(RefinementParams(held_out=0.25))
-    new, labels = held_out.training.views[0].embeddings["new"], held_out.training.views[0].labels
-    known = known_classes(held_out)
+    material = material_of_classes(RefinementParams(held_out=0.25))
+    new, labels = material.training.views[0].embeddings["new"], material.training.views[0].labels
+    known = known_classes(material)
     spread = np.mean([float((row - known.means[label]).square().sum()) for row, label in zip(new, labels, strict=True)])
     assert known.variance == pytest.approx(spread, rel=1e-4)
     assert torch.equal(known.means, class_means(new, labels, CLASSES))
@@ -148,6 +148,6 @@ def test_what_a_refinement_cannot_be_made_from() -> None:
     streamed = StreamedPairs({}, [], batch_size=4, precision=resolve_precision("fp32", World().device), world=World())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="refinement_params: needs embeddings that are computed once; set cached_views"):
         hold_out(streamed, RefinementParams(), new_model)
-    many = held_out_of(RefinementParams(clusters=1000))
+    many = material_of_classes(RefinementParams(clusters=1000))
     with pytest.raises(UserError, match=r"refinement_params.clusters: 1000 are more than the 72 training embeddings"):
         refine(identity(), many, upgrade_quality, World())
