@@ -115,6 +115,8 @@ def test_a_part_of_the_ablations_with_two_seeds(work: Path) -> None:
     """Real trainings for two seeds, on models that are there already and are embedded once."""
     for name in ("old", "new"):
         (work / "checkpoints" / f"{name}.pt").rename(work / "checkpoints" / f"glyphs_{name}.pt")
+    embeddings = work / "checkpoints" / "embeddings"
+    before = len(list(embeddings.iterdir()))
     overrides = (
         *("overrides.dataset_params.data_root=data", "overrides.dataset_params.num_classes=6", "overrides.epochs=2"),
         *("overrides.dataset_params.image_size=16", "overrides.dataset_params.batch_size=32"),
@@ -129,7 +131,7 @@ def test_a_part_of_the_ablations_with_two_seeds(work: Path) -> None:
     assert not same_bits(models[0]["state_dict"], models[1]["state_dict"])
     config = read_yaml(work / "checkpoints" / "glyphs_ablation_sim_unc_seed_1.config.yaml")
     assert config["objective_params"]["discriminative_loss"] is None
-    assert len(list((work / "checkpoints" / "embeddings").iterdir())) == 2  # old and new, for both seeds
+    assert len(list(embeddings.iterdir())) == before + 2  # old and new, for both seeds
     results = [
         json.loads((work / "results" / "glyphs_ablations" / "stages" / f"eval_sim_unc_seed_{seed}.json").read_text())
         for seed in (0, 1)
