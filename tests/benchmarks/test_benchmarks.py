@@ -11,7 +11,7 @@ BARS: dict[str, list[float]] = {  # of each benchmark, in the order of its figur
     "backbone": [3, 1],  # and 0.9, where two processes can have the cores that one has
     "eval": [0.6, 30, 120, 1.2, 1.2, 1],
     "feeding": [0.97, 10, 10, 0.85],
-    "orders": [60, 1] * 7 + [1],
+    "orders": [60.0, 1.0] * 7 + [1.0],
     "transformation": [30, 2],
     "upgrade": [3, 2e9 / 2**30, 1.1, 2e9 / 2**30, 1.1],
 }

@@ -8,7 +8,7 @@ import torch
 
 from models.transformations import TRANSFORMATIONS
 from trainers import selection
-from trainers.embedding_pairs import Fitted, Sample
+from trainers.embedding_pairs import Fitted, Trial, Sample
 from trainers.pairs import PairBatch, PairsInMemory
 from trainers.selection import METHODS, choose, comparison, config_of, fit_methods
 from utils.config import build, parse_yaml
@@ -29,7 +29,7 @@ def config() -> TransformationConfig:
 
 
 def with_score(score: float) -> Fitted:
-    return Fitted({}, mock.Mock(), mock.Mock(), "mAP", score, 0.25)
+    return Fitted({}, mock.Mock(), mock.Mock(), Trial("mAP", score, 0.25))
 
 
 def test_every_kind_is_tried_from_the_simplest_on() -> None:

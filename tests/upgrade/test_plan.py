@@ -90,8 +90,8 @@ def test_sorting_in_parts_is_sorting(seed: int, count: int, kinds: int, limit: i
     parts = list(sorted_rows(odd, len(values), limit))
     (expected,) = np.nonzero(values % 2 == 1)
     expected = expected[values[expected].argsort(kind="stable")]
-    assert np.array_equal(np.concatenate([rows for _, rows in parts] or [[]]), expected)
-    assert np.array_equal(np.concatenate([found for found, _ in parts] or [[]]), values[expected])
+    assert np.array_equal(np.concatenate([rows for _, rows in parts] or [np.array([])]), expected)
+    assert np.array_equal(np.concatenate([found for found, _ in parts] or [np.array([])]), values[expected])
 
 
 @settings(deadline=None)
