@@ -1,6 +1,7 @@
 # The commands of the project. Each sets up what it needs in .venv.
 #
 #   make quickstart    watch an embedding model being replaced, on the rendered data set
+#   make upgrade-example  upgrade a gallery on disk: docs/upgrade_your_gallery.md
 #   make test          run every test
 #   make lint          ruff and mypy
 
@@ -8,10 +9,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart upgrade-example test lint format clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python reproduce.py --config configs/suites/quickstart.yaml
+
+upgrade-example: $(VENV)/installed
+	PYTHON=$(BIN)/python docs/upgrade_example.sh
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.tiny import REPOSITORY
+from upgrade.schema import UpgradeConfig
 from utils.key_table import key_tables
 
 ROOMS = "configs|docs|benchmarks|results|models|data|trainers|retrieval|suites|upgrade|utils"
@@ -13,6 +14,11 @@ README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 def test_key_table_is_the_schema() -> None:
     assert key_tables().strip() in README, "run `python -m utils.key_table` and put its output into README.md"
+
+
+def test_the_guide_to_upgrades_lists_its_keys() -> None:
+    guide = (REPOSITORY / "docs/upgrade_your_gallery.md").read_text(encoding="utf-8")
+    assert key_tables({"upgrade_gallery.py": UpgradeConfig}).strip() in guide
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(rf"(?:{ROOMS})/[\w./-]+\.(?:yaml|md|py|png|json)", README))))

@@ -2,18 +2,18 @@
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal
 
 from utils.schema import SCHEMAS
 
 
-def key_tables() -> str:
+def key_tables(schemas: Mapping[str, type] = SCHEMAS) -> str:
     """A Markdown table of keys for each script; a section that several scripts share stands in the first."""
     parts = []
     seen: set[type] = set()
-    for script, schema in SCHEMAS.items():
+    for script, schema in schemas.items():
         rows = "\n".join(_rows(schema, "", seen))
         parts.append(f"**{script}**\n\n| key | default | meaning |\n|---|---|---|\n{rows}\n")
     return "\n".join(parts)
