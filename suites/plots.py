@@ -20,14 +20,25 @@ from utils.files import atomic_path
 # Okabe and Ito's palette, whose colours differ for colour-blind readers too.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 CASE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
-ORDER_STYLES = {"sigma": "-", "random": "--", "distance": ":"}
+ORDER_STYLES = {  # of lines: dashes, and marks for the area under them
+    "sigma": ("-", "D", BLUE),
+    "random": ("--", "o", GREY),
+    "distance": (":", "x", ORANGE),
+    "confidence": ("-.", "s", GREEN),
+    "entropy": ((0, (5, 1, 1, 1, 1, 1)), "v", PURPLE),
+    "class_distance": ((0, (1, 3)), "^", RED),
+    "knn_disagreement": ((0, (7, 3)), "<", BLUE),
+    "oracle": ((0, (1, 1)), "*", ORANGE),
+}
 RISK_ORDERS = {
     "sigma": ("-", "smallest sigma first"),
     "random": ("--", "random order"),
     "oracle": (":", "smallest risk first (oracle)"),
 }
-ORDER_MARKS = {"random": ("o", GREY), "sigma": ("D", BLUE), "distance": ("x", ORANGE)}
-ORDER_NAMES = {"sigma": "sigma", "random": "random", "distance": "distance (oracle)"}
+ORDER_NAMES = {name: name.replace("_", " ") for name in ORDER_STYLES} | {
+    "distance": "distance (oracle)",
+    "oracle": "true error (oracle)",
+}
 PANELS = ("cmc_top1", "map")
 STEPS = {  # title -> what is compared with what
     "before the upgrade": "old query, old gallery",
@@ -87,7 +98,7 @@ def _plot_metric(axes: Axes, rows: list[Row], summary: Summary, metric: str) -> 
     cases = list(dict.fromkeys((row.case, row.side_info) for row in summary.backfilling))
     for row in rows:
         colour = CASE_COLOURS[cases.index((row.case, row.side_info)) % len(CASE_COLOURS)]
-        style, width = ORDER_STYLES[str(row.order)], 2.5 if row.order == "sigma" else 1.8
+        style, width = ORDER_STYLES[str(row.order)][0], 2.5 if row.order == "sigma" else 1.8
         _draw_curve(axes, row.fractions, row.curves[metric], style, colour, _label(row), width)
     axes.set_xlabel("share of the gallery backfilled (%)")
     axes.set_ylabel(f"{METRICS[metric]} (%)")
@@ -113,8 +124,10 @@ def plot_areas(summary: Summary, path: Path) -> None:
     figure = Figure(figsize=(4.6 * len(metrics), 1.4 + 0.5 * len(methods)), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False, sharey=True)[0]
     for axes, metric in zip(panels, metrics, strict=True):
-        for order, (mark, colour) in ORDER_MARKS.items():
+        for order, (_, mark, colour) in ORDER_STYLES.items():
             of_order = [row for row in rows if row.order == order]
+            if not of_order:
+                continue
             areas = [100 * _mean(row.measured, metric) for row in of_order]
             bars = [100 * _deviation(row.measured, metric) for row in of_order]
             places = [methods.index(_method(row)) for row in of_order]

@@ -68,14 +68,17 @@ def divide(paired: PairedEmbeddings, config: TransformationConfig, world: World)
     """Hold a share of the pairs out, drawn by the seed; where there are labels alone, fit a classifier to the others.
 
     Raises:
-        UserError: the processes do not divide the batch.
+        UserError: the processes do not divide the batch, or the views the rows.
     """
     params = config.embeddings_params
     assert params is not None
-    count = len(paired)
+    count, odd = divmod(len(paired), params.views)
+    if odd:
+        raise UserError(f"embeddings_params.views: the {len(paired)} rows are not {params.views} views of each item")
     order = torch.randperm(count, generator=generator(config.seed, 2))
     rest = max(FEWEST_HELD_OUT, round(params.held_out * count)) if params.held_out else 0
     held, kept = order[:rest].sort().values, order[rest:].sort().values
+    kept = torch.cat([kept + view * count for view in range(params.views)])  # no view of what is held out
     labels = paired.labels if paired.labels is not None else torch.full((count,), -1)
 
     def part(rows: torch.Tensor) -> View:

@@ -281,6 +281,12 @@ class PairedEmbeddingsParams:
         "are labels alone, one is fitted",
         path="input",
     )
+    views: int = key(
+        1,
+        doc="the files hold so many views of each item, one after another, as embed.py's views=all writes them; an "
+        "item is held out in all of them",
+        minimum=1,
+    )
     held_out: float = key(
         0.1,
         doc="share of the items kept for early stopping and the choice of `auto`; 0: the papers' recipe, every epoch "

@@ -70,6 +70,35 @@ def test_clusters_stand_in_for_classes(folder: Path) -> None:
     assert len(evaluate(folder, "gallery_model_path=refined.pt", orders)) == 2
 
 
+FILES = """
+embeddings_params: {old: old, new: new, classifier: classifier.npy, views: 2, held_out: 0.25}
+arch_params: {arch: ridge}
+refinement_params: {}
+output_transformation_path: refined.pt
+"""
+
+
+def test_from_embedding_files_to_an_evaluation_of_them(folder: Path) -> None:
+    (folder / "embed.yaml").write_text(
+        "dataset_params: {name: cifar100, data_root: data, batch_size: 32, image_size: 16, augmentation: flip}\n"
+    )
+    for name in ("old", "new"):
+        model = ["embed.py", "--config", "embed.yaml", f"model_path=checkpoints/{name}.pt"]
+        training = ["split=training", "views=all", f"output_embeddings_path={name}"]
+        succeed(*model, *training, "output_classifier_path=classifier.npy", cwd=folder, processes=None)
+        succeed(*model, f"output_embeddings_path={name}_validation", cwd=folder, processes=None)
+    (folder / "files.yaml").write_text(FILES)
+    succeed("train_transformation.py", "--config", "files.yaml", cwd=folder, processes=None)
+    assert read_torch(folder / "refined.pt")["chosen"]["held_out"] == 36
+    (folder / "eval.yaml").write_text(
+        "embeddings_params: {query: new_validation, gallery: old_validation, transformation: refined.pt}\n"
+        "eval_params: {backfilling: 3, backfilling_list: [confidence, class_distance, random]}\n"
+    )
+    succeed("eval.py", "--config", "eval.yaml", "--output", "result.json", cwd=folder, processes=None)
+    curves = json.loads((folder / "result.json").read_text())["backfilling"]
+    assert list(curves) == ["confidence", "class_distance", "random"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,17 +1,22 @@
 """The registry of backfilling orders."""
 
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from retrieval import ORDERS, backfilling_order
 from utils.errors import UserError
+from utils.schema import BackfillingOrder
 
 GENERATOR = torch.Generator().manual_seed(0)
 NEW, TRANSFORMED = torch.randn(2, 40, 6, generator=GENERATOR)
 LOG_VARIANCE = torch.randn(40, generator=GENERATOR)
 LABELS = torch.arange(40) % 7
+
+
+def test_configs_name_every_order() -> None:
+    assert set(get_args(BackfillingOrder)) == set(ORDERS)
 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])

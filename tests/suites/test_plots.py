@@ -1,7 +1,7 @@
 """The pictures: the curves are drawn where the figures say, and right and wrong are marked."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -12,6 +12,8 @@ from PIL import Image
 from suites import plots
 from suites.plots import (
     GREEN,
+    ORDER_NAMES,
+    ORDER_STYLES,
     RED,
     plot_areas,
     plot_backfilling,
@@ -20,6 +22,7 @@ from suites.plots import (
 )
 from suites.retrieval_examples import Example, Hits
 from suites.summary import summarise
+from utils.schema import BackfillingOrder
 
 
 @pytest.fixture
@@ -182,3 +185,7 @@ def test_retrieval_examples(tmp_path: Path, figures: list[Figure]) -> None:
         (31, 31),
         (40, 40),
     }
+
+
+def test_every_order_has_a_style() -> None:
+    assert set(ORDER_STYLES) == set(ORDER_NAMES) == set(get_args(BackfillingOrder))

@@ -1,5 +1,6 @@
 """Choosing the refinement: what it sees, and that it chooses what is best there."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -7,16 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from data.paired_embeddings import PairedEmbeddings
 from models import build_transformation
 from models.resnet import build_backbone
 from retrieval import upgrade_quality
 from trainers.centroids import class_means, k_means
+from trainers.embedding_pairs import Sample, divide
 from trainers.pairs import CachedPairs, PairBatch, StreamedPairs, View
-from trainers.refinement import Material, hold_out, known_classes, refine
+from trainers.refinement import Material, hold_out, known_classes, material_of, refine
+from utils.config import build
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import resolve_precision
-from utils.schema import RefinementParams
+from utils.schema import RefinementParams, TransformationConfig
 
 CLASSES, N, DIMENSION = 4, 80, 8
 GENERATOR = torch.Generator().manual_seed(0)
@@ -151,3 +155,40 @@ def test_what_a_refinement_cannot_be_made_from() -> None:
     many = material_of_classes(RefinementParams(clusters=1000))
     with pytest.raises(UserError, match=r"refinement_params.clusters: 1000 are more than the 72 training embeddings"):
         refine(identity(), many, upgrade_quality, World())
+
+
+def config_of_files(**embeddings_params: object) -> TransformationConfig:
+    files = {"old": "old.npz", "new": "new.npz", **embeddings_params}
+    values = {"arch_params": {"arch": "ridge"}, "output_transformation_path": "h.pt", "embeddings_params": files}
+    return build(TransformationConfig, values, "test")
+
+
+def sample_of(classifier: Tensor | None = MEANS, **embeddings_params: object) -> Sample:
+    both = {"old": torch.cat([NEW, NEW + 1]), "new": torch.cat([NEW, -NEW])}
+    pairs = PairedEmbeddings(both, LABELS.repeat(2), classifier, normalised=False)
+    return divide(pairs, config_of_files(**embeddings_params), World())
+
+
+def test_of_files_with_views_an_item_is_held_out_in_all_of_them() -> None:
+    sample = sample_of(views=2, held_out=0.25)
+    material = material_of(sample, RefinementParams())
+    assert material is not None
+    assert len(material.held_out.labels) == 20
+    assert len(material.training) == 120
+    taken = {tuple(row.tolist()) for row in material.held_out.new.abs()}
+    assert len(taken) == 20
+    assert taken.isdisjoint(tuple(row.tolist()) for row in material.training.views[0].embeddings["new"].abs())
+    with pytest.raises(UserError, match=r"embeddings_params.views: the 160 rows are not 3 views of each item"):
+        sample_of(views=3)
+
+
+def test_what_a_sample_of_files_lacks() -> None:
+    assert material_of(sample_of(), None) is None
+    with pytest.raises(UserError, match=r"is chosen on held-out pairs; set embeddings_params.held_out above 0"):
+        material_of(sample_of(held_out=0), RefinementParams())
+    unlabelled = replace(sample_of(), classifier=None)
+    with pytest.raises(UserError, match=r"needs embeddings_params.labels or .classifier; or set"):
+        material_of(unlabelled, RefinementParams())
+    material = material_of(unlabelled, RefinementParams(clusters=3))
+    assert material is not None
+    assert material.clusters == 3
