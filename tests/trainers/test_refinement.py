@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data.paired_embeddings import PairedEmbeddings
 from models import build_transformation
+from models.baselines import AffineTransformation
 from models.resnet import build_backbone
 from retrieval import upgrade_quality
 from trainers.centroids import class_means, k_means
@@ -38,8 +39,9 @@ class Pairs(CachedPairs):
         self.views = [View({"old": rows, "new": NEW + view}, LABELS) for view, rows in enumerate(old)]
 
 
-def identity() -> torch.nn.Module:
+def identity() -> AffineTransformation:
     transformation = build_transformation("ridge", old_embedding_dim=8, new_embedding_dim=8, side_info_dim=0)
+    assert isinstance(transformation, AffineTransformation)
     transformation.affine.weight.data.copy_(torch.eye(8))
     transformation.affine.bias.data.zero_()
     return transformation

@@ -8,7 +8,7 @@ import torch
 
 from models.transformations import TRANSFORMATIONS
 from trainers import selection
-from trainers.embedding_pairs import Fitted, Trial, Sample
+from trainers.embedding_pairs import Fitted, Sample, Trial
 from trainers.pairs import PairBatch, PairsInMemory
 from trainers.selection import METHODS, choose, comparison, config_of, fit_methods
 from utils.config import build, parse_yaml
