@@ -20,7 +20,8 @@ from utils.files import atomic_path
 # Okabe and Ito's palette, whose colours differ for colour-blind readers too.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 CASE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
-ORDER_STYLES = {  # of lines: dashes, and marks for the area under them
+LineStyle = str | tuple[int, tuple[int, ...]]
+ORDER_STYLES: dict[str, tuple[LineStyle, str, str]] = {  # of lines: dashes, marks of areas, their colour
     "sigma": ("-", "D", BLUE),
     "random": ("--", "o", GREY),
     "distance": (":", "x", ORANGE),
@@ -49,14 +50,14 @@ THUMBNAIL = 128  # pixels a side of an example image, at most
 
 
 def plot_backfilling(summary: Summary, path: Path) -> None:
-    """Plot CMC-1 and mAP over the share of the gallery backfilled, a curve for each row that was run.
+    """Plot CMC-1 and mAP over the share of the gallery backfilled, a curve for each row that was run and asks for one.
 
     With several seeds a curve is their mean, in a band of one standard deviation to either side.
 
     Args:
         path: PNG file to write.
     """
-    rows = [row for row in summary.backfilling if row.measured is not None]
+    rows = [row for row in summary.backfilling if row.measured is not None and row.curve]
     metrics = [name for name in PANELS if summary.new_new[name] is not None]
     rows.sort(key=lambda row: -_mean(row.measured, metrics[0]))
     figure = Figure(figsize=(5.2 * len(metrics), 4.2 + 0.12 * len(rows)), layout="constrained")
@@ -95,7 +96,7 @@ def _plot_metric(axes: Axes, rows: list[Row], summary: Summary, metric: str) -> 
             va="bottom",
             color=GREY,
         )
-    cases = list(dict.fromkeys((row.case, row.side_info) for row in summary.backfilling))
+    cases = list(dict.fromkeys((row.case, row.side_info) for row in summary.backfilling if row.curve))
     for row in rows:
         colour = CASE_COLOURS[cases.index((row.case, row.side_info)) % len(CASE_COLOURS)]
         style, width = ORDER_STYLES[str(row.order)][0], 2.5 if row.order == "sigma" else 1.8
@@ -182,11 +183,11 @@ def plot_risk_coverage(summary: Summary, path: Path) -> bool:
 
 
 def _draw_curve(
-    axes: Axes, places: list[float], points: list[Spread], style: str, colour: str, label: str, width: float = 1.8
+    axes: Axes, places: list[float], points: list[Spread], style: LineStyle, colour: str, label: str, width: float = 1.8
 ) -> None:
     """A curve of means, with a band of one standard deviation to either side where there are several seeds."""
     means = np.array([point.mean for point in points])
-    axes.plot(places, means, style, color=colour, linewidth=width, label=label)
+    axes.plot(places, means, linestyle=style, color=colour, linewidth=width, label=label)
     if all(point.deviation is not None for point in points):
         spread = np.array([point.deviation for point in points])
         axes.fill_between(places, means - spread, means + spread, color=colour, alpha=0.15, linewidth=0)

@@ -40,6 +40,7 @@ class Row:
     side_info: bool | None
     order: str | None
     published: dict[str, float] | None  # percent
+    curve: bool = True  # whether the plot of the curves shows it
     measured: Figures | None = None  # None: not run
     gain_recovered: Figures | None = None
     fractions: list[float] = field(default_factory=list)  # of the gallery backfilled, at each point of the curves
@@ -110,7 +111,7 @@ def _that_ran(stage: str, results: list[Results]) -> list[Results]:
 def _row(table: str, index: int, results: list[Results]) -> Row:
     row = results[0][table][index]
     stage, order = row["stage"], row["order"]
-    named = {name: row[name] for name in ("case", "side_info", "order", "published")}
+    named = {name: row[name] for name in ("case", "side_info", "order", "published", "curve")}
     if stage is None:
         return Row(**named)
     results = _that_ran(stage, results)

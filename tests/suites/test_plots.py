@@ -45,7 +45,8 @@ def results(with_map: bool = True) -> dict[str, Any]:
 
     curve: dict[str, Any] = {"fractions": [0.0, 0.5, 1.0], "cmc_top1": [0.4, 0.55, 0.6], "map": [0.2, 0.25, 0.3]}
     curve |= {} if with_map else {"map": None}
-    shared = {"side_info": False, "published": None, "gain_recovered": {"cmc_top1": None, "map": None}}
+    shared = {"side_info": False, "published": None, "curve": True}
+    shared |= {"gain_recovered": {"cmc_top1": None, "map": None}}
     row = shared | {"case": "FCT new/old", "stage": "fct", "order": "random", "measured": figures(0.5)}
     sigma = shared | {"case": "FastFill new/old", "stage": "ff", "order": "sigma", "measured": figures(0.56)}
     return {
@@ -81,6 +82,14 @@ def test_backfilling_curves(tmp_path: Path, figures: list[Figure]) -> None:
     assert np.asarray(mean_precision.lines[2].get_ydata()).tolist() == [0.2, 0.25, 0.3]
     assert curves[0].get_color() != curves[1].get_color()
     assert [text.get_text() for text in cmc.texts] == ["new/new  60.0", "old/old  30.0"]
+
+
+def test_a_row_without_a_curve(tmp_path: Path, figures: list[Figure]) -> None:
+    values = results()
+    values["backfilling"][0]["curve"] = False
+    plot_backfilling(summarise([values]), tmp_path / "backfilling.png")
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["FastFill, sigma: 56.0, 28.0"]
 
 
 def test_bands_over_seeds(tmp_path: Path, figures: list[Figure]) -> None:
