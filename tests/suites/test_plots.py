@@ -45,7 +45,7 @@ def results(with_map: bool = True) -> dict[str, Any]:
 
     curve: dict[str, Any] = {"fractions": [0.0, 0.5, 1.0], "cmc_top1": [0.4, 0.55, 0.6], "map": [0.2, 0.25, 0.3]}
     curve |= {} if with_map else {"map": None}
-    shared = {"side_info": False, "published": None, "curve": True}
+    shared: dict[str, Any] = {"side_info": False, "published": None, "curve": True}
     shared |= {"gain_recovered": {"cmc_top1": None, "map": None}}
     row = shared | {"case": "FCT new/old", "stage": "fct", "order": "random", "measured": figures(0.5)}
     sigma = shared | {"case": "FastFill new/old", "stage": "ff", "order": "sigma", "measured": figures(0.56)}
