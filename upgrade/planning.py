@@ -145,6 +145,9 @@ def read_sample(config: UpgradeConfig, manifest: Manifest) -> Sample:
     labels = sources["new"].labels
     for start, stop in parts_of(count):
         here = chosen[start:stop]
+        numbers = [source.ids.read(start, stop) for source in sources.values() if source.ids is not None]
+        if any(not np.array_equal(numbers[0], others) for others in numbers[1:]):
+            raise UserError(f"plan_params: {params.old} and {params.new}: their ids differ; the rows should be pairs")
         for name, source in sources.items():
             columns[name].append(read_checked(source, f"plan_params.{name}", start, stop, unit=False)[here])
         if labels is not None:

@@ -62,6 +62,10 @@ def test_bad_pairs_are_refused(upgraded: Case) -> None:
     assert "plan_params.old, new: both or none" in upgraded.refuse("plan", PAIRS[0])
     assert "metric: map needs `labels` in pairs_new.npz" in upgraded.refuse("plan", *PAIRS, "plan_params.metric=map")
     assert "k: 40 is too deep for a sample of 60 pairs" in upgraded.refuse("plan", *PAIRS, "plan_params.k=40")
+    np.savez(upgraded.folder / "pairs_old.npz", embeddings=np.ones((60, OLD_DIM), np.float32), ids=np.arange(60))
+    np.savez(upgraded.folder / "pairs_new.npz", embeddings=np.ones((60, NEW_DIM), np.float32), ids=np.arange(60)[::-1])
+    error = upgraded.refuse("plan", "plan_params.old=pairs_old.npz", PAIRS[1])
+    assert "pairs_old.npz and pairs_new.npz: their ids differ" in error
     unit = np.eye(60, NEW_DIM, dtype=np.float32) + np.eye(60, NEW_DIM, -NEW_DIM, dtype=np.float32)
     np.savez(upgraded.folder / "pairs_new.npz", embeddings=unit[:10], ids=np.arange(10))
     np.save(upgraded.folder / "pairs_old.npy", np.zeros((10, OLD_DIM), np.float32))
@@ -90,8 +94,8 @@ def test_sorting_in_parts_is_sorting(seed: int, count: int, kinds: int, limit: i
     parts = list(sorted_rows(odd, len(values), limit))
     (expected,) = np.nonzero(values % 2 == 1)
     expected = expected[values[expected].argsort(kind="stable")]
-    assert np.array_equal(np.concatenate([rows for _, rows in parts] or [np.array([])]), expected)
-    assert np.array_equal(np.concatenate([found for found, _ in parts] or [np.array([])]), values[expected])
+    assert np.array_equal(np.concatenate([rows for _, rows in parts]), expected)
+    assert np.array_equal(np.concatenate([found for found, _ in parts]), values[expected])
 
 
 @settings(deadline=None)
