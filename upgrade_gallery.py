@@ -18,7 +18,7 @@ from upgrade.manifest import read_manifest
 from upgrade.order import write_order
 from upgrade.planning import predict
 from upgrade.plots import plot_plan
-from upgrade.rollback import give_up, roll_back
+from upgrade.rollback import finish_removal, give_up, roll_back
 from upgrade.schema import UpgradeConfig
 from upgrade.status import status, verify
 from upgrade.transactions import finish_pending
@@ -99,7 +99,11 @@ def show(config: UpgradeConfig) -> None:
 
 def rollback(config: UpgradeConfig) -> None:
     """Back to an earlier state of the gallery, or to the old one."""
-    folder, target = existing(config), config.rollback_to
+    target = config.rollback_to
+    if target == "old" and finish_removal(Path(config.output)):
+        print(f"{config.output}: removed")
+        return
+    folder = existing(config)
     with locked(folder):
         finish_pending(folder)
         if target == "old":

@@ -74,7 +74,18 @@ def give_up(folder: Path, gallery: str, ids: str | None, sample_sha256: str) -> 
     old = open_source(gallery, where="gallery", ids=ids)
     if sample_digest(old) != sample_sha256:
         raise UserError(f"gallery: {gallery} is not what was transformed; {folder} is left alone, delete it yourself")
-    doomed = folder.with_name(f".{folder.name}.rolled-back.tmp")
-    remove(doomed)
-    folder.rename(doomed)
-    remove(doomed)
+    finish_removal(folder)
+    folder.rename(_doomed(folder))
+    finish_removal(folder)
+
+
+def finish_removal(folder: Path) -> bool:
+    """Remove what a killed `give_up` has left of the gallery that was in `folder` -> whether there was such."""
+    found = _doomed(folder).exists()
+    remove(_doomed(folder))
+    return found
+
+
+def _doomed(folder: Path) -> Path:
+    """What a gallery is renamed to before it goes, so that it does not go piece by piece."""
+    return folder.with_name(f".{folder.name}.rolled-back.tmp")

@@ -106,6 +106,9 @@ def test_rollback_to_old_leaves_only_the_old_gallery(upgraded: Case) -> None:
     assert (upgraded.folder / "old.npz").read_bytes() == old
     assert not list(upgraded.folder.glob("*upgraded*"))
     assert "upgraded is no upgraded gallery" in upgraded.refuse("status")
+    (upgraded.folder / ".upgraded.rolled-back.tmp").mkdir()  # as if it had been killed half-way
+    upgraded.run("rollback", "--to", "old")
+    assert not list(upgraded.folder.glob("*upgraded*"))
 
 
 def test_status_counts_and_verifies(upgraded: Case) -> None:
