@@ -1,6 +1,11 @@
 """The ImageNet suite from photographs to report, changed by overrides on the command line alone."""
 
 import json
+import os
+import random
+import signal
+import subprocess
+import time
 from pathlib import Path
 from unittest import mock
 
@@ -91,6 +96,34 @@ def test_the_imagenet_suite_end_to_end(tmp_path: Path) -> None:
     assert "eval_old_new_fct: running\n" in changed
     curves = json.loads((results / "seed_0.json").read_text())["evaluations"]["eval_old_new_fct"]["backfilling"]
     assert len(curves["random"]["map"]) == 4
+
+
+def test_many_kills_of_a_suite(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """reproduce.py and whatever stage runs, training or evaluation, killed together at any moment."""
+    kills = request.config.getoption("--kills")
+    if not kills:
+        pytest.skip("a stress test: pytest tests/end_to_end -k many_kills --kills 20")
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for folder in (whole, killed):
+        write_photographs(folder / "images")
+        write_core_of_suite(folder / "suite.yaml")
+    draw, moments = random.Random(0), []
+    command = command_of("reproduce.py", "--config", "suite.yaml", *OVERRIDES)
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command, cwd=killed, env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True
+        )
+        moments.append(draw.uniform(0.5, 15))
+        time.sleep(moments[-1])
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    results = []
+    for folder in (whole, killed):
+        reproduce(folder)
+        results.append(json.loads((folder / "results" / "imagenet" / "seed_0.json").read_text())["evaluations"])
+        assert not list((folder / "results").rglob("*.tmp"))
+    assert results[0] == results[1]
+    print(f"killed after {', '.join(f'{moment:.1f}' for moment in moments)} s; then the figures of the whole run")
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
