@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from suites.schema import SuiteConfig
-from tests.tiny import REPOSITORY, same_bits, succeed
+from tests.tiny import ENVIRONMENT, REPOSITORY, command_of, same_bits, succeed
 from utils.config import build, read_yaml
 from utils.schema import SCHEMAS
 
