@@ -11,13 +11,14 @@ from torch import Tensor
 
 from retrieval import backfilling_order, cutoffs
 from upgrade.gallery import Gallery
+from upgrade.inputs import load_transformation, output_of, read_checked
 from upgrade.manifest import Manifest
 from upgrade.prediction import Curve, predict_map, predict_recall
 from upgrade.rows import parts_of
 from upgrade.schema import PlanParams, UpgradeConfig
 from upgrade.sources import Source, open_source
 from upgrade.spaces import have_unit_length
-from upgrade.transform import load_transformation, output_of, read_checked, transform_rows
+from upgrade.transform import transform_rows
 from utils.errors import UserError
 from utils.files import sha256_of
 

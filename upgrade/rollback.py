@@ -9,11 +9,11 @@ import numpy as np
 from upgrade.batches import changes_of, copy_rows
 from upgrade.faiss_index import INDEX, write_updated_index
 from upgrade.gallery import ORDER, RE_EMBEDDED, Gallery, remove
+from upgrade.inputs import sample_digest
 from upgrade.order import count_of, write_order
 from upgrade.rows import RowFile, parts_of
 from upgrade.sources import open_source
 from upgrade.transactions import FILES, set_manifest, transaction
-from upgrade.transform import sample_digest
 from utils.errors import UserError
 from utils.provenance import timestamp, tool_versions
 

@@ -5,9 +5,8 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -15,36 +14,24 @@ from torch import nn
 from tqdm import tqdm
 
 from models.folding import folded
-from models.model_files import build_model, read_description
-from models.transformed import Transformation
 from upgrade.faiss_index import INDEX, write_index
 from upgrade.gallery import TRANSFORMED, Gallery, locked, remove, sync_folder
+from upgrade.inputs import Inputs, open_inputs, read_checked
 from upgrade.lookup import write_ids
-from upgrade.manifest import Manifest, Origin, difference, read_manifest
-from upgrade.rows import Array, RowFile, Rows, check_finite, parts_of
+from upgrade.manifest import Manifest, difference, read_manifest
+from upgrade.rows import Array, RowFile, check_finite, parts_of
 from upgrade.schema import UpgradeConfig
-from upgrade.sources import MANIFEST, Source, open_source, stated_space
-from upgrade.spaces import check_lengths, check_stated, have_unit_length, unit_rows
+from upgrade.sources import MANIFEST
+from upgrade.spaces import unit_rows
 from upgrade.transactions import finish_pending
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import sha256_of, write_json
-from utils.precision import Resolved, resolve_precision
-from utils.provenance import timestamp, tool_versions
+from utils.files import write_json
+from utils.precision import Resolved
+from utils.provenance import timestamp
 
 PROGRESS, CHUNKS = "progress", "chunks.json"
-SAMPLE_ROWS = 1024  # that tell a gallery from another
 CPU_BATCH, GPU_BATCH = 4096, 2**18  # rows through the transformation at a time: hidden layers that fit the cache
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What the chunks are made of."""
-
-    old: Source
-    side_info: Source | None
-    transformation: nn.Module
-    manifest: Manifest
 
 
 def transform_gallery(config: UpgradeConfig, world: World) -> Manifest:
@@ -57,7 +44,7 @@ def transform_gallery(config: UpgradeConfig, world: World) -> Manifest:
         UserError: inputs that cannot be read or do not fit together, rows that are not finite, an output folder that
             holds something else, is in use or is another upgrade, or a full disk.
     """
-    inputs = _open_inputs(config, world)
+    inputs = open_inputs(config, world)
     folder = Path(config.output)
     with ExitStack() as held:
         if world.is_main:
@@ -74,95 +61,6 @@ def transform_gallery(config: UpgradeConfig, world: World) -> Manifest:
             if world.is_main:
                 manifest = _finish(folder, manifest)
     return manifest
-
-
-def _open_inputs(config: UpgradeConfig, world: World) -> Inputs:
-    old = open_source(config.gallery, where="gallery", ids=config.ids)
-    side_info = None if config.side_info is None else open_source(config.side_info, where="side_info")
-    if side_info is not None and len(side_info) != len(old):
-        raise UserError(f"side_info: {config.side_info} has {len(side_info)} rows, {config.gallery} {len(old)}")
-    unit = have_unit_length(_sample(old.vectors))
-    check_stated(stated_space(old.path, "gallery"), config.gallery, config.old_model, old.dim, unit)
-    transformation = load_transformation(config.transformation_path)
-    normalised = config.normalised == "on"
-    if config.normalised == "auto":
-        normalised = unit or transformation.normalised
-    dim, has_sigma = output_of(transformation, config, old, side_info)
-    precision = resolve_precision(config.precision, world.device)
-    origin = Origin(
-        path=config.gallery,
-        model=config.old_model,
-        dim=old.dim,
-        dtype=str(old.vectors.dtype),
-        normalised=unit,
-        sample_sha256=sample_digest(old),
-        transformation=config.transformation_path,
-        transformation_sha256=sha256_of(config.transformation_path),
-        side_info=config.side_info,
-        side_info_sample_sha256=None if side_info is None else sample_digest(side_info),
-    )
-    manifest = Manifest(
-        model=config.new_model,
-        dim=dim,
-        dtype=config.dtype,
-        normalised=normalised,
-        rows=len(old),
-        origin=origin,
-        precision=precision,
-        chunk_rows=config.chunk_rows,
-        has_sigma=has_sigma,
-        has_index=config.faiss,
-        tool=tool_versions(),
-    )
-    return Inputs(old, side_info, transformation, manifest)
-
-
-def load_transformation(path: str) -> Transformation:
-    """The transformation in a model file, on the CPU.
-
-    Raises:
-        UserError: the file cannot be read, or holds a model that takes images.
-    """
-    description = read_description(path, where="transformation_path", torchscript=False)
-    if description["kind"] in ("backbone", "transformed"):
-        raise UserError(f"transformation_path: {path} is a model that takes images; name the transformation alone")
-    return cast(Transformation, build_model(description, where="transformation_path"))
-
-
-def output_of(module: nn.Module, config: UpgradeConfig, old: Source, side_info: Source | None) -> tuple[int, bool]:
-    """The dimension of what a transformation makes of these inputs, and whether it gives a log variance.
-
-    Raises:
-        UserError: it does not take their dimensions.
-    """
-    example = [torch.zeros(2, source.dim) for source in (old, side_info) if source is not None]
-    try:
-        with torch.inference_mode():
-            output = module(*example)
-    except RuntimeError:
-        dims = " and ".join(f"{values.shape[1]}-d" for values in example)
-        named = config.gallery if side_info is None else f"{config.gallery} with {config.side_info}"
-        raise UserError(
-            f"transformation_path: {config.transformation_path} does not take the {dims} embeddings of {named}"
-        ) from None
-    return output.embedding.shape[1], output.log_variance is not None
-
-
-def _sample(rows: Rows) -> Array:
-    """Evenly spread rows."""
-    count = rows.shape[0]
-    blocks = 16
-    size = SAMPLE_ROWS // blocks
-    starts = sorted({max(0, i * (count - size) // (blocks - 1)) for i in range(blocks)})
-    return np.concatenate([rows.read(start, min(start + size, count)) for start in starts])
-
-
-def sample_digest(source: Source) -> str:
-    """SHA-256 of evenly spread rows and their ids: tells a gallery from another without reading all of it."""
-    digest = hashlib.sha256(_sample(source.vectors).tobytes())
-    if source.ids is not None:
-        digest.update(_sample(source.ids).astype(np.int64).tobytes())
-    return digest.hexdigest()
 
 
 def _check_folder(folder: Path) -> None:
@@ -258,19 +156,6 @@ def _read_ahead(
         chunk = read(start, stop) if following is None else following.result()
         following = reader.submit(read, *chunks[index + 1][1]) if index + 1 < len(chunks) else None
         yield number, start, chunk
-
-
-def read_checked(source: Source, where: str, start: int, stop: int, *, unit: bool) -> Array:
-    """The rows [start, stop) of a source.
-
-    Raises:
-        UserError: a row is not finite, or not of length 1 where `unit`.
-    """
-    rows = source.vectors.read(start, stop)
-    check_finite(rows, f"{where}: {source.path}", start)
-    if unit:
-        check_lengths(rows, f"{where}: {source.path}", start)
-    return rows
 
 
 @torch.inference_mode()

@@ -1,0 +1,141 @@
+"""What a gallery is made from: the old embeddings, perhaps side-information, and the transformation."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import cast
+
+import numpy as np
+import torch
+from torch import nn
+
+from models.model_files import build_model, read_description
+from models.transformed import Transformation
+from upgrade.manifest import Manifest, Origin
+from upgrade.rows import Array, Rows, check_finite
+from upgrade.schema import UpgradeConfig
+from upgrade.sources import Source, open_source, stated_space
+from upgrade.spaces import check_lengths, check_stated, have_unit_length
+from utils.distributed import World
+from utils.errors import UserError
+from utils.files import sha256_of
+from utils.precision import resolve_precision
+from utils.provenance import tool_versions
+
+SAMPLE_ROWS = 1024  # that tell a gallery from another
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the chunks are made of."""
+
+    old: Source
+    side_info: Source | None
+    transformation: nn.Module
+    manifest: Manifest
+
+
+def open_inputs(config: UpgradeConfig, world: World) -> Inputs:
+    """Open what a config names; the manifest is that of the gallery to make.
+
+    Raises:
+        UserError: a file that cannot be read, or files that do not fit together.
+    """
+    old = open_source(config.gallery, where="gallery", ids=config.ids)
+    side_info = None if config.side_info is None else open_source(config.side_info, where="side_info")
+    if side_info is not None and len(side_info) != len(old):
+        raise UserError(f"side_info: {config.side_info} has {len(side_info)} rows, {config.gallery} {len(old)}")
+    unit = have_unit_length(_sample(old.vectors))
+    check_stated(stated_space(old.path, "gallery"), config.gallery, config.old_model, old.dim, unit)
+    transformation = load_transformation(config.transformation_path)
+    normalised = config.normalised == "on"
+    if config.normalised == "auto":
+        normalised = unit or transformation.normalised
+    dim, has_sigma = output_of(transformation, config, old, side_info)
+    precision = resolve_precision(config.precision, world.device)
+    origin = Origin(
+        path=config.gallery,
+        model=config.old_model,
+        dim=old.dim,
+        dtype=str(old.vectors.dtype),
+        normalised=unit,
+        sample_sha256=sample_digest(old),
+        transformation=config.transformation_path,
+        transformation_sha256=sha256_of(config.transformation_path),
+        side_info=config.side_info,
+        side_info_sample_sha256=None if side_info is None else sample_digest(side_info),
+    )
+    manifest = Manifest(
+        model=config.new_model,
+        dim=dim,
+        dtype=config.dtype,
+        normalised=normalised,
+        rows=len(old),
+        origin=origin,
+        precision=precision,
+        chunk_rows=config.chunk_rows,
+        has_sigma=has_sigma,
+        has_index=config.faiss,
+        tool=tool_versions(),
+    )
+    return Inputs(old, side_info, transformation, manifest)
+
+
+def load_transformation(path: str) -> Transformation:
+    """The transformation in a model file, on the CPU.
+
+    Raises:
+        UserError: the file cannot be read, or holds a model that takes images.
+    """
+    description = read_description(path, where="transformation_path", torchscript=False)
+    if description["kind"] in ("backbone", "transformed"):
+        raise UserError(f"transformation_path: {path} is a model that takes images; name the transformation alone")
+    return cast(Transformation, build_model(description, where="transformation_path"))
+
+
+def output_of(module: nn.Module, config: UpgradeConfig, old: Source, side_info: Source | None) -> tuple[int, bool]:
+    """The dimension of what a transformation makes of these inputs, and whether it gives a log variance.
+
+    Raises:
+        UserError: it does not take their dimensions.
+    """
+    example = [torch.zeros(2, source.dim) for source in (old, side_info) if source is not None]
+    try:
+        with torch.inference_mode():
+            output = module(*example)
+    except RuntimeError:
+        dims = " and ".join(f"{values.shape[1]}-d" for values in example)
+        named = config.gallery if side_info is None else f"{config.gallery} with {config.side_info}"
+        raise UserError(
+            f"transformation_path: {config.transformation_path} does not take the {dims} embeddings of {named}"
+        ) from None
+    return output.embedding.shape[1], output.log_variance is not None
+
+
+def _sample(rows: Rows) -> Array:
+    """Evenly spread rows."""
+    count = rows.shape[0]
+    blocks = 16
+    size = SAMPLE_ROWS // blocks
+    starts = sorted({max(0, i * (count - size) // (blocks - 1)) for i in range(blocks)})
+    return np.concatenate([rows.read(start, min(start + size, count)) for start in starts])
+
+
+def sample_digest(source: Source) -> str:
+    """SHA-256 of evenly spread rows and their ids: tells a gallery from another without reading all of it."""
+    digest = hashlib.sha256(_sample(source.vectors).tobytes())
+    if source.ids is not None:
+        digest.update(_sample(source.ids).astype(np.int64).tobytes())
+    return digest.hexdigest()
+
+
+def read_checked(source: Source, where: str, start: int, stop: int, *, unit: bool) -> Array:
+    """The rows [start, stop) of a source.
+
+    Raises:
+        UserError: a row is not finite, or not of length 1 where `unit`.
+    """
+    rows = source.vectors.read(start, stop)
+    check_finite(rows, f"{where}: {source.path}", start)
+    if unit:
+        check_lengths(rows, f"{where}: {source.path}", start)
+    return rows
