@@ -46,6 +46,7 @@ class Plan:
     rows: int
     fraction: float  # of the gallery, to reach ...
     target: float  # ... this share of the full upgrade
+    confidence: float  # level of the bands
     items_per_second: float | None
 
     @property
@@ -57,7 +58,8 @@ class Plan:
     def sentence(self) -> str:
         """The answer in one line."""
         reached, low, high = self.curves[self.order].relative().at(self.fraction)
-        reach = f"{100 * reached:.1f} % of the full upgrade (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+        interval = f"{100 * self.confidence:g} % interval {100 * low:.1f} to {100 * high:.1f} %"
+        reach = f"{100 * reached:.1f} % of the full upgrade ({interval})"
         text = f"re-embed {self.items:,} items ({100 * self.fraction:.1f} %) to reach {reach}"
         if self.items_per_second:
             hours = self.items / self.items_per_second / 3600
@@ -78,6 +80,7 @@ class Plan:
                 "items": self.items,
                 "fraction": self.fraction,
                 "reached": reached,
+                "confidence": self.confidence,
                 "interval": [low, high],
             },
             "curves": {name: asdict(curve) for name, curve in self.curves.items()},
@@ -122,6 +125,7 @@ def predict(config: UpgradeConfig, gallery: Gallery) -> Plan:
         gallery.manifest.rows,
         curves[names[0]].relative().reaching(params.target),
         params.target,
+        params.confidence,
         params.items_per_second,
     )
 

@@ -61,16 +61,20 @@ class RowFile:
         Raises:
             OSError: the disk has no room for it.
         """
-        if 0 in shape:
-            np.save(path, np.empty(shape, dtype))
-        else:
-            npy.open_memmap(path, mode="w+", dtype=np.dtype(dtype), shape=shape)
-        with path.open("r+b") as file:
+        with path.open("w+b") as file:
+            header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+            npy.write_array_header_1_0(file, header)
+            offset = file.tell()
+            file.flush()
+            size = offset + int(np.prod(shape)) * np.dtype(dtype).itemsize
             try:
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                else:  # macOS: a full disk shows later, when the rows are written
+                    os.ftruncate(file.fileno(), size)
             except OSError as error:
                 raise OSError(error.errno, error.strerror, str(path)) from None
-        return cls.open(path) if 0 not in shape else cls(path, shape, np.dtype(dtype), 0)
+        return cls(path, shape, np.dtype(dtype), offset)
 
     def read(self, start: int, stop: int) -> Array:
         """The rows [start, stop), as an array of their own."""

@@ -58,7 +58,7 @@ def test_a_batch_takes_its_rows_and_leaves_the_others(upgraded: Case) -> None:
     assert not (upgraded.folder / "upgraded/journal/00002").exists()
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     batches=st.lists(st.lists(st.integers(0, N - 1), min_size=1, max_size=30), min_size=1, max_size=4),
     seed=st.integers(0, 99),
@@ -82,6 +82,18 @@ def test_any_batches_in_any_order(upgraded: Case, batches: list[list[int]], seed
     verify(Gallery.open(case.folder / "upgraded"))
     roll_back_and_finish(case, 0)
     assert case.content() == untouched
+
+
+def test_everything_can_be_re_embedded(upgraded: Case) -> None:
+    before = upgraded.content()
+    upgraded.run("apply", "--batch", upgraded.write_batch("first.npz", np.arange(450)))
+    upgraded.run("apply", "--batch", upgraded.write_batch("all.npz", np.arange(N)))
+    assert np.array_equal(upgraded.array("embeddings"), upgraded.new)
+    for step in (("plan",), ("apply", "--batch", "first.npz"), ("status", "--verify")):
+        upgraded.run(*step)
+        assert upgraded.array("order").shape == (0,)
+    upgraded.run("rollback")
+    assert upgraded.content() == before
 
 
 def test_a_second_embedding_replaces_the_first_and_rollback_brings_it_back(upgraded: Case) -> None:
