@@ -83,7 +83,8 @@ def test_the_choice_is_the_best_of_all_on_held_out_items_alone(clusters: int | N
 
     found = refine(identity(), material, quality, World())
     best = max(value for value, _ in seen)
-    assert found.record["quality"] == best > found.record["quality_of_h"] == seen[0][0]
+    assert len(seen) == 5
+    assert found.record["quality"] == best >= found.record["quality_of_h"] == seen[0][0]
     assert torch.equal(seen[0][1], material.held_out.old)
     (transformed,) = [h for value, h in seen if value == best][:1]
     torch.testing.assert_close(found.transformation(material.held_out.old).embedding, transformed)
