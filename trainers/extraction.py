@@ -209,4 +209,4 @@ def _classes_of(transformation: Transformation) -> ClassVectors | None:
     """What a refined transformation knows of the classes; None of another."""
     if not isinstance(transformation, RefinedTransformation):
         return None
-    return ClassVectors(transformation.classifier_of_refined, transformation.bias, transformation.class_means)
+    return ClassVectors(transformation.classifier, transformation.bias, transformation.class_means)

@@ -1,7 +1,6 @@
 """Refining a trained transformation: class means from the pairs it was trained on, the rest chosen on held-out ones."""
 
 from collections.abc import Callable
-from itertools import product
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +16,7 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.schema import RefinementParams
 
-# What is tried, from what leaves h as it is: that stays where nothing does better.
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-OFFSETS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)  # squared, and in units of the variance about class means
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # tried; from h as it is, which stays where no pull does better
 
 # (new (n, d), h (n, d), labels (n,), classifier (C, d), its bias (C,)) -> quality of the upgrade; higher is better
 Quality = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], float]
@@ -107,20 +104,13 @@ def refine(transformation: Transformation, material: Material, quality: Quality,
     items, classes = material.held_out, known_classes(material)
     h = transformation(items.old, items.side_info).embedding.float()
     labels = items.labels if material.classifier is not None else torch.cdist(items.new, classes.means).argmin(1)
-    tried: dict[tuple[float, float], float] = {}
-    for strength, offset in product(STRENGTHS, OFFSETS):
-        candidate = refined(transformation, classes, strength, offset)
-        weight, bias = candidate.classifier_of_refined, candidate.bias
-        tried[strength, offset] = quality(items.new, candidate.refine(h), labels, weight, bias)
-    strength, offset = max(tried, key=lambda choice: tried[choice])  # of equal ones, the first
-    record = {
-        "strength": strength,
-        "offset": offset,
-        "quality": tried[strength, offset],
-        "quality_of_h": tried[0.0, 0.0],
-        "held_out": len(h),
-    }
-    return Refinement(refined(transformation, classes, strength, offset), record)
+    tried: dict[float, float] = {}
+    for strength in STRENGTHS:
+        h_refined = refined(transformation, classes, strength).refine(h)
+        tried[strength] = quality(items.new, h_refined, labels, classes.weight, classes.bias)
+    strength = max(tried, key=lambda choice: tried[choice])  # of equal ones, the first
+    record = {"strength": strength, "quality": tried[strength], "quality_of_h": tried[0.0], "held_out": len(h)}
+    return Refinement(refined(transformation, classes, strength), record)
 
 
 class Classes(NamedTuple):
@@ -129,8 +119,6 @@ class Classes(NamedTuple):
     weight: torch.Tensor  # (C, d) of the classifier
     bias: torch.Tensor  # (C,)
     means: torch.Tensor  # (C, d)
-    variance: float  # mean squared distance of a new embedding to the mean of its class
-    direction: torch.Tensor  # (d,) unit vector along which new embeddings extend least
 
 
 def known_classes(material: Material) -> Classes:
@@ -139,34 +127,18 @@ def known_classes(material: Material) -> Classes:
     new = embeddings["new"].float()
     if material.classifier is None:
         means, variance = k_means(new, material.clusters, material.training.seed)
-        weight, bias = soft_assignment(means, variance)
-        variance *= new.shape[1]
-    else:
-        weight = material.classifier
-        bias = weight.new_zeros(len(weight))
-        means = class_means(new, labels, len(weight))
-        variance = float((new - means[labels]).square().sum(1).mean())
-    return Classes(weight, bias, means, variance, least_direction(new))
+        return Classes(*soft_assignment(means, variance), means)
+    weight = material.classifier
+    return Classes(weight, weight.new_zeros(len(weight)), class_means(new, labels, len(weight)))
 
 
-def least_direction(new: torch.Tensor) -> torch.Tensor:
-    """The unit vector u with the least sum of (u . n)^2 over the embeddings (n, d) -> (d,)."""
-    direction = torch.linalg.eigh(new.double().T @ new.double()).eigenvectors[:, 0]
-    return (direction * direction[direction.abs().argmax()].sign()).float()  # either sign will do; one is chosen
-
-
-def refined(transformation: Transformation, classes: Classes, strength: float, offset: float) -> RefinedTransformation:
-    """`transformation` with a refinement, in eval mode; the offset is squared, in units of the variance."""
+def refined(transformation: Transformation, classes: Classes, strength: float) -> RefinedTransformation:
+    """`transformation` with a refinement of that strength, in eval mode."""
     num_classes, dim = classes.means.shape
-    model = RefinedTransformation(
-        transformation,
-        num_classes=num_classes,
-        new_embedding_dim=dim,
-        strength=strength,
-        offset=(offset * classes.variance) ** 0.5,
-    ).to(classes.means.device)
+    model = RefinedTransformation(transformation, num_classes=num_classes, new_embedding_dim=dim, strength=strength).to(
+        classes.means.device
+    )
     model.classifier.copy_(classes.weight)
     model.bias.copy_(classes.bias)
     model.class_means.copy_(classes.means)
-    model.direction.copy_(classes.direction)
     return model.eval()

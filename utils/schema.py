@@ -374,7 +374,7 @@ class TransformationConfig:
     )
     refinement_params: RefinementParams | None = key(
         None,
-        doc="pull h towards class means and offset it against new embeddings, as held-out training items gain most",
+        doc="pull h towards class means, by a strength chosen on held-out training items; none: h as it is",
     )
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
     switch_mode_to_eval: bool = key(False, doc="freeze the BN statistics from half of the epochs on")

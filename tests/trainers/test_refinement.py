@@ -3,7 +3,6 @@
 from dataclasses import replace
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -84,7 +83,8 @@ def test_the_choice_is_the_best_of_all_on_held_out_items_alone(clusters: int | N
 
     found = refine(identity(), material, quality, World())
     best = max(value for value, _ in seen)
-    assert found.record["quality"] == best > found.record["quality_of_h"] == seen[0][0]
+    assert len(seen) == 5
+    assert found.record["quality"] == best >= found.record["quality_of_h"] == seen[0][0]
     assert torch.equal(seen[0][1], material.held_out.old)
     (transformed,) = [h for value, h in seen if value == best][:1]
     torch.testing.assert_close(found.transformation(material.held_out.old).embedding, transformed)
@@ -96,7 +96,7 @@ def test_where_nothing_helps_h_stays() -> None:
 
     material = material_of_classes(RefinementParams())
     found = refine(identity(), material, worse_with_change, World())
-    assert (found.record["strength"], found.record["offset"]) == (0, 0)
+    assert found.record["strength"] == 0
     old = material.held_out.old
     assert torch.equal(found.transformation(old).embedding, old)
 
@@ -124,14 +124,9 @@ def test_what_is_known_is_of_the_training_items_first_view() -> None:
     material = material_of_classes(RefinementParams(held_out=0.25))
     new, labels = material.training.views[0].embeddings["new"], material.training.views[0].labels
     known = known_classes(material)
-    spread = np.mean([float((row - known.means[label]).square().sum()) for row, label in zip(new, labels, strict=True)])
-    assert known.variance == pytest.approx(spread, rel=1e-4)
     assert torch.equal(known.means, class_means(new, labels, CLASSES))
-    assert float(known.direction.norm()) == pytest.approx(1, abs=1e-5)
-    along = float((new @ known.direction).square().sum())
-    for _ in range(50):
-        other = torch.nn.functional.normalize(torch.randn(DIMENSION, generator=GENERATOR), dim=0)
-        assert along <= float((new @ other).square().sum())
+    assert torch.equal(known.weight, MEANS)
+    assert not known.bias.any()
 
 
 def test_k_means_finds_clusters_and_its_variance() -> None:
