@@ -36,7 +36,8 @@ from utils.config import load_config
 from utils.data_roots import PACKED, has_packed_copy
 from utils.errors import UserError, run_script
 from utils.files import write_json, write_text
-from utils.schema import DatasetParams, EvalConfig
+from utils.schema import EvalConfig
+from utils.sections import DatasetParams
 
 
 def main() -> None:

@@ -32,7 +32,8 @@ from utils.distributed import World
 from utils.precision import resolve_precision
 from utils.preemption import Preemption
 from utils.runs import Run
-from utils.schema import BackboneArch, BackboneConfig, DatasetParams, OptimizerParams, Precision
+from utils.schema import BackboneConfig
+from utils.sections import BackboneArch, DatasetParams, OptimizerParams, Precision
 
 # Passes over a convolution's output by what is no convolution. Forward: statistics, normalise (2), add or ReLU (2);
 # backward: ReLU (3), normalisation's sums (2) and its gradient (3).

@@ -41,14 +41,8 @@ from utils.distributed import World
 from utils.precision import autocast, resolve_precision
 from utils.preemption import Preemption
 from utils.runs import Run
-from utils.schema import (
-    DatasetParams,
-    LrPolicyParams,
-    ObjectiveParams,
-    OptimizerParams,
-    TransformationArch,
-    TransformationConfig,
-)
+from utils.schema import TransformationConfig
+from utils.sections import DatasetParams, LrPolicyParams, ObjectiveParams, OptimizerParams, TransformationArch
 
 EPOCHS, ITEMS, BATCH, DIM, VIEWS = 80, 50_000, 1024, 128, 2
 LR, WEIGHT_DECAY = 5e-4, 2.0**-15

@@ -9,7 +9,7 @@ from data.memory_images import MemoryImages
 from data.packed import PackedList, has_packed, list_packed
 from utils.distributed import World
 from utils.errors import UserError
-from utils.schema import DatasetParams, SimCLRParams
+from utils.sections import DatasetParams, SimCLRParams
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

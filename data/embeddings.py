@@ -9,7 +9,7 @@ import torch
 
 from utils.errors import UserError
 from utils.files import write_arrays
-from utils.schema import EmbeddingsParams
+from utils.sections import EmbeddingsParams
 
 ARRAYS = ("embeddings", "ids", "labels", "sigma")
 

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from data.embeddings import EmbeddingSet, read_embeddings
 from utils.errors import UserError
-from utils.schema import PairedEmbeddingsParams
+from utils.sections import PairedEmbeddingsParams
 
 FEWEST = 20  # pairs to fit anything to and hold some out
 LENGTH_TOLERANCE = 5e-3  # of a length of 1: more than the rounding of float16 moves it

@@ -13,7 +13,7 @@ from models.baselines import ProcrustesTransformation, ResidualMLP, RidgeTransfo
 from models.transformed import Transformation, Transformed
 from utils.config import unknown_choice
 from utils.errors import UserError
-from utils.schema import TransformationArch
+from utils.sections import TransformationArch
 
 
 def linear_bn_relu(inputs: int, outputs: int) -> nn.Sequential:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from utils.config import key, section, unknown_choice
-from utils.schema import BackfillingOrder
+from utils.sections import BackfillingOrder
 
 DATA_SCRIPT, EVAL_SCRIPT = "prepare_dataset.py", "eval.py"
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from utils.distributed import World
-from utils.schema import Compile
+from utils.sections import Compile
 
 # Below so many steps, `auto` takes it that compilation (a minute or so) costs more than it saves.
 COMPILE_PAYS_AFTER = 5_000

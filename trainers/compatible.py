@@ -29,7 +29,8 @@ from trainers.loop import Step
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import Resolved, autocast
-from utils.schema import BackboneConfig, BCTParams
+from utils.schema import BackboneConfig
+from utils.sections import BCTParams
 
 WHERE = "bct_params.old_model_path"
 

@@ -22,7 +22,8 @@ from utils.errors import UserError
 from utils.files import sha256_of
 from utils.preemption import Preemption
 from utils.runs import Run
-from utils.schema import DiscriminativeLoss, ObjectiveParams, PairedEmbeddingsParams, TransformationConfig
+from utils.schema import TransformationConfig
+from utils.sections import DiscriminativeLoss, ObjectiveParams, PairedEmbeddingsParams
 from utils.seeds import generator
 
 FEWEST_HELD_OUT = 10  # pairs, whatever the share

@@ -18,7 +18,8 @@ from models.transformed import Transformation, Transformed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import autocast, resolve_precision
-from utils.schema import EmbedConfig, EmbeddingsParams, EvalConfig, Precision
+from utils.schema import EmbedConfig, EvalConfig
+from utils.sections import EmbeddingsParams, Precision
 
 TRANSFORMED_AT_ONCE = 1 << 14  # items
 

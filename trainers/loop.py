@@ -19,7 +19,7 @@ from utils.errors import UserError
 from utils.precision import tune_kernels
 from utils.preemption import Preempted, Preemption
 from utils.runs import Run
-from utils.schema import Compile
+from utils.sections import Compile
 
 BatchT = TypeVar("BatchT", bound=tuple[torch.Tensor | None, ...])
 HELD_OUT = "held_out_loss"  # in a log record: what early stopping looks at

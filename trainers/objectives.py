@@ -7,7 +7,7 @@ from torch.nn import functional as F
 from models.resnet import ResNet
 from models.transformed import Transformation, Transformed
 from utils.errors import UserError
-from utils.schema import ObjectiveParams
+from utils.sections import ObjectiveParams
 
 
 def squared_error(h: torch.Tensor, new: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from utils.schedules import SCHEDULES
-from utils.schema import LrPolicyParams, OptimizerParams
+from utils.sections import LrPolicyParams, OptimizerParams
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 

@@ -14,7 +14,7 @@ from trainers.embedding_pairs import Sample
 from trainers.pairs import PairBatch, Pairs, PairsInMemory
 from utils.distributed import World
 from utils.errors import UserError
-from utils.schema import RefinementParams
+from utils.sections import RefinementParams
 
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)  # tried; from h as it is, which stays where no pull does better
 

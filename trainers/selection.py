@@ -7,7 +7,8 @@ from trainers.embedding_pairs import Fitted, Sample, Score, fit_on_sample, outpu
 from utils.distributed import World
 from utils.preemption import Preemption
 from utils.runs import Run
-from utils.schema import AUTO, CLOSED_FORMS, DiscriminativeLoss, ObjectiveParams, TransformationConfig, UncertaintyLoss
+from utils.schema import TransformationConfig
+from utils.sections import AUTO, CLOSED_FORMS, DiscriminativeLoss, ObjectiveParams, UncertaintyLoss
 
 METHODS = ("procrustes", "ridge", "residual_mlp", "fct", "fastfill")  # from the simplest on
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from utils.config import key, section
-from utils.schema import Precision
+from utils.sections import Precision
 
 
 @dataclass

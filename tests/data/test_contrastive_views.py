@@ -17,7 +17,7 @@ from data.images import Feed, Unreadable
 from data.memory_images import MemoryImages
 from tests.tiny import write_images
 from utils.distributed import World
-from utils.schema import SimCLRParams
+from utils.sections import SimCLRParams
 
 MANY = 20_000
 TORCHVISIONS = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)

@@ -23,7 +23,7 @@ from data.memory_images import MemoryImages
 from tests.tiny import write_images
 from utils.distributed import World
 from utils.errors import UserError
-from utils.schema import DatasetParams
+from utils.sections import DatasetParams
 from utils.seeds import seed_of
 
 SETS: list[Any] = [MemoryImages, FolderImages]

@@ -18,7 +18,7 @@ from data.preparation import STAMP, Recipe, prepare, read_stamp
 from tests.tiny import write_images
 from utils.distributed import World
 from utils.errors import UserError
-from utils.schema import DatasetParams
+from utils.sections import DatasetParams
 
 RNG = np.random.default_rng(0)
 

@@ -9,7 +9,7 @@ import torch
 
 from data.paired_embeddings import PairedEmbeddings, read_paired_embeddings
 from utils.errors import UserError
-from utils.schema import PairedEmbeddingsParams
+from utils.sections import PairedEmbeddingsParams
 
 N = 30
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import torch
 
 from retrieval import ORDERS, backfilling_order
 from utils.errors import UserError
-from utils.schema import BackfillingOrder
+from utils.sections import BackfillingOrder
 
 GENERATOR = torch.Generator().manual_seed(0)
 NEW, TRANSFORMED = torch.randn(2, 40, 6, generator=GENERATOR)

@@ -22,7 +22,7 @@ from suites.plots import (
 )
 from suites.retrieval_examples import Example, Hits
 from suites.summary import summarise
-from utils.schema import BackfillingOrder
+from utils.sections import BackfillingOrder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from torch import nn
 
 from trainers.acceleration import COMPILE_PAYS_AFTER, maybe_compiled
 from utils.distributed import World
-from utils.schema import Compile
+from utils.sections import Compile
 
 GPU = World(device=torch.device("cuda"))
 

@@ -24,7 +24,7 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.preemption import Preempted, Preemption
 from utils.runs import Run
-from utils.schema import OptimizerParams, Precision
+from utils.sections import OptimizerParams, Precision
 from utils.seeds import generator
 
 ITEMS, CLASSES, STEPS = 12, 3, 3

@@ -11,7 +11,7 @@ from models.resnet import build_backbone
 from models.transformations import Transformed, build_transformation
 from trainers.objectives import TransformationObjective, build_objective
 from utils.errors import UserError
-from utils.schema import DiscriminativeLoss, ObjectiveParams, SimilarityLoss, UncertaintyLoss
+from utils.sections import DiscriminativeLoss, ObjectiveParams, SimilarityLoss, UncertaintyLoss
 
 B, D, C = 7, 5, 4
 GENERATOR = torch.Generator().manual_seed(0)

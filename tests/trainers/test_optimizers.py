@@ -10,7 +10,7 @@ from torch import nn
 from models.resnet import build_backbone
 from models.transformations import build_transformation
 from trainers.optimizers import build_optimizer, build_schedule
-from utils.schema import LrPolicyParams, OptimizerParams
+from utils.sections import LrPolicyParams, OptimizerParams
 
 
 def exempt_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:

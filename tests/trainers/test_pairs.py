@@ -21,7 +21,8 @@ from trainers.pairs import CachedPairs, PairBatch, StreamedPairs, build_pairs
 from utils.config import build, parse_yaml
 from utils.distributed import World
 from utils.errors import UserError
-from utils.schema import DatasetParams, TransformationConfig
+from utils.schema import TransformationConfig
+from utils.sections import DatasetParams
 
 ITEMS, BATCH = 20, 6
 

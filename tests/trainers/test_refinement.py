@@ -20,7 +20,8 @@ from utils.config import build
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import resolve_precision
-from utils.schema import RefinementParams, TransformationConfig
+from utils.schema import TransformationConfig
+from utils.sections import RefinementParams
 
 CLASSES, N, DIMENSION = 4, 80, 8
 GENERATOR = torch.Generator().manual_seed(0)

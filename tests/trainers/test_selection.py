@@ -14,7 +14,8 @@ from trainers.selection import METHODS, choose, comparison, config_of, fit_metho
 from utils.config import build, parse_yaml
 from utils.distributed import World
 from utils.preemption import Preemption
-from utils.schema import CLOSED_FORMS, TransformationConfig
+from utils.schema import TransformationConfig
+from utils.sections import CLOSED_FORMS
 
 CONFIG = """
 embeddings_params: {old: old.npz, new: new.npz}

@@ -16,7 +16,8 @@ from utils.config import build, parse_yaml
 from utils.distributed import World
 from utils.preemption import Preemption
 from utils.runs import Run
-from utils.schema import ObjectiveParams, TransformationConfig
+from utils.schema import TransformationConfig
+from utils.sections import ObjectiveParams
 
 
 class Recorded:

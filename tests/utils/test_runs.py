@@ -14,7 +14,7 @@ from utils.config import build, key, read_yaml
 from utils.distributed import World
 from utils.errors import UserError
 from utils.runs import Run, decisive_values, fingerprint
-from utils.schema import EvalParams, ObjectiveParams, Precision
+from utils.sections import EvalParams, ObjectiveParams, Precision
 
 
 @dataclass
