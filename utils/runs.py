@@ -84,7 +84,7 @@ class Run:
 
 def fingerprint(config: Any) -> str:
     """A hash of everything in a config that its result depends on: values, and the content of its input files."""
-    inputs = {name: sha256_of(path) for name, path in paths(config, "input") if Path(path).exists()}
+    inputs = {name: sha256_of(path) for name, path in paths(config, "input") if path and Path(path).exists()}
     content = json.dumps([decisive_values(config), inputs], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
