@@ -141,12 +141,18 @@ def test_the_stages_of_the_suites_here_fit_together(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     values = read_yaml(path)
-    values["overrides"] = values.get("overrides", {}) | {"dataset_params": {"data_root": str(tmp_path)}}
-    if path.stem.endswith("_ablations"):  # of models that another suite has trained
-        for name in ("old", "new"):
-            model = tmp_path / "checkpoints" / f"{path.stem.removesuffix('_ablations')}_{name}.pt"
-            model.parent.mkdir(exist_ok=True)
-            model.touch()
+    given = []  # what other suites have made
+    if path.stem.endswith("_files"):
+        configs = [read_yaml(SUITES.parents[1] / stage["config"]) for stage in values["stages"].values()]
+        read = {str(file) for config in configs for file in config["embeddings_params"].values()}
+        given = [file for file in read if file.startswith("embeddings/")]
+    else:
+        values["overrides"] = values.get("overrides", {}) | {"dataset_params": {"data_root": str(tmp_path)}}
+    if path.stem.endswith("_ablations"):
+        given = [f"checkpoints/{path.stem.removesuffix('_ablations')}_{name}.pt" for name in ("old", "new")]
+    for file in given:
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).touch()
     stages = plan(build(SuiteConfig, values, source=path), root=SUITES.parents[1])
     assert [stage.name for stage in stages] == [
         name for name in values["stages"] if name != "data"
