@@ -130,12 +130,12 @@ def fit_on_sample(
             "objective_params.discriminative_loss.name: LabelSmoothing needs embeddings_params.labels; "
             "InfoNCE does without"
         )
+    params = config.objective_params if sample.held_out is None else in_units_of(sample, config.objective_params)
+    objective = objective_of(params, sample.classifier, transformation)
     run = Run(config.output_transformation_path, config, world)
     if sample.held_out is None:
-        objective = objective_of(config.objective_params, sample.classifier, transformation)
         fit_transformation(transformation, objective, config, sample.training, run, world, preemption)
         return Fitted(arguments, transformation, run, None)
-    objective = objective_of(in_units_of(sample, config.objective_params), sample.classifier, transformation)
     held_out = HeldOut(sample.held_out, config.embeddings_params.patience)
     fit_transformation(transformation, objective, config, sample.training, run, world, preemption, held_out)
     transformation.to(world.device).eval()

@@ -16,6 +16,7 @@ from PIL import Image
 
 from suites.schema import SuiteConfig
 from tests.tiny import ENVIRONMENT, REPOSITORY, command_of, same_bits, succeed
+from upgrade.schema import UpgradeConfig
 from utils.config import build, read_yaml
 from utils.schema import SCHEMAS
 
@@ -129,10 +130,12 @@ def test_many_kills_of_a_suite(tmp_path: Path, request: pytest.FixtureRequest) -
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_a_config_is_read_by_the_script_that_its_comment_names(path: Path) -> None:
     comment = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    (command,) = [line for line in comment if "python " in line]
-    script, option, name = command.removeprefix("#").split()[1:4]
-    assert (option, name) == ("--config", f"configs/{path.name}")
-    build(SCHEMAS[script], read_yaml(path), source=path)
+    commands = [line.removeprefix("#").split()[1:] for line in comment if "python " in line]
+    assert commands
+    for script, *rest in commands:
+        step = {} if rest[0] == "--config" else {"step": rest.pop(0)}
+        assert rest[:2] == ["--config", f"configs/{path.name}"]
+        build(UpgradeConfig if step else SCHEMAS[script], read_yaml(path) | step, source=path)
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("suites/*.yaml")), ids=lambda path: path.stem)
