@@ -18,7 +18,7 @@ upgrade-example: $(VENV)/installed
 	PYTHON=$(BIN)/python docs/upgrade_example.sh
 
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
