@@ -5,6 +5,7 @@ the resizing, but the published recipe's crops of ImageNet's 500 x 375 pixels to
 """
 
 import os
+import pickle
 import signal
 import threading
 from collections.abc import Iterator
@@ -184,7 +185,8 @@ def _from_workers(loader: DataLoader[Decoded]) -> Iterator[Decoded]:
         signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
     try:
         yield from batches
-    except (RuntimeError, MemoryError, ConnectionError, EOFError) as error:
+    # Where it was at its death decides: the queue is cut short, the socket that hands tensors over is closed or gone.
+    except (RuntimeError, MemoryError, OSError, EOFError, pickle.UnpicklingError) as error:
         message = (str(error) or type(error).__name__).splitlines()[0]
         if isinstance(error, RuntimeError) and not message.startswith("DataLoader worker (pid"):
             raise

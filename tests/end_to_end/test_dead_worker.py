@@ -41,7 +41,7 @@ def test_a_worker_that_is_killed_ends_the_run_with_one_line(tmp_path: Path) -> N
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 2
+    assert process.returncode == 2, errors[-3000:]
     assert "Traceback" not in errors
     message = errors[errors.index("error: ") :].strip().splitlines()
     assert message[0].startswith("error: a process that decodes images died, killed or out of memory")
