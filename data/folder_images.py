@@ -180,10 +180,10 @@ def _from_workers(loader: DataLoader[Decoded]) -> Iterator[Decoded]:
     # PyTorch would raise the death of a worker wherever the main thread is at that moment, in a training step mostly.
     # Without its signal handler the loader finds out by itself, within seconds.
     handler = signal.getsignal(signal.SIGCHLD)
-    batches = iter(loader)
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
     try:
+        batches = iter(loader)  # of an epoch after the first: looks whether its workers still answer
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         yield from batches
     # Where it was at its death decides: the queue is cut short, the socket that hands tensors over is closed or gone.
     except (RuntimeError, MemoryError, OSError, EOFError, pickle.UnpicklingError) as error:
