@@ -10,7 +10,7 @@ Three claims, each measured in one run whose contenders take turns; figures are 
 - Folders of 500 x 375 JPEGs, in random resized crops of 224 px: N worker processes against N times the rate of the
   same decoding and cropping in a plain loop on one core, and against ImageFolder with PIL transforms.
 
-The training step uses every core; feeding alone takes one thread in this process.
+The training step and resizing use every core; other feeding takes one thread in this process.
 
 The images are rendered for the benchmark and deleted; --cifar names a prepared CIFAR-100 to take in their place.
 """
@@ -144,7 +144,8 @@ def compare_small(root: Path, size: int, workers: int, limit: int) -> Comparison
     transform = [first, transforms.RandomHorizontalFlip(), transforms.ToTensor()]
     other = plain_loader(root, transform, workers, BATCH, limit)
     name = f"images in memory / ImageFolder + PIL, {SMALL} to {size} px"
-    return Comparison(name, 10, partial(take, ours, limit // BATCH), partial(take_all, other))
+    threads = THREADS if resizes else 1
+    return Comparison(name, 10, partial(take, ours, limit // BATCH), partial(take_all, other), threads=threads)
 
 
 def compare_with_one_core(root: Path, workers: int) -> Comparison:
