@@ -7,6 +7,8 @@ Queries and gallery come from models and images, or from embedding files (`embed
 """
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,14 @@ from data.embeddings import ClassVectors, EmbeddingSet, read_query_and_gallery, 
 from retrieval import (
     BackfillingCurve,
     RetrievalMetrics,
-    RiskCoverage,
     backfilling_curve,
     backfilling_order,
     cutoffs,
     evaluate,
-    uncertainty_quality,
+    order_quality,
 )
-from retrieval.report import curve_array, per_query_arrays, result_json, table
+from retrieval.evaluation import Progress
+from retrieval.report import Quality, correlations, curve_array, per_query_arrays, result_json, table
 from trainers.extraction import embed_queries_and_gallery, transform_gallery
 from utils.config import load_config
 from utils.distributed import World, process_group
@@ -45,30 +47,53 @@ def main() -> None:
             query, gallery = read_query_and_gallery(files, world.device)
             gallery, classes = transform_gallery(gallery, files)
         try:
-            metrics, curves = evaluate_sets(config, query, gallery, classes, world)
-            uncertainty = judge_sigma(config, query, gallery, world) if "sigma" in curves else None
+            orders = backfilling_orders(config, query, gallery, classes)
+            metrics, curves = evaluate_sets(config, query, gallery, orders, world)
+            quality = judge_orders(config, query, gallery, orders, world)
         except UserError as error:
             source = "" if files is None else f"embeddings_params: {files.query}, {files.gallery}: "
             raise UserError(f"{source}{error}") from None
         if world.is_main:
-            write_results(config, query, gallery, metrics, curves, uncertainty)
+            write_results(config, query, gallery, metrics, curves, quality)
             if config.eval_params.verbose:
                 print(table(metrics, curves, config.eval_params.confidence))
-                if uncertainty is not None:
-                    correlation = uncertainty["alignment_error"].spearman
-                    found = "none, as sigma is the same for all items" if correlation is None else f"{correlation:.2f}"
-                    print(f"rank correlation of sigma with the alignment error: {found}")
+                if quality:
+                    print(correlations(quality))
+
+
+def backfilling_orders(
+    config: EvalConfig, query: EmbeddingSet, gallery: EmbeddingSet, classes: ClassVectors
+) -> dict[str, torch.Tensor]:
+    """The orders that the config asks for, each a permutation (n,) of the gallery; none without backfilling."""
+    params = config.eval_params
+    if params.backfilling is None or not params.backfilling_list:
+        return {}
+    if not query.same_items(gallery):
+        raise UserError("eval_params.backfilling: needs queries and gallery of the same items in the same order")
+    return {
+        name: backfilling_order(
+            name,
+            transformed=gallery.embeddings,
+            new=query.embeddings,
+            log_variance=gallery.log_variance,
+            classifier=classes.classifier,
+            classifier_bias=classes.bias,
+            class_means=classes.means,
+            labels=gallery.labels,
+            seed=config.seed,
+            distance=params.distance_metric_name,
+        )
+        for name in params.backfilling_list
+    }
 
 
 def evaluate_sets(
-    config: EvalConfig, query: EmbeddingSet, gallery: EmbeddingSet, classes: ClassVectors, world: World
+    config: EvalConfig, query: EmbeddingSet, gallery: EmbeddingSet, orders: dict[str, torch.Tensor], world: World
 ) -> tuple[RetrievalMetrics, dict[str, BackfillingCurve]]:
-    """The metrics before any backfilling and, if the config asks for it, the curve of each order."""
+    """The metrics before any backfilling and the curve of each order."""
     params = config.eval_params
     assert query.labels is not None
-    share = len(range(len(query))[world.share(len(query))])
-    hidden = None if params.verbose and world.is_main else True
-    with tqdm(total=share, desc="ranking", unit="query", leave=False, disable=hidden) as bar:
+    with ranking_progress(config, query, world) as progress:
         shared: dict[str, Any] = {
             "query_ids": query.ids,
             "gallery_ids": gallery.ids,
@@ -80,28 +105,12 @@ def evaluate_sets(
             "seed": config.seed,
             "per_query": params.per_query is not None,
             "world": world,
-            "progress": lambda done: bar.update(done - bar.n),
+            "progress": progress,
         }
-        if params.backfilling is None or not params.backfilling_list:
+        if not orders:
             return evaluate(query.embeddings, gallery.embeddings, query.labels, gallery.labels, **shared), {}
-        if not query.same_items(gallery):
-            raise UserError("eval_params.backfilling: needs queries and gallery of the same items in the same order")
         new, transformed = query.embeddings, gallery.embeddings
-        orders: dict[str, torch.Tensor] = {
-            name: backfilling_order(
-                name,
-                transformed=transformed,
-                new=new,
-                log_variance=gallery.log_variance,
-                classifier=classes.classifier,
-                classifier_bias=classes.bias,
-                class_means=classes.means,
-                labels=gallery.labels,
-                seed=config.seed,
-                distance=params.distance_metric_name,
-            )
-            for name in params.backfilling_list
-        }
+        assert params.backfilling is not None
         points = cutoffs(len(gallery), params.backfilling)
         curves = backfilling_curve(
             new, transformed, new, query.labels, gallery.labels, orders=orders, cutoffs=points, **shared
@@ -109,21 +118,41 @@ def evaluate_sets(
     return next(iter(curves.values())).points[0], curves
 
 
-def judge_sigma(
-    config: EvalConfig, query: EmbeddingSet, gallery: EmbeddingSet, world: World
-) -> dict[str, RiskCoverage]:
-    """How well the gallery's sigma tells the items that the transformation places well, by each kind of risk."""
+def judge_orders(
+    config: EvalConfig, query: EmbeddingSet, gallery: EmbeddingSet, orders: dict[str, torch.Tensor], world: World
+) -> Quality:
+    """How well each order finds the items that the transformation places badly, by each kind of risk.
+
+    Not the random order, whose risk-coverage curve is known: the mean risk.
+    """
+    judged = {name: order for name, order in orders.items() if name != "random"}
+    if not judged:
+        return {}
     assert query.labels is not None
-    assert gallery.log_variance is not None
-    return uncertainty_quality(
-        gallery.embeddings,
-        query.embeddings,
-        query.labels,
-        gallery.log_variance,
-        distance=config.eval_params.distance_metric_name,
-        compute_map=config.eval_params.compute_map,
-        world=world,
-    )
+    with ranking_progress(config, query, world) as progress:
+        return order_quality(
+            gallery.embeddings,
+            query.embeddings,
+            query.labels,
+            judged,
+            distance=config.eval_params.distance_metric_name,
+            compute_map=config.eval_params.compute_map,
+            world=world,
+            progress=progress,
+        )
+
+
+@contextmanager
+def ranking_progress(config: EvalConfig, query: EmbeddingSet, world: World) -> Iterator[Progress]:
+    """A progress bar over this process's share of the queries: a function to call with the number that are done."""
+    share = len(range(len(query))[world.share(len(query))])
+    hidden = None if config.eval_params.verbose and world.is_main else True
+    with tqdm(total=share, desc="ranking", unit="query", leave=False, disable=hidden) as bar:
+
+        def progress(done: int) -> None:
+            bar.update(done - bar.n)
+
+        yield progress
 
 
 def write_results(
@@ -132,7 +161,7 @@ def write_results(
     gallery: EmbeddingSet,
     metrics: RetrievalMetrics,
     curves: dict[str, BackfillingCurve],
-    uncertainty: dict[str, RiskCoverage] | None,
+    quality: Quality,
 ) -> None:
     """Write what the config asks for: the embeddings, the curves as an array, the figures of each query, the result."""
     params = config.eval_params
@@ -144,7 +173,7 @@ def write_results(
     if params.per_query is not None:
         write_arrays(params.per_query, per_query_arrays(metrics, curves, query.ids))
     if config.output is not None:
-        write_json(config.output, result_json(metrics, curves, params.confidence, uncertainty))
+        write_json(config.output, result_json(metrics, curves, params.confidence, quality))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from retrieval.agreement import recall_of_nearest, retrieval_quality
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders import ORDERS, backfilling_order
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
-from retrieval.uncertainty import RiskCoverage, uncertainty_quality
+from retrieval.risk_coverage import RiskCoverage, order_quality
 from retrieval.upgrade import upgrade_quality
 
 __all__ = [
@@ -23,8 +23,8 @@ __all__ = [
     "backfilling_order",
     "cutoffs",
     "evaluate",
+    "order_quality",
     "recall_of_nearest",
     "retrieval_quality",
-    "uncertainty_quality",
     "upgrade_quality",
 ]

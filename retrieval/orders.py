@@ -37,18 +37,9 @@ def sigma_score(gallery: Gallery) -> Tensor:
             "order `sigma` needs a gallery with sigma (log variance); "
             "train with MLP_BN_SIDE_PROJECTION_SIGMA or give a gallery file with `sigma`"
         )
-    return mean_log_variance(gallery.log_variance, len(gallery.new))
-
-
-def mean_log_variance(log_variance: Tensor, n: int) -> Tensor:
-    """One log variance for each of n items, (n,) or (n, sigma_dim) -> (n,) float64: the mean over its dimensions.
-
-    Raises:
-        UserError: it is of another number of items, or not finite.
-    """
-    rows = log_variance.double().view(len(log_variance), -1)
-    if len(rows) != n:
-        raise UserError(f"sigma: has {len(rows)} rows, but new {n}; they should be the same items")
+    rows = gallery.log_variance.double().view(len(gallery.log_variance), -1)  # (n,) or (n, sigma_dim)
+    if len(rows) != len(gallery.new):
+        raise UserError(f"sigma: has {len(rows)} rows, but new {len(gallery.new)}; they should be the same items")
     check_finite("sigma", rows)
     return rows.mean(1)
 

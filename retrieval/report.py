@@ -7,22 +7,23 @@ import torch
 from torch import Tensor
 
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
-from retrieval.uncertainty import RiskCoverage
+from retrieval.risk_coverage import RiskCoverage
 
 Curves = Mapping[str, BackfillingCurve]
+Quality = Mapping[str, Mapping[str, RiskCoverage]]  # order -> risk -> how good the order is
 
 
 def result_json(
     metrics: RetrievalMetrics,
     curves: Curves,
     confidence: float | None,
-    uncertainty: Mapping[str, RiskCoverage] | None = None,
+    quality: Quality | None = None,
 ) -> dict[str, Any]:
     """The result of an evaluation: the metrics before any backfilling and, if there are curves, `backfilling`.
 
-    `uncertainty`, where sigma was judged, has the risk-coverage curve of each risk (`RiskCoverage.to_json`). With a
-    `confidence` level there are also `intervals` with the level and [low, high] of each of the metrics; a curve has its
-    own (`BackfillingCurve.to_json`).
+    `risk_coverage`, where orders were judged, has for each of them the risk-coverage curve of each risk
+    (`RiskCoverage.to_json`). With a `confidence` level there are also `intervals` with the level and [low, high] of
+    each of the metrics; a curve has its own (`BackfillingCurve.to_json`).
     """
     result: dict[str, Any] = {
         "num_queries": metrics.num_queries,
@@ -36,8 +37,10 @@ def result_json(
         result["intervals"] = {"confidence": confidence, "metrics": intervals}
     if curves:
         result["backfilling"] = {name: curve.to_json() for name, curve in curves.items()}
-    if uncertainty is not None:
-        result["uncertainty"] = {name: curve.to_json() for name, curve in uncertainty.items()}
+    if quality:
+        result["risk_coverage"] = {
+            order: {risk: curve.to_json() for risk, curve in of_order.items()} for order, of_order in quality.items()
+        }
     return result
 
 
@@ -57,6 +60,17 @@ def table(metrics: RetrievalMetrics, curves: Curves, confidence: float | None) -
             values = ["-" if end is None else f"{100 * end[0]:.2f}-{100 * end[1]:.2f}" for end in ends]
             level = f"  {100 * confidence:g} % interval"
             lines.append(f"{level:24}" + "".join(f"{value:>{width}}" for value in values))
+    return "\n".join(lines)
+
+
+def correlations(quality: Quality) -> str:
+    """A line for each judged order: its rank correlation with 1 - AP, or with 1 - CMC-1 where mAP was not computed."""
+    lines = []
+    for order, of_order in quality.items():
+        risk, title = ("average_precision", "1 - AP") if "average_precision" in of_order else ("cmc_top1", "1 - CMC-1")
+        found = of_order[risk].spearman
+        value = "none, as all items have the same" if found is None else f"{found:.2f}"
+        lines.append(f"rank correlation of the {order} order with {title}: {value}")
     return "\n".join(lines)
 
 

@@ -71,7 +71,7 @@ def check_distinct(name: str, ids: Tensor) -> None:
 def check_orders(orders: Mapping[str, Tensor], n: int) -> None:
     """Raise a UserError unless there are orders and each is a permutation of 0 .. n-1."""
     if not orders:
-        raise UserError("orders: there is none to draw a backfilling curve for")
+        raise UserError("orders: there is none to backfill in")
     for name, order in orders.items():
         whole = not order.is_floating_point() and order.shape == (n,)
         if not whole or not torch.equal(order.sort().values.long().cpu(), torch.arange(n)):

@@ -44,6 +44,7 @@ def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "eval.py", "--config", "eval.yaml", "--output", str(folder / "result.json"), *arguments, cwd=trained
     )
     assert "AUC, sigma order" in table
+    assert table.count("rank correlation of the ") == 2  # sigma and distance
     return folder
 
 

@@ -39,9 +39,14 @@ def train(folder: Path, *arguments: str) -> list[float]:
 def test_the_result_has_the_shape_that_readers_rely_on(evaluated: Path) -> None:
     result = read(evaluated)
     counts = ["num_queries", "num_skipped", "num_gallery", "distance_metric"]
-    assert list(result) == [*counts, "metrics", "backfilling", "uncertainty"]
-    assert list(result["uncertainty"]) == ["alignment_error", "cmc_top1", "average_precision"]
-    assert set(result["uncertainty"]["cmc_top1"]) == {"spearman", "coverages", "sigma", "oracle", "random", "aurc"}
+    assert list(result) == [*counts, "metrics", "backfilling", "risk_coverage"]
+    assert list(result["risk_coverage"]) == ["sigma", "distance"]  # a random order needs no judging
+    for of_order in result["risk_coverage"].values():
+        assert list(of_order) == ["alignment_error", "cmc_top1", "average_precision"]
+        assert set(of_order["cmc_top1"]) == {"spearman", "coverages", "kept", "oracle", "random", "aurc"}
+    by_distance = result["risk_coverage"]["distance"]["alignment_error"]  # which sorts by this very risk
+    assert by_distance["spearman"] == pytest.approx(1)
+    assert by_distance["kept"] == pytest.approx(by_distance["oracle"])
     assert (result["num_queries"], result["num_skipped"], result["num_gallery"]) == (48, 0, 48)
     assert result["distance_metric"] == "l2"
     assert list(result["metrics"]) == FIGURES

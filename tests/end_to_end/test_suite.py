@@ -173,4 +173,4 @@ def test_a_part_of_the_ablations_with_two_seeds(work: Path) -> None:
         for seed in (0, 1)
     ]
     assert results[0]["metrics"] != results[1]["metrics"]
-    assert all(-1 <= result["uncertainty"]["alignment_error"]["spearman"] <= 1 for result in results)
+    assert all(-1 <= result["risk_coverage"]["sigma"]["alignment_error"]["spearman"] <= 1 for result in results)

@@ -1,0 +1,144 @@
+"""How good an order is: against scipy, plain loops, and what must hold of any order."""
+
+import json
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+from torch import Tensor
+
+from retrieval import RiskCoverage, order_quality
+from retrieval.report import correlations, result_json
+from retrieval.results import RetrievalMetrics
+from retrieval.risk_coverage import alignment_errors, risk_coverage, selective_risks, spearman
+from tests.retrieval.oracle import rank_slowly
+from utils.errors import UserError
+
+GENERATOR = torch.Generator().manual_seed(0)
+NEW, TRANSFORMED = torch.randn(2, 60, 5, generator=GENERATOR)
+LABELS = torch.randint(6, (60,), generator=GENERATOR)
+ORDERS = {name: torch.randperm(60, generator=GENERATOR) for name in ("sigma", "confidence")}
+FEW_VALUES = st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=12)  # with ties
+RISKS_OF_AN_ORDER = st.lists(st.integers(0, 4), min_size=1, max_size=30)  # of its items, the last of the order first
+
+
+@given(FEW_VALUES)
+def test_spearman_is_scipys(pairs: list[tuple[int, int]]) -> None:
+    first, second = torch.tensor(pairs, dtype=torch.float32).T
+    found = spearman(first, second)
+    if len(set(first.tolist())) == 1 or len(set(second.tolist())) == 1:
+        assert found is None
+    else:
+        assert found == pytest.approx(stats.spearmanr(first.numpy(), second.numpy()).statistic, abs=1e-12)
+
+
+@given(RISKS_OF_AN_ORDER, st.randoms(use_true_random=False))
+def test_selective_risk_is_the_mean_of_the_first_few(risks: list[int], random: Random) -> None:
+    places = list(range(len(risks)))
+    random.shuffle(places)
+    score, risk = torch.tensor(places), torch.tensor([float(risks[place]) for place in places])
+    expected = [sum(risks[: k + 1]) / (k + 1) for k in range(len(risks))]
+    assert selective_risks(score, risk).tolist() == pytest.approx(expected)
+
+
+@given(RISKS_OF_AN_ORDER)
+def test_no_order_is_better_than_the_oracle_and_all_end_at_the_mean(risks: list[int]) -> None:
+    score, risk = torch.arange(len(risks)), torch.tensor(risks, dtype=torch.float64)
+    curve = risk_coverage(score, risk)
+    mean = sum(risks) / len(risks)
+    assert curve.coverages[-1] == 1
+    assert curve.kept[-1] == pytest.approx(mean)
+    assert curve.oracle[-1] == pytest.approx(mean)
+    assert all(best <= own + 1e-12 for best, own in zip(curve.oracle, curve.kept, strict=True))
+    assert curve.aurc["oracle"] <= curve.aurc["kept"] + 1e-12
+    assert curve.aurc["oracle"] <= curve.aurc["random"] + 1e-12
+    sorted_by_risk = risk_coverage(score, risk.sort().values)
+    assert sorted_by_risk.aurc["kept"] == pytest.approx(curve.aurc["oracle"])
+
+
+def test_points_of_the_curve() -> None:
+    score, risk = ORDERS["sigma"], torch.rand(60, generator=torch.Generator().manual_seed(1))
+    curve = risk_coverage(score, risk)
+    ordered = risk.numpy()[np.argsort(score.numpy())].astype(float)
+    assert curve.coverages == pytest.approx([i / 20 for i in range(1, 21)])
+    assert curve.kept == pytest.approx([ordered[: 3 * i].mean() for i in range(1, 21)])
+    assert curve.aurc["kept"] == pytest.approx(np.mean([ordered[:k].mean() for k in range(1, 61)]))
+    assert len(risk_coverage(score[:3], risk[:3]).coverages) == 3  # fewer items than points
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_each_order_by_each_risk_by_a_naive_loop(distance: str) -> None:
+    labels = LABELS.clone()
+    labels[7] = 1000  # no other item of its class
+    found = order_quality(TRANSFORMED, NEW, labels, ORDERS, distance=distance)
+    errors = dict(enumerate(naive_errors(distance)))
+    assert alignment_errors(TRANSFORMED, NEW, distance).tolist() == pytest.approx(list(errors.values()))
+    ranked = list(rank_slowly(TRANSFORMED, NEW, labels, None, None, None, distance))
+    missed = {item: float(min(ranks) > 1) for item, _, ranks in ranked}
+    imprecision = {item: 1 - average_precision for item, average_precision, _ in ranked}
+    assert 7 not in missed
+    assert list(found) == list(ORDERS)
+    for name, order in ORDERS.items():
+        assert list(found[name]) == ["alignment_error", "cmc_top1", "average_precision"]
+        check(found[name]["alignment_error"], order, errors)
+        check(found[name]["cmc_top1"], order, missed)
+        check(found[name]["average_precision"], order, imprecision)
+
+
+def naive_errors(distance: str) -> list[float]:
+    pairs = zip(NEW.double().numpy(), TRANSFORMED.double().numpy(), strict=True)
+    if distance == "l2":
+        return [float(np.sqrt(((a - b) ** 2).sum())) for a, b in pairs]
+    return [float(1 - a @ b / np.linalg.norm(a) / np.linalg.norm(b)) for a, b in pairs]
+
+
+def check(curve: RiskCoverage, order: Tensor, risk_of: dict[int, float]) -> None:
+    """Compare with the mean risk of the last items of the order, one coverage at a time."""
+    first_to_last = [item for item in order.tolist() if item in risk_of]
+    n = len(first_to_last)
+    kept = [np.mean([risk_of[item] for item in first_to_last[n - i * n // 20 :]]) for i in range(1, 21)]
+    assert curve.kept == pytest.approx(kept)
+    assert curve.random == pytest.approx(np.mean(list(risk_of.values())))
+    risks = [risk_of[item] for item in first_to_last]
+    assert curve.spearman == pytest.approx(stats.spearmanr(range(n, 0, -1), risks).statistic)
+
+
+def test_the_riskiest_first_is_the_best_order() -> None:
+    riskiest_first = alignment_errors(TRANSFORMED, NEW).argsort(descending=True)
+    orders = {"best": riskiest_first, "worst": riskiest_first.flip(0)}
+    found = order_quality(TRANSFORMED, NEW, LABELS, orders)
+    best, worst = (found[name]["alignment_error"] for name in orders)
+    assert (best.spearman, worst.spearman) == pytest.approx((1, -1))
+    assert best.kept == pytest.approx(best.oracle)
+    assert worst.aurc["kept"] > worst.aurc["random"] > best.aurc["kept"]
+
+
+def test_plain_values_and_lines() -> None:
+    found = order_quality(TRANSFORMED, NEW, LABELS, ORDERS, compute_map=False)
+    assert list(found["sigma"]) == ["alignment_error", "cmc_top1"]
+    result = result_json(RetrievalMetrics(60, 0, 60, "l2", {1: 0.5}, None), {}, None, found)
+    json.dumps(result)
+    risk = result["risk_coverage"]["confidence"]["cmc_top1"]
+    assert list(risk) == ["spearman", "coverages", "kept", "oracle", "random", "aurc"]
+    assert list(risk["aurc"]) == ["kept", "oracle", "random"]
+    assert correlations(found).splitlines() == [
+        f"rank correlation of the {name} order with 1 - CMC-1: {found[name]['cmc_top1'].spearman:.2f}"
+        for name in ORDERS
+    ]
+    perfect = order_quality(NEW, NEW, torch.zeros(60, dtype=torch.int64), ORDERS)
+    assert correlations(perfect).endswith(
+        "rank correlation of the confidence order with 1 - AP: none, as all items have the same"
+    )
+
+
+@pytest.mark.parametrize(
+    ("orders", "message"),
+    [({}, r"^orders: there is none"), ({"sigma": torch.arange(59)}, r"^order `sigma`: is no permutation of the 60")],
+)
+def test_orders_that_are_none_are_refused(orders: dict[str, Tensor], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        order_quality(TRANSFORMED, NEW, LABELS, orders)
