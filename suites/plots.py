@@ -1,11 +1,14 @@
-"""The pictures of a suite: backfilling curves, how good sigma is, and queries with what they find."""
+"""The pictures of a suite: backfilling curves, how good each order is, and queries with what they find."""
 
 from collections.abc import Callable
+from itertools import cycle
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageOps
@@ -31,10 +34,9 @@ ORDER_STYLES: dict[str, tuple[LineStyle, str, str]] = {  # of lines: dashes, mar
     "knn_disagreement": ((0, (7, 3)), "<", BLUE),
     "oracle": ((0, (1, 1)), "*", ORANGE),
 }
-RISK_ORDERS = {
-    "sigma": ("-", "smallest sigma first"),
+RISK_BOUNDS: dict[str, tuple[Literal["-", "--"], str]] = {  # thin lines to compare the curves of orders with
     "random": ("--", "random order"),
-    "oracle": (":", "smallest risk first (oracle)"),
+    "oracle": ("-", "smallest risk first"),
 }
 ORDER_NAMES = {name: name.replace("_", " ") for name in ORDER_STYLES} | {
     "distance": "distance (oracle)",
@@ -96,11 +98,9 @@ def _plot_metric(axes: Axes, rows: list[Row], summary: Summary, metric: str) -> 
             va="bottom",
             color=GREY,
         )
-    cases = list(dict.fromkeys((row.case, row.side_info) for row in summary.backfilling if row.curve))
+    colours = _colours(summary)
     for row in rows:
-        colour = CASE_COLOURS[cases.index((row.case, row.side_info)) % len(CASE_COLOURS)]
-        style, width = ORDER_STYLES[str(row.order)][0], 2.5 if row.order == "sigma" else 1.8
-        _draw_curve(axes, row.fractions, row.curves[metric], style, colour, _label(row), width)
+        _draw_order(axes, row, row.fractions, row.curves[metric], colours[_method(row)], _label(row))
     axes.set_xlabel("share of the gallery backfilled (%)")
     axes.set_ylabel(f"{METRICS[metric]} (%)")
     axes.set_xlim(0, 1)
@@ -109,6 +109,12 @@ def _plot_metric(axes: Axes, rows: list[Row], summary: Summary, metric: str) -> 
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda fraction, _: f"{100 * fraction:.4g}")
     frame_axes(axes)
+
+
+def _colours(summary: Summary) -> dict[str, str]:
+    """The colour of each method that the plots of curves show, the same in all of them."""
+    methods = dict.fromkeys(_method(row) for row in summary.backfilling if row.curve)
+    return dict(zip(methods, cycle(CASE_COLOURS), strict=False))
 
 
 def plot_areas(summary: Summary, path: Path) -> None:
@@ -149,41 +155,65 @@ def _deviation(figures: Figures | None, metric: str) -> float:
 
 
 def plot_risk_coverage(summary: Summary, path: Path) -> bool:
-    """Plot each risk over the share of items kept, smallest sigma first, between a random order and the oracle.
+    """Plot each risk over the share of items kept, those backfilled last: a curve for each row that asks for one.
+
+    Rows whose order was not judged have none. Each method's curves lie above that of the smallest risk first, and those
+    of orders better than a random one below the mean risk of all items.
 
     Args:
         path: PNG file to write.
 
     Returns:
-        Whether there was a sigma to judge; nothing is written where there was none.
+        Whether there was an order to judge; nothing is written where there was none.
     """
-    rows = [row for row in summary.backfilling if row.risks]
+    rows = [row for row in summary.backfilling if row.risks and row.curve]
     if not rows:
         return False
-    names = list(rows[0].risks)
-    figure = Figure(figsize=(4.2 * len(names), 4.2), layout="constrained")
+    names = [name for name in RISKS if any(name in row.risks for row in rows)]
+    figure = Figure(figsize=(4.6 * len(names), 4.6 + 0.08 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(names), squeeze=False)[0]
     for axes, name in zip(panels, names, strict=True):
-        for colour, row in zip(CASE_COLOURS, rows, strict=False):
-            risk = row.risks[name]
-            for order, (style, meaning) in RISK_ORDERS.items():
-                label = f"{_method(row)}, {meaning}"
-                _draw_curve(axes, risk.coverages, risk.curves[order], style, colour, label)
-        axes.set_xlabel("share of the items kept (%)")
-        axes.set_ylabel(f"mean {RISKS[name]} of those kept")
-        axes.set_xlim(0, 1)
-        axes.set_ylim(bottom=0)
-        axes.xaxis.set_major_formatter(lambda fraction, _: f"{100 * fraction:.4g}")
-        frame_axes(axes)
+        _plot_risk(axes, [row for row in rows if name in row.risks], _colours(summary), name)
+    lines = [line for line in panels[0].lines if not str(line.get_label()).startswith("_")]
+    bounds = [
+        Line2D([], [], linestyle=style, color=GREY, linewidth=1, label=meaning)
+        for style, meaning in RISK_BOUNDS.values()
+    ]
     figure.legend(
-        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, handlelength=3, frameon=False
+        handles=[*lines, *bounds],
+        title="method, order of backfilling; thin, in the method's colour: a random order, and the best there can be",
+        loc="outside lower center",
+        ncols=3,
+        handlelength=3,
+        frameon=False,
     )
     _save(figure, path)
     return True
 
 
+def _plot_risk(axes: Axes, rows: list[Row], colours: dict[str, str], name: str) -> None:
+    for method, row in {_method(row): row for row in reversed(rows)}.items():  # what is no order's, once a method
+        for bound, (style, _) in RISK_BOUNDS.items():
+            risk = row.risks[name]
+            _draw_curve(axes, risk.coverages, risk.curves[bound], style, colours[method], f"_{bound}", width=1)
+    for row in rows:
+        risk, label = row.risks[name], f"{_method(row)}, {ORDER_NAMES[str(row.order)]}"
+        _draw_order(axes, row, risk.coverages, risk.curves["kept"], colours[_method(row)], label)
+    axes.set_xlabel("share of the items kept, backfilled last (%)")
+    axes.set_ylabel(f"mean {RISKS[name]} of those kept")
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(lambda fraction, _: f"{100 * fraction:.4g}")
+    frame_axes(axes)
+
+
+def _draw_order(axes: Axes, row: Row, places: list[float], points: list[Spread], colour: str, label: str) -> None:
+    """A curve of a row, in its order's style."""
+    width = 2.5 if row.order == "sigma" else 1.8
+    _draw_curve(axes, places, points, ORDER_STYLES[str(row.order)][0], colour, label, width)
+
+
 def _draw_curve(
-    axes: Axes, places: list[float], points: list[Spread], style: LineStyle, colour: str, label: str, width: float = 1.8
+    axes: Axes, places: list[float], points: list[Spread], style: LineStyle, colour: str, label: str, width: float
 ) -> None:
     """A curve of means, with a band of one standard deviation to either side where there are several seeds."""
     means = np.array([point.mean for point in points])

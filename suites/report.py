@@ -13,19 +13,19 @@ RISKS = {"alignment_error": "alignment error", "cmc_top1": "1 - CMC-1", "average
 PICTURES = {  # heading, and what a picture shows
     "curves": ("Backfilling curves", "CMC-1 and mAP over the share of the gallery that is backfilled"),
     "areas": ("Areas under the backfilling curves", "Mean CMC-1 and mAP of each method and order"),
-    "risk_coverage": ("Risk of the items of smallest sigma", "Mean risk over the share of items kept"),
+    "risk_coverage": ("Risk of the items backfilled last", "Mean risk over the share of items kept"),
     "retrieval_examples": (
         "Retrieval examples",
         "Queries picked to show the effect, each with its five nearest gallery images: before the upgrade, after the "
         "transformation, after backfilling",
     ),
 }
-AURC = ("sigma", "random", "oracle")
-SIGMA_NOTE = (
+AURC = {"kept": "AURC", "random": "AURC, random", "oracle": "AURC, oracle"}
+QUALITY_NOTE = (
     "An item's alignment error is |new - h(old)|; its retrieval risk, 1 - CMC-1 or 1 - AP, is that of h(old) as the "
-    "query in the gallery of new embeddings. Rank correlation: Spearman's, of sigma and the risk. AURC: the mean risk "
-    "of the items of smallest sigma, averaged over all numbers of items kept; sorting by the risk itself (oracle) has "
-    "the lowest, and a random order the mean risk of all items."
+    "query in the gallery of new embeddings. Rank correlation: Spearman's, of the risk and how early the order "
+    "backfills an item. AURC: the mean risk of the items that it would backfill last, averaged over all numbers of "
+    "items kept; sorting by the risk itself (oracle) has the lowest, and a random order the mean risk of all items."
 )
 SPREAD = "mean ± standard deviation (n - 1) over {} seeds; without ±: of a stage that ran once"
 
@@ -52,7 +52,7 @@ def report(results: list[Results], pictures: Mapping[str, str]) -> str:
         tables(summary),
         "",
         *(f"{note}\n" for note in first["notes"]),
-        *_sigma_section(summary),
+        *_quality_section(summary),
         *(line for name, file in pictures.items() for line in _picture(name, file)),
         "## Time of each stage",
         "",
@@ -78,23 +78,26 @@ def _picture(name: str, file: str) -> list[str]:
     return [f"## {heading}", "", f"![{description}]({file})", ""]
 
 
-def _sigma_section(summary: Summary) -> list[str]:
-    """How good sigma is, where it was judged."""
-    rows = [row for row in summary.backfilling if row.risks]
+def _quality_section(summary: Summary) -> list[str]:
+    """How good each order is of the rows whose curves are shown, where it was judged: a case's orders by one risk."""
+    rows = [row for row in summary.backfilling if row.risks and row.curve]
     if not rows:
         return []
-    header = ["case", "side-info", "risk", "rank correlation", *(f"AURC, {name}" for name in AURC)]
+    header = ["case", "side-info", "risk", "order", "rank correlation", *AURC.values()]
     body = [
-        [row.case, SIDE_INFO[row.side_info], RISKS[name], number(risk.spearman), *(number(risk.aurc[o]) for o in AURC)]
+        [row.case, SIDE_INFO[row.side_info], title, row.order or NO_FIGURE, number(row.risks[name].spearman)]
+        + [number(row.risks[name].aurc[curve]) for curve in AURC]
+        for case in dict.fromkeys((row.case, row.side_info) for row in rows)
+        for name, title in RISKS.items()
         for row in rows
-        for name, risk in row.risks.items()
+        if (row.case, row.side_info) == case and name in row.risks
     ]
     return [
-        "## How good sigma is",
+        "## How good each order is",
         "",
         *table(header, body),
         "",
-        SIGMA_NOTE,
+        QUALITY_NOTE,
         "",
     ]
 

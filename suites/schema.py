@@ -44,7 +44,11 @@ class Row:
     side_info: bool | None = key(None, doc="whether the transformation sees side-information; left out: no question")
     order: BackfillingOrder | None = key(None, doc="backfilling order")
     published: list[float] | None = key(None, doc="the published CMC-1, CMC-5 and mAP, or their AUCs, in percent")
-    curve: bool = key(True, doc="whether backfilling.png shows it too; of more than four methods colours come twice")
+    curve: bool = key(
+        True,
+        doc="whether the plots of curves show it, and the report how good its order is; "
+        "of more than four methods colours come twice",
+    )
 
 
 @dataclass

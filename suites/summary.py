@@ -8,7 +8,7 @@ from typing import Any
 from suites.results import GAIN_METRICS, METRICS, Results
 from utils.errors import UserError
 
-SELECTED = ("sigma", "oracle")  # the orders whose risk depends on the coverage
+SELECTED = ("kept", "oracle")  # whose risk depends on the coverage
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,12 @@ Figures = dict[str, Figure | None]  # by metric; None where it was not computed
 
 @dataclass(frozen=True)
 class Risk:
-    """How well sigma finds the items of low risk, over the seeds: see `retrieval.uncertainty.RiskCoverage`."""
+    """How well an order keeps the items of low risk for the end, over the seeds: see `risk_coverage` in the README."""
 
     spearman: Figure | None
     coverages: list[float]
-    curves: dict[str, list[Figure]]  # sigma, oracle, random -> mean risk at each coverage
-    aurc: Figures  # sigma, oracle, random
+    curves: dict[str, list[Figure]]  # kept, oracle, random -> mean risk at each coverage
+    aurc: Figures  # kept, oracle, random
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Row:
     side_info: bool | None
     order: str | None
     published: dict[str, float] | None  # percent
-    curve: bool = True  # whether the plot of the curves shows it
+    curve: bool = True  # whether the plots of curves show it
     measured: Figures | None = None  # None: not run
     gain_recovered: Figures | None = None
     fractions: list[float] = field(default_factory=list)  # of the gallery backfilled, at each point of the curves
     curves: dict[str, list[Figure]] = field(default_factory=dict)  # metric -> its points
-    risks: dict[str, Risk] = field(default_factory=dict)  # of the order sigma: kind of risk -> how sigma does by it
+    risks: dict[str, Risk] = field(default_factory=dict)  # kind of risk -> how the order does by it; empty: not judged
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _row(table: str, index: int, results: list[Results]) -> Row:
     if order is None:
         return Row(**named, measured=measured)
     curves = [result["evaluations"][stage]["backfilling"][order] for result in results]
-    judged = [result["evaluations"][stage].get("uncertainty") or {} for result in results] if order == "sigma" else []
+    judged = [result["evaluations"][stage].get("risk_coverage", {}).get(order, {}) for result in results]
     fractions = _common([curve["fractions"] for curve in curves], stage)
     return Row(
         **named,
@@ -150,8 +150,8 @@ def _risk(curves: list[dict[str, Any]], stage: str) -> Risk:
 
 
 def _shared_keys(values: list[dict[str, Any]]) -> list[str]:
-    """The keys that all have, in their order; none of no values."""
-    return [name for name in values[0] if all(name in others for others in values)] if values else []
+    """The keys that all have, in their order."""
+    return [name for name in values[0] if all(name in others for others in values)]
 
 
 def _common(places: list[list[float]], stage: str) -> list[float]:

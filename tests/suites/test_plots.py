@@ -112,33 +112,73 @@ def test_bands_over_seeds(tmp_path: Path, figures: list[Figure]) -> None:
     assert [text.get_text() for text in cmc.texts] == ["new/new  60.0", "old/old  30.0"]  # they ran once
 
 
-def test_risk_coverage(tmp_path: Path, figures: list[Figure]) -> None:
-    path = tmp_path / "risk.png"
-    plot_risk_coverage(summarise([results()]), path)
-    assert not path.exists()  # nobody judged a sigma
-    judged = results()
-    risk: dict[str, Any] = {
+def judged_results() -> dict[str, Any]:
+    """FastFill's sigma and distance orders and FCT's, judged by two risks; FCT's is not to be drawn."""
+    values = results()
+    row = values["backfilling"][1]
+    values["backfilling"] += [
+        row | {"order": "distance"},
+        row | {"case": "FCT new/old", "stage": "fct", "curve": False},
+    ]
+    for stage in ("ff", "fct"):
+        curves = values["evaluations"][stage]["backfilling"]
+        curves |= dict.fromkeys(("sigma", "distance"), next(iter(curves.values())))
+        values["evaluations"][stage]["risk_coverage"] = {
+            "sigma": dict.fromkeys(("alignment_error", "cmc_top1"), risk([0.1, 0.2])),
+            "distance": dict.fromkeys(("alignment_error", "cmc_top1"), risk([0.05, 0.2])),
+        }
+    return values
+
+
+def risk(kept: list[float]) -> dict[str, Any]:
+    aurc = {"kept": sum(kept) / 2, "oracle": 0.12, "random": 0.2}
+    return {
         "spearman": 0.5,
         "coverages": [0.5, 1.0],
-        "sigma": [0.1, 0.2],
-        "oracle": [0.05, 0.2],
+        "kept": kept,
+        "oracle": [0.04, 0.2],
         "random": 0.2,
+        "aurc": aurc,
     }
-    risk["aurc"] = {"sigma": 0.15, "oracle": 0.12, "random": 0.2}
-    judged["evaluations"]["ff"]["uncertainty"] = {"alignment_error": risk, "cmc_top1": risk}
-    plot_risk_coverage(summarise([judged]), path)
+
+
+def test_risk_coverage(tmp_path: Path, figures: list[Figure]) -> None:
+    path = tmp_path / "risk.png"
+    assert not plot_risk_coverage(summarise([results()]), path)
+    assert not path.exists()  # no order was judged
+    summary = summarise([judged_results()])
+    assert plot_risk_coverage(summary, path)
     assert path.exists()
     errors, missed = figures[0].axes
     assert [axes.get_ylabel() for axes in (errors, missed)] == [
         "mean alignment error of those kept",
         "mean 1 - CMC-1 of those kept",
     ]
-    curves = {str(line.get_label()): np.asarray(line.get_ydata()).tolist() for line in errors.lines}
-    assert curves == {
-        "FastFill, smallest sigma first": [0.1, 0.2],
-        "FastFill, random order": [0.2, 0.2],
-        "FastFill, smallest risk first (oracle)": [0.05, 0.2],
-    }
+    for axes in (errors, missed):
+        assert [np.asarray(line.get_ydata()).tolist() for line in axes.lines] == [
+            *([0.2, 0.2], [0.04, 0.2]),  # once, though there are two orders
+            *([0.1, 0.2], [0.05, 0.2]),
+        ]
+    figures[0].draw_without_rendering()
+    (legend,) = figures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *("FastFill, sigma", "FastFill, distance (oracle)"),
+        *("random order", "smallest risk first"),
+    ]
+    boxes = [axes.get_tightbbox() for axes in figures[0].axes]
+    assert not any(box is None or legend.get_window_extent().overlaps(box) for box in boxes)
+    plot_backfilling(summary, path)
+    of_both = [{str(line.get_color()) for line in axes.lines} for axes in (errors, figures[1].axes[0])]
+    assert len(of_both[0]) == 1  # FastFill's
+    assert of_both[0] <= of_both[1]
+
+
+def test_a_risk_that_one_order_lacks(tmp_path: Path, figures: list[Figure]) -> None:
+    values = judged_results()
+    of_distance = values["evaluations"]["ff"]["risk_coverage"]["distance"]
+    values["evaluations"]["ff"]["risk_coverage"]["distance"] = {"alignment_error": of_distance["alignment_error"]}
+    plot_risk_coverage(summarise([values]), tmp_path / "risk.png")
+    assert [len(axes.lines) for axes in figures[0].axes] == [4, 3]
 
 
 def test_areas(tmp_path: Path, figures: list[Figure]) -> None:

@@ -207,39 +207,46 @@ def test_curves_of_different_points_have_no_mean(evaluations: dict[str, Any]) ->
         summarise(results_of(seeded_values(), once | of_seeds))
 
 
-UNCERTAINTY = {
-    "alignment_error": {
-        "spearman": 0.5,
+def risk(kept: float, correlation: float) -> dict[str, Any]:
+    return {
+        "spearman": correlation,
         "coverages": [0.5, 1.0],
-        "sigma": [0.1, 0.2],
+        "kept": [kept, 0.2],
         "oracle": [0.05, 0.2],
         "random": 0.2,
-        "aurc": {"sigma": 0.15, "oracle": 0.125, "random": 0.2},
+        "aurc": {"kept": kept, "oracle": 0.125, "random": 0.2},
     }
-}
 
 
-def test_how_good_sigma_is(evaluations: dict[str, Any]) -> None:
+def test_how_good_each_order_is(evaluations: dict[str, Any]) -> None:
+    orders = ("sigma", "distance", "confidence", "random")
     values = seeded_values()
-    values["stages"]["eval_new_old"]["overrides"] = {"eval_params": {"backfilling_list": ["sigma"]}}
-    values["tables"]["backfilling"][0]["order"] = "sigma"
+    values["stages"]["eval_new_old"]["overrides"] = {"eval_params": {"backfilling_list": list(orders)}}
+    row = values["tables"]["backfilling"][0]
+    values["tables"]["backfilling"] = [row | {"order": order, "curve": order != "distance"} for order in orders]
     once = {name: evaluations[name] for name in ("eval_old_old", "eval_new_new")}
-    of_seeds = {f"eval_new_old_seed_{seed}": evaluation(0.4, ("sigma",)) for seed in (3, 5)}
+    of_seeds = {f"eval_new_old_seed_{seed}": evaluation(0.4, orders) for seed in (3, 5)}
     unjudged = report(results_of(values, once | of_seeds), {})
-    assert "How good sigma is" not in unjudged  # results of an earlier version
+    assert "How good each order is" not in unjudged  # results of an earlier version
     for seed, correlation in ((3, 0.5), (5, 0.6)):
-        risk = UNCERTAINTY["alignment_error"] | {"spearman": correlation}
+        judged = {
+            order: {"alignment_error": risk(kept, correlation), "average_precision": risk(kept, correlation - 0.2)}
+            for order, kept in (("sigma", 0.15), ("distance", 0.125), ("confidence", 0.175))
+        }
         path = Path(f"results/fake/stages/eval_new_old_seed_{seed}.json")
-        path.write_text(json.dumps(of_seeds[path.stem] | {"uncertainty": {"alignment_error": risk}}))
+        path.write_text(json.dumps(of_seeds[path.stem] | {"risk_coverage": judged}))
     suite = read_suite(values)
     stages = plan(suite, root=Path.cwd())
     records = {stage.label: Record("", "finished", 61.0, {}, dict(MACHINE)) for stage in stages}
     results = collect_results(suite, stages, records, command="", data={})
-    header, row = cells(report(results, {}), "How good sigma is")
-    assert header[2:] == ["risk", "rank correlation", "AURC, sigma", "AURC, random", "AURC, oracle"]
-    assert row == [
-        *("FCT new/old", "no", "alignment error", "0.550 ± 0.071"),
-        *("0.150 ± 0.000", "0.200 ± 0.000", "0.125 ± 0.000"),
+    header, *rows = cells(report(results, {}), "How good each order is")
+    assert header[2:] == ["risk", "order", "rank correlation", "AURC", "AURC, random", "AURC, oracle"]
+    bounds = ("0.200 ± 0.000", "0.125 ± 0.000")
+    assert rows == [  # one risk after the other; neither the random order nor a row without a curve
+        ["FCT new/old", "no", "alignment error", "sigma", "0.550 ± 0.071", "0.150 ± 0.000", *bounds],
+        ["FCT new/old", "no", "alignment error", "confidence", "0.550 ± 0.071", "0.175 ± 0.000", *bounds],
+        ["FCT new/old", "no", "1 - AP", "sigma", "0.350 ± 0.071", "0.150 ± 0.000", *bounds],
+        ["FCT new/old", "no", "1 - AP", "confidence", "0.350 ± 0.071", "0.175 ± 0.000", *bounds],
     ]
 
 
