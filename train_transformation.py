@@ -7,7 +7,6 @@ From models and images, or from embedding files of a sample (`embeddings_params`
 """
 
 import argparse
-from typing import Any
 
 import torch
 
@@ -15,10 +14,7 @@ from data.datasets import open_images, resolve_image_size
 from data.paired_embeddings import read_paired_embeddings
 from models.export import check_formats, export_model
 from models.model_files import (
-    Description,
     build_model,
-    describe_refined,
-    describe_transformation,
     describe_transformed,
     holds_torchscript,
     load_model,
@@ -26,13 +22,12 @@ from models.model_files import (
     save_model,
 )
 from models.transformations import build_transformation, transformation_arguments
-from models.transformed import Transformation
 from retrieval import retrieval_quality, upgrade_quality
 from trainers.embedding_pairs import divide, provenance
 from trainers.extraction import embedding_dim, freeze
 from trainers.objectives import build_objective
 from trainers.pairs import build_pairs
-from trainers.refinement import Material, hold_out, material_of, refine
+from trainers.refinement import describe_with_refinement, hold_out, material_of
 from trainers.selection import choose, comparison, fit_methods
 from trainers.transformation import fit_transformation
 from utils.config import load_config, to_dict
@@ -92,7 +87,7 @@ def fit_to_models(config: TransformationConfig, world: World, preemption: Preemp
     pairs = build_pairs(models, images, config, run.precision, world)
     material = hold_out(pairs, config.refinement_params, models["new"])
     fit_transformation(transformation, objective, config, pairs, run, world, preemption)
-    fitted = describe_with_refinement(transformation, arguments, material, world)
+    fitted = describe_with_refinement(transformation, arguments, material, upgrade_quality, world)
     if world.is_main:
         transformed = describe_transformed(descriptions["old"], descriptions.get("side_info"), fitted)
         for path, description in (
@@ -116,7 +111,7 @@ def fit_to_embedding_files(config: TransformationConfig, world: World, preemptio
     material = material_of(sample, config.refinement_params)
     fitted = fit_methods(config, sample, retrieval_quality, world, preemption)
     best, path = choose(fitted), config.output_transformation_path
-    description = describe_with_refinement(best.transformation, best.arguments, material, world)
+    description = describe_with_refinement(best.transformation, best.arguments, material, upgrade_quality, world)
     if world.is_main:
         print(comparison(fitted), end="")
         origin = provenance(config.embeddings_params, sample, fitted)
@@ -127,19 +122,6 @@ def fit_to_embedding_files(config: TransformationConfig, world: World, preemptio
             export_model(load_model(path), inputs, path, config.export_formats)
     for one in fitted.values():
         one.run.finish()
-
-
-def describe_with_refinement(
-    transformation: Transformation, arguments: dict[str, Any], material: Material | None, world: World
-) -> Description:
-    """The trained transformation for its file; refined where there is material for it."""
-    description = describe_transformation(transformation, arguments)
-    if material is None:
-        return description
-    refinement = refine(transformation, material, upgrade_quality, world)
-    if world.is_main:
-        print(f"refinement, chosen on held-out training items: {refinement.record}", flush=True)
-    return describe_refined(refinement.transformation, description, refinement.record)
 
 
 if __name__ == "__main__":

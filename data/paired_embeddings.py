@@ -1,7 +1,7 @@
 """Files of paired embeddings: the same items by the old and by the new model, row by row."""
 
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ class PairedEmbeddings:
     labels: torch.Tensor | None  # (n,) int64, from 0 on
     classifier: torch.Tensor | None  # (C, d_new) float32, the new model's
     normalised: bool  # the new space is searched by cosine: its embeddings have length 1
+    classes: torch.Tensor | None = None  # (C,) what the files call the classes 0, 1, ..., where it is something else
 
     @property
     def dims(self) -> dict[str, int]:
@@ -33,6 +34,20 @@ class PairedEmbeddings:
 
     def __len__(self) -> int:
         return len(self.embeddings["new"])
+
+    def rows(self, index: torch.Tensor) -> "PairedEmbeddings":
+        """The items `index` (m,) alone."""
+        embeddings = {role: table[index] for role, table in self.embeddings.items()}
+        return replace(self, embeddings=embeddings, labels=None if self.labels is None else self.labels[index])
+
+    def followed_by(self, others: "PairedEmbeddings") -> "PairedEmbeddings":
+        """These items and then others, of the same roles; both have labels, of the same classes, or neither."""
+        embeddings = {role: torch.cat([table, others.embeddings[role]]) for role, table in self.embeddings.items()}
+        labels = None
+        if self.labels is not None:
+            assert others.labels is not None
+            labels = torch.cat([self.labels, others.labels])
+        return replace(self, embeddings=embeddings, labels=labels)
 
 
 def read_paired_embeddings(params: PairedEmbeddingsParams) -> PairedEmbeddings:
@@ -58,12 +73,13 @@ def read_paired_embeddings(params: PairedEmbeddingsParams) -> PairedEmbeddings:
     embeddings = {role: items.embeddings for role, items in sets.items()}
     if normalised:
         embeddings["new"] = F.normalize(new.float(), dim=1)
-    classifier = _read_classifier(params, new.shape[1])
+    classifier = read_classifier(params, new.shape[1])
     labels = _read_labels(params, sets, count)
+    classes = None
     if classifier is None and labels is not None:
-        labels = labels.unique(return_inverse=True)[1]  # a classifier for these classes is fitted
+        classes, labels = labels.unique(return_inverse=True)  # a classifier for these classes is fitted
     _check_classes(params, labels, classifier)
-    return PairedEmbeddings(embeddings, labels, classifier, normalised)
+    return PairedEmbeddings(embeddings, labels, classifier, normalised, classes)
 
 
 def _check_finite(embeddings: torch.Tensor, where: str) -> None:
@@ -100,7 +116,12 @@ def _read_labels(params: PairedEmbeddingsParams, sets: dict[str, EmbeddingSet], 
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _read_classifier(params: PairedEmbeddingsParams, dim: int) -> torch.Tensor | None:
+def read_classifier(params: PairedEmbeddingsParams, dim: int) -> torch.Tensor | None:
+    """The new model's classifier (C, dim) float32 of `embeddings_params`, if it names one.
+
+    Raises:
+        UserError: it cannot be read, is of another dimension or not finite.
+    """
     if params.classifier is None:
         return None
     where = f"embeddings_params.classifier: {params.classifier}"

@@ -27,6 +27,7 @@ from utils.sections import DiscriminativeLoss, ObjectiveParams, PairedEmbeddings
 from utils.seeds import generator
 
 FEWEST_HELD_OUT = 10  # pairs, whatever the share
+FILES = ("old", "new", "side_info", "labels", "classifier")  # keys of `embeddings_params` that name one
 # (h of the held-out old embeddings, their new ones, their labels) -> what is measured, and its value: higher is better
 Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[str, float]]
 
@@ -71,6 +72,15 @@ def divide(paired: PairedEmbeddings, config: TransformationConfig, world: World)
     Raises:
         UserError: the processes do not divide the batch, or the views the rows.
     """
+    return sample_of(*split(paired, config), config, world)
+
+
+def split(paired: PairedEmbeddings, config: TransformationConfig) -> tuple[PairedEmbeddings, PairedEmbeddings | None]:
+    """The pairs to train on, and those that are held out, if any; a function of the number of pairs and the seed.
+
+    Raises:
+        UserError: the views do not divide the rows.
+    """
     params = config.embeddings_params
     assert params is not None
     count, odd = divmod(len(paired), params.views)
@@ -80,28 +90,54 @@ def divide(paired: PairedEmbeddings, config: TransformationConfig, world: World)
     rest = max(FEWEST_HELD_OUT, round(params.held_out * count)) if params.held_out else 0
     held, kept = order[:rest].sort().values, order[rest:].sort().values
     kept = torch.cat([kept + view * count for view in range(params.views)])  # no view of what is held out
-    labels = paired.labels if paired.labels is not None else torch.full((count,), -1)
+    return paired.rows(kept), paired.rows(held) if rest else None
 
-    def part(rows: torch.Tensor) -> View:
-        embeddings = {role: table[rows].to(world.device) for role, table in paired.embeddings.items()}
-        return View(embeddings, labels[rows].to(world.device))
 
-    training, held_out = part(kept), part(held)
-    classifier = paired.classifier
-    disc = config.objective_params.discriminative_loss or DiscriminativeLoss()
-    if classifier is None and paired.labels is not None:
-        classifier = fit_classifier(
-            training.embeddings["new"], training.labels, int(labels.max()) + 1, disc.label_smoothing
-        )
-    of_role = {role: embeddings.float() for role, embeddings in held_out.embeddings.items()}
-    held_out_batch = PairBatch(of_role["old"], of_role.get("side_info"), of_role["new"], held_out.labels)
-    return Sample(
-        PairsInMemory([training], batch_size=params.batch_size, world=world, seed=config.seed),
-        held_out_batch if rest else None,
-        paired.dims,
-        classifier,
-        paired.normalised,
+def sample_of(
+    training: PairedEmbeddings, held_out: PairedEmbeddings | None, config: TransformationConfig, world: World
+) -> Sample:
+    """Pairs that are divided already, on the device; where there are labels alone, a classifier is fitted to them.
+
+    Raises:
+        UserError: the processes do not divide the batch.
+    """
+    assert config.embeddings_params is not None
+    pairs = PairsInMemory(
+        [_view_of(training, world)], batch_size=config.embeddings_params.batch_size, world=world, seed=config.seed
     )
+    return Sample(
+        pairs,
+        None if held_out is None else batch_of(held_out, world),
+        training.dims,
+        classifier_of(training, held_out, config, world),
+        training.normalised,
+    )
+
+
+def classifier_of(
+    training: PairedEmbeddings, held_out: PairedEmbeddings | None, config: TransformationConfig, world: World
+) -> torch.Tensor | None:
+    """The new model's classifier (C, d_new), given or fitted to the training pairs; None where there are no labels."""
+    if training.classifier is not None or training.labels is None:
+        return training.classifier
+    disc = config.objective_params.discriminative_loss or DiscriminativeLoss()
+    parts = [part.labels for part in (training, held_out) if part is not None and part.labels is not None]
+    classes = 1 + max(int(labels.max()) for labels in parts)
+    new, labels = training.embeddings["new"].to(world.device), training.labels.to(world.device)
+    return fit_classifier(new, labels, classes, disc.label_smoothing)
+
+
+def batch_of(paired: PairedEmbeddings, world: World) -> PairBatch:
+    """All pairs as one batch on the device, float32."""
+    view = _view_of(paired, world)
+    embeddings = {role: table.float() for role, table in view.embeddings.items()}
+    return PairBatch(embeddings["old"], embeddings.get("side_info"), embeddings["new"], view.labels)
+
+
+def _view_of(paired: PairedEmbeddings, world: World) -> View:
+    labels = torch.full((len(paired),), -1) if paired.labels is None else paired.labels
+    embeddings = {role: table.to(world.device) for role, table in paired.embeddings.items()}
+    return View(embeddings, labels.to(world.device))
 
 
 def fit_on_sample(
@@ -174,11 +210,16 @@ def output_of(config: TransformationConfig, arch: str) -> str:
 
 def provenance(params: PairedEmbeddingsParams, sample: Sample, fitted: dict[str, Fitted]) -> dict[str, Any]:
     """Which files a transformation was fitted to, and how each kind did, as plain values for its model file."""
-    files = {
-        name: path for name in ("old", "new", "side_info", "labels", "classifier") if (path := getattr(params, name))
-    }
+    files = {name: path for name in FILES if (path := getattr(params, name))}
     return {
         "files": {name: {"path": path, "sha256": sha256_of(path)} for name, path in files.items()},
+        **outcome(sample, fitted),
+    }
+
+
+def outcome(sample: Sample, fitted: dict[str, Fitted]) -> dict[str, Any]:
+    """What a transformation was fitted to, and how each kind did, as plain values."""
+    return {
         "dims": sample.dims,
         "normalised": sample.normalised,
         "pairs": {

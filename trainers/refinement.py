@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from models.model_files import Description, describe_refined, describe_transformation
 from models.refinement import RefinedTransformation, soft_assignment
 from models.resnet import ResNet
 from models.transformed import Transformation
@@ -111,6 +112,23 @@ def refine(transformation: Transformation, material: Material, quality: Quality,
     strength = max(tried, key=lambda choice: tried[choice])  # of equal ones, the first
     record = {"strength": strength, "quality": tried[strength], "quality_of_h": tried[0.0], "held_out": len(h)}
     return Refinement(refined(transformation, classes, strength), record)
+
+
+def describe_with_refinement(
+    transformation: Transformation, arguments: dict[str, Any], material: Material | None, quality: Quality, world: World
+) -> Description:
+    """The trained transformation for its file; refined where there is material for it.
+
+    Raises:
+        UserError: see `refine`.
+    """
+    description = describe_transformation(transformation, arguments)
+    if material is None:
+        return description
+    refinement = refine(transformation, material, quality, world)
+    if world.is_main:
+        print(f"refinement, chosen on held-out training items: {refinement.record}", flush=True)
+    return describe_refined(refinement.transformation, description, refinement.record)
 
 
 class Classes(NamedTuple):
