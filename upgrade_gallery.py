@@ -3,6 +3,7 @@
     python upgrade_gallery.py transform --config upgrade.yaml [key=value ...]    # also by torchrun, on N processes
     python upgrade_gallery.py plan      --config upgrade.yaml                    # the order, and what it will cost
     python upgrade_gallery.py apply     --config upgrade.yaml --batch FILE       # new embeddings with their ids
+    python upgrade_gallery.py refit     --config upgrade.yaml                    # better, with the items of the batches
     python upgrade_gallery.py status    --config upgrade.yaml [--verify]
     python upgrade_gallery.py rollback  --config upgrade.yaml [--to transformed | BATCHES | old]
 
@@ -18,6 +19,8 @@ from upgrade.manifest import read_manifest
 from upgrade.order import write_order
 from upgrade.planning import predict
 from upgrade.plots import plot_plan
+from upgrade.refit_pairs import TooFewPairs
+from upgrade.refitting import check_refit, refit_gallery
 from upgrade.rollback import finish_removal, give_up, roll_back
 from upgrade.schema import UpgradeConfig
 from upgrade.status import status, verify
@@ -27,6 +30,7 @@ from utils.config import load_config
 from utils.distributed import process_group
 from utils.errors import UserError, run_script
 from utils.files import write_json
+from utils.preemption import Preemption
 
 
 def main() -> None:
@@ -76,14 +80,37 @@ def apply(config: UpgradeConfig) -> None:
     with locked(folder):
         finish_pending(folder)
         gallery = Gallery.open(folder)
+        if config.refit:
+            check_refit(config, gallery)  # before the batch: a step that is refused changes nothing
         applied = apply_batch(gallery, config.batch)
         finish_pending(folder)
         manifest = read_manifest(folder, "output")
-    if not applied.changed:
-        print(f"{config.batch}: all of its {applied.items:,} items are in the gallery already")
-    else:
-        print(f"{config.batch}: {applied.items:,} items, {applied.newly:,} of them re-embedded for the first time")
-    print(f"{folder}: {manifest.re_embedded:,} of {manifest.rows:,} items are re-embedded")
+        if not applied.changed:
+            print(f"{config.batch}: all of its {applied.items:,} items are in the gallery already")
+        else:
+            print(f"{config.batch}: {applied.items:,} items, {applied.newly:,} of them re-embedded for the first time")
+        print(f"{folder}: {manifest.re_embedded:,} of {manifest.rows:,} items are re-embedded", flush=True)
+        if config.refit and (applied.changed or manifest.last["step"] != "refit"):  # a refit may have been interrupted
+            try:
+                refit_now(config, folder)
+            except TooFewPairs as error:
+                print(f"not refitted: {error}")
+
+
+def refit(config: UpgradeConfig) -> None:
+    """A transformation that is fitted to the re-embedded items too, if it is better; and what it makes of the rest."""
+    folder = existing(config)
+    with locked(folder):
+        finish_pending(folder)
+        refit_now(config, folder)
+
+
+def refit_now(config: UpgradeConfig, folder: Path) -> None:
+    """Refit the gallery in `folder`, whose lock is held."""
+    with Preemption() as preemption, process_group() as world:
+        outcome = refit_gallery(config, Gallery.open(folder), world, preemption)
+    finish_pending(folder)
+    print(outcome)
 
 
 def show(config: UpgradeConfig) -> None:
@@ -126,7 +153,7 @@ def existing(config: UpgradeConfig) -> Path:
     return Path(config.output)
 
 
-STEPS = {"transform": transform, "plan": plan, "apply": apply, "status": show, "rollback": rollback}
+STEPS = {"transform": transform, "plan": plan, "apply": apply, "refit": refit, "status": show, "rollback": rollback}
 
 if __name__ == "__main__":
     run_script(main)

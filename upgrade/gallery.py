@@ -6,12 +6,14 @@ ids.npy          (n,) int64, as in the old gallery and in its order
 labels.npy       (n,) int64, where the old gallery has them
 sigma.npy        (n,) float32: mean log variance of the transformed embedding, where the transformation gives one
 state.npy        (n,) uint8: TRANSFORMED or RE_EMBEDDED
-chunks.json      SHA-256 of each chunk of embeddings.npy, as transform wrote it
+chunks.json      SHA-256 of each chunk of embeddings.npy, as transform or a refit wrote it
 lookup_ids.npy, lookup_rows.npy   (n,) ids in rising order and their rows, where ids.npy is in no such order
 order.npy        ids that are not re-embedded yet, most valuable first; from `plan` on
 gallery.faiss    the same embeddings as a FAISS index, if asked for
 journal/00001/   the first batch, with what its rows held before (transactions.py)
 pending/         a transaction that is committed and not finished
+transformation.pt   of the last refit
+refit/           a refit's training that is not finished
 """
 
 import fcntl
@@ -29,7 +31,7 @@ from upgrade.rows import Array, RowFile, parts_of
 from utils.errors import UserError
 
 TRANSFORMED, RE_EMBEDDED = 0, 1
-JOURNAL, PENDING, ORDER, LOCK = "journal", "pending", "order.npy", "lock"
+JOURNAL, PENDING, REFIT, ORDER, LOCK = "journal", "pending", "refit", "order.npy", "lock"
 
 
 @dataclass(frozen=True)

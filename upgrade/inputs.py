@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 from models.model_files import build_model, read_description
 from models.transformed import Transformation
-from upgrade.manifest import Manifest, Origin
+from upgrade.manifest import Manifest, Origin, Refit
 from upgrade.rows import Array, Rows, check_finite
 from upgrade.schema import UpgradeConfig
 from upgrade.sources import Source, open_source, stated_space
@@ -40,10 +41,7 @@ def open_inputs(config: UpgradeConfig, world: World) -> Inputs:
     Raises:
         UserError: a file that cannot be read, or files that do not fit together.
     """
-    old = open_source(config.gallery, where="gallery", ids=config.ids)
-    side_info = None if config.side_info is None else open_source(config.side_info, where="side_info")
-    if side_info is not None and len(side_info) != len(old):
-        raise UserError(f"side_info: {config.side_info} has {len(side_info)} rows, {config.gallery} {len(old)}")
+    old, side_info = _open_sources(config)
     unit = have_unit_length(_sample(old.vectors))
     check_stated(stated_space(old.path, "gallery"), config.gallery, config.old_model, old.dim, unit)
     transformation = load_transformation(config.transformation_path)
@@ -78,6 +76,60 @@ def open_inputs(config: UpgradeConfig, world: World) -> Inputs:
         tool=tool_versions(),
     )
     return Inputs(old, side_info, transformation, manifest)
+
+
+def _open_sources(config: UpgradeConfig) -> tuple[Source, Source | None]:
+    old = open_source(config.gallery, where="gallery", ids=config.ids)
+    side_info = None if config.side_info is None else open_source(config.side_info, where="side_info")
+    if side_info is not None and len(side_info) != len(old):
+        raise UserError(f"side_info: {config.side_info} has {len(side_info)} rows, {config.gallery} {len(old)}")
+    return old, side_info
+
+
+def reopen_inputs(config: UpgradeConfig, manifest: Manifest) -> Inputs:
+    """What a gallery was made from, with the transformation of `present_transformation`.
+
+    Raises:
+        UserError: a file is gone or is not what the gallery was made from.
+    """
+    old, side_info = _open_sources(config)
+    origin = manifest.origin
+    digest = None if side_info is None else sample_digest(side_info)
+    for where, same in (
+        (f"gallery: {config.gallery}", sample_digest(old) == origin.sample_sha256),
+        (f"side_info: {config.side_info}", digest == origin.side_info_sample_sha256),
+    ):
+        if not same:
+            raise UserError(f"{where} is not what was transformed")
+    return Inputs(old, side_info, load_transformation(present_transformation(config, manifest)), manifest)
+
+
+def present_transformation(config: UpgradeConfig, manifest: Manifest) -> str:
+    """The file of the transformation by which a gallery is what it is: the one of its last refit, else the config's.
+
+    Raises:
+        UserError: it is gone or has changed.
+    """
+    if manifest.refit is not None:
+        return refitted_file(Path(config.output), manifest.refit)
+    path = config.transformation_path
+    if not Path(path).is_file():
+        raise UserError(f"transformation_path: there is no model file {path}")
+    if sha256_of(path) != manifest.origin.transformation_sha256:
+        raise UserError(f"transformation_path: {path} is not what the gallery was made with")
+    return path
+
+
+def refitted_file(folder: Path, refit: Refit) -> str:
+    """The transformation of the last refit of the gallery in `folder`.
+
+    Raises:
+        UserError: it is gone or has changed.
+    """
+    path = folder / refit.path
+    if not path.is_file() or sha256_of(path) != refit.sha256:
+        raise UserError(f"output: {path} is not the transformation of the last refit; the gallery is damaged")
+    return str(path)
 
 
 def load_transformation(path: str) -> Transformation:

@@ -10,7 +10,8 @@ from upgrade.sources import MANIFEST
 from utils.errors import UserError
 from utils.files import write_json
 
-FORMAT, VERSION = "refill-gallery", 1
+FORMAT, VERSION = "refill-gallery", 2
+READABLE = (1, 2)  # 1 knows no refit
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,15 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class Refit:
+    """The transformation that took the place of the origin's."""
+
+    number: int  # from 1 on
+    path: str  # within the gallery's folder
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What `manifest.json` holds. A folder of embeddings states its `model`, `dim` and `normalised` in the same way."""
 
@@ -45,7 +55,8 @@ class Manifest:
     has_index: bool
     tool: dict[str, Any]  # version, git revision, torch
     stage: Literal["transforming", "ready"] = "transforming"
-    transformed_sha256: str | None = None  # of the chunks' hashes, as transform wrote them
+    transformed_sha256: str | None = None  # of the chunks' hashes, as transform or a refit wrote them
+    refit: Refit | None = None
     batches: int = 0
     re_embedded: int = 0
     last: dict[str, Any] = field(default_factory=dict)  # the last step: its name, time and numbers
@@ -76,9 +87,11 @@ def read_manifest(folder: Path, where: str) -> Manifest:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise UserError(f"{where}: {path} is not the manifest of an upgraded gallery")
     version = content.pop("version", None)
-    if version != VERSION:
-        raise UserError(f"{where}: {path} has version {version}; this code reads version {VERSION}")
-    return Manifest(**{**content, "origin": Origin(**content["origin"])})
+    if version not in READABLE:
+        raise UserError(f"{where}: {path} has version {version}; this code reads up to {VERSION}")
+    refit = content.get("refit")
+    parts = {"origin": Origin(**content["origin"]), "refit": None if refit is None else Refit(**refit)}
+    return Manifest(**{**content, **parts})
 
 
 def difference(found: Manifest, wanted: Manifest) -> str | None:

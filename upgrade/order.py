@@ -9,23 +9,26 @@ from upgrade.lookup import SORTED_ROWS, sorted_rows
 from upgrade.rows import Array, RowFile, parts_of
 
 
-def write_order(path: Path, gallery: Gallery, states: RowFile, *, seed: int) -> None:
+def write_order(path: Path, gallery: Gallery, states: RowFile, *, seed: int, sigma: RowFile | None = None) -> None:
     """Write the ids of all rows that are only transformed, by falling sigma; ties go by row.
 
     Without sigma the order is random, a function of the seed.
 
     Args:
         path: `.npy` file to write.
-        gallery: its ids and sigma are read.
+        gallery: its ids are read.
         states: (n,) the state of each row.
         seed: of the random order.
+        sigma: (n,); the gallery's, if it has any, where none is given.
     """
     count = gallery.manifest.rows
-    ids, sigma = gallery.rows("ids"), gallery.rows("sigma") if gallery.manifest.has_sigma else None
+    ids = gallery.rows("ids")
+    if sigma is None and gallery.manifest.has_sigma:
+        sigma = gallery.rows("sigma")
 
     def keys(start: int, stop: int) -> tuple[Array, Array]:
         rows = np.arange(start, stop)
-        first = _random_bits(rows, seed) if sigma is None else _falling(sigma.read(start, stop))
+        first = random_bits(rows, seed) if sigma is None else _falling(sigma.read(start, stop))
         chosen = states.read(start, stop) == TRANSFORMED
         return (first << np.uint64(32) | rows.astype(np.uint64))[chosen], rows[chosen]
 
@@ -74,7 +77,7 @@ def _falling(values: Array) -> Array:
     return (~rising).astype(np.uint64)
 
 
-def _random_bits(rows: Array, seed: int) -> Array:
+def random_bits(rows: Array, seed: int) -> Array:
     """(m,) -> (m,) uint64 below 2^32, a function of the row and the seed (the finaliser of SplitMix64)."""
     with np.errstate(over="ignore"):
         mixed = rows.astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)

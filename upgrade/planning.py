@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retrieval import backfilling_order, cutoffs
 from upgrade.gallery import Gallery
-from upgrade.inputs import load_transformation, output_of, read_checked
+from upgrade.inputs import load_transformation, output_of, present_transformation, read_checked
 from upgrade.manifest import Manifest
 from upgrade.prediction import Curve, predict_map, predict_recall
 from upgrade.rows import parts_of
@@ -20,7 +20,6 @@ from upgrade.sources import Source, open_source
 from upgrade.spaces import have_unit_length
 from upgrade.transform import transform_rows
 from utils.errors import UserError
-from utils.files import sha256_of
 
 METRICS = {"recall": "recall@{k} of what the new model retrieves", "map": "mAP"}
 
@@ -138,9 +137,7 @@ def read_sample(config: UpgradeConfig, manifest: Manifest) -> Sample:
     """
     params = config.plan_params
     sources = _open_pairs(params, manifest)
-    if sha256_of(config.transformation_path) != manifest.origin.transformation_sha256:
-        raise UserError(f"transformation_path: {config.transformation_path} is not what the gallery was made with")
-    transformation = load_transformation(config.transformation_path)
+    transformation = load_transformation(present_transformation(config, manifest))
     output_of(transformation, config, sources["old"], sources.get("side_info"))
     count = len(sources["old"])
     drawn = np.random.default_rng(config.seed).permutation(count)[: params.max_pairs]

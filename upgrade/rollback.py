@@ -1,6 +1,5 @@
 """Rolling back: to the gallery after some batch, to the one that transform made, or to the old one."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,19 +9,13 @@ from upgrade.batches import changes_of, copy_rows
 from upgrade.faiss_index import INDEX, write_updated_index
 from upgrade.gallery import ORDER, RE_EMBEDDED, Gallery, remove
 from upgrade.inputs import sample_digest
+from upgrade.journal import entries_after
 from upgrade.order import count_of, write_order
 from upgrade.rows import RowFile, parts_of
 from upgrade.sources import open_source
 from upgrade.transactions import FILES, set_manifest, transaction
 from utils.errors import UserError
 from utils.provenance import timestamp, tool_versions
-
-
-def rows_before(gallery: Gallery, batches: int) -> Iterator[tuple[RowFile, RowFile, RowFile]]:
-    """What the journal has kept of each batch after the first `batches`, the last one first: rows, before, states."""
-    for batch in range(gallery.manifest.batches, batches, -1):
-        entry = gallery.journal(batch)
-        yield tuple(RowFile.open(entry / f"{name}.npy") for name in ("rows", "before", "before_state"))  # type: ignore[misc]
 
 
 def roll_back(gallery: Gallery, batches: int, *, seed: int) -> int:
@@ -39,18 +32,18 @@ def roll_back(gallery: Gallery, batches: int, *, seed: int) -> int:
         raise UserError(f"rollback_to: {batches} is not between 0 and the {manifest.batches} batches that were applied")
     if batches == manifest.batches:
         return 0
-    undone = list(rows_before(gallery, batches))
-    rows = np.unique(np.concatenate([entry.read(0, entry.shape[0]) for entry, _, _ in undone]))
+    undone = entries_after(gallery, batches)
+    rows = np.unique(np.concatenate([entry.rows for entry in undone]))
     with transaction(gallery.folder) as prepared:
         RowFile.create(prepared / "rows.npy", rows.shape, np.int64).write(0, rows)
         after = RowFile.create(prepared / "after.npy", (len(rows), manifest.dim), manifest.dtype)
         files = prepared / FILES
         state = copy_rows(gallery.rows("state"), files / "state.npy")
-        for entry, before, before_state in undone:
-            for part in parts_of(entry.shape[0]):
-                index = entry.read(*part)
-                after.put(np.searchsorted(rows, index), before.read(*part))
-                state.put(index, before_state.read(*part))
+        for entry in undone:
+            for start, stop in parts_of(len(entry.rows)):
+                index, place = entry.rows[start:stop], entry.order[start:stop]
+                after.put(np.searchsorted(rows, index), entry.before.take(place))
+                state.put(index, entry.before_state.take(place))
         for file in (after, state):
             file.sync()
         if (gallery.folder / ORDER).exists():

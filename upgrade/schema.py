@@ -35,7 +35,9 @@ class PlanParams:
 class UpgradeConfig:
     """upgrade_gallery.py: a gallery of old embeddings -> one of the new model's, a part at a time."""
 
-    step: Literal["transform", "plan", "apply", "status", "rollback"] = key(doc="what to do, from the command line")
+    step: Literal["transform", "plan", "apply", "refit", "status", "rollback"] = key(
+        doc="what to do, from the command line"
+    )
     gallery: str = key(doc="old embeddings: .npy, .npz, a folder of .npy, a folder of shards, or a FAISS index")
     transformation_path: str = key(doc="transformation, as train_transformation.py writes it")
     output: str = key(doc="folder of the upgraded gallery")
@@ -55,6 +57,12 @@ class UpgradeConfig:
     precision: Precision = key("auto", doc="of the transformation's hidden layers")
     plan_params: PlanParams = section(PlanParams, doc="the prediction")
     batch: str | None = key(None, doc="apply: new embeddings with their ids, from the command line", path="input")
+    refit: bool = key(
+        False, doc="apply: also fit the transformation again, with the re-embedded items, as the step refit does"
+    )
+    refit_pairs: int = key(
+        100_000, doc="refit: about so many of the re-embedded items at most, drawn evenly, beside the sample", minimum=1
+    )
     rollback_to: str = key("transformed", doc="rollback: transformed, a number of batches, or old; also --to")
     verify: bool = key(False, doc="status: also check every byte against the hashes and the journal; also --verify")
     seed: int = key(0, doc="of the random order and of the bootstrap", minimum=0)

@@ -2,17 +2,17 @@
 
 import hashlib
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from upgrade.gallery import PENDING, RE_EMBEDDED, Gallery, is_locked
+from upgrade.gallery import PENDING, RE_EMBEDDED, REFIT, Gallery, is_locked
+from upgrade.inputs import refitted_file
+from upgrade.journal import entries_after
 from upgrade.manifest import read_manifest
 from upgrade.order import count_of
-from upgrade.rollback import rows_before
-from upgrade.rows import RowFile, parts_of
-from upgrade.transform import CHUNKS, PROGRESS
+from upgrade.rows import parts_of
+from upgrade.transform import CHUNKS, PROGRESS, digest_of
 from utils.errors import UserError
 
 
@@ -39,12 +39,16 @@ def status(folder: Path) -> str:
         *(f"  {name:12} {count:>15,}  {100 * count / manifest.rows:6.2f} %" for name, count in counts.items()),
         f"  on the disk  {_bytes(folder):>15,}  bytes, {manifest.batches} batches in the journal",
     ]
+    if manifest.refit is not None:
+        lines.append(f"  refits       {manifest.refit.number:>15,}  kept; the transformation is {manifest.refit.path}")
     if manifest.last:
         lines.append("  last step    " + ", ".join(f"{name} {value}" for name, value in manifest.last.items()))
     if is_locked(folder):
         lines.append("  a step is at work on it")
     elif (folder / PENDING).exists():
         lines.append("  a step was interrupted after its commit; the next one finishes it first")
+    elif (folder / REFIT).exists():
+        lines.append("  a refit was interrupted; run it again to go on, or let it be")
     elif counts["old"]:
         lines.append("  transform is not finished; run it again to go on")
     return "\n".join(lines)
@@ -52,17 +56,6 @@ def status(folder: Path) -> str:
 
 def _bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-@dataclass(frozen=True)
-class _Entry:
-    """A batch in the journal, its rows sorted."""
-
-    rows: np.ndarray
-    order: np.ndarray
-    before: RowFile
-    before_state: RowFile
-    after: RowFile
 
 
 def verify(gallery: Gallery) -> None:
@@ -75,28 +68,23 @@ def verify(gallery: Gallery) -> None:
         UserError: naming the first chunk or batch that is not what it should be.
     """
     manifest = gallery.manifest
-    entries = []
-    for number, (rows, before, before_state) in enumerate(rows_before(gallery, 0)):
-        values = rows.read(0, rows.shape[0])
-        order = values.argsort(kind="stable")
-        after = RowFile.open(gallery.journal(manifest.batches - number) / "after.npy")
-        entries.append(_Entry(values[order], order, before, before_state, after))
+    if manifest.refit is not None:
+        refitted_file(gallery.folder, manifest.refit)
+    entries = entries_after(gallery, 0)
     hashes = json.loads((gallery.folder / CHUNKS).read_text(encoding="utf-8"))
-    if hashlib.sha256("".join(hashes).encode()).hexdigest() != manifest.transformed_sha256:
+    if digest_of(hashes) != manifest.transformed_sha256:
         raise UserError(f"output: {gallery.folder / CHUNKS} is not the one that transform wrote")
     embeddings, states = gallery.rows("embeddings"), gallery.rows("state")
     if count_of(states, RE_EMBEDDED) != manifest.re_embedded:
         raise UserError(f"output: {gallery.folder}: state.npy and the manifest count the re-embedded items differently")
     for chunk, (start, stop) in enumerate(parts_of(manifest.rows, manifest.chunk_rows)):
         vectors, state = embeddings.read(start, stop), states.read(start, stop)
-        for number, entry in enumerate(entries):
-            low, high = np.searchsorted(entry.rows, (start, stop))
-            place, here = entry.order[low:high], entry.rows[low:high] - start
+        for entry in entries:
+            place, here = entry.within(start, stop)
             kept = np.array_equal(vectors[here], entry.after.take(place)) and (state[here] == RE_EMBEDDED).all()
             if not kept:
                 raise UserError(
-                    f"output: {gallery.folder}: rows {start} to {stop - 1} are not what batch "
-                    f"{manifest.batches - number} put there"
+                    f"output: {gallery.folder}: rows {start} to {stop - 1} are not what batch {entry.batch} put there"
                 )
             vectors[here], state[here] = entry.before.take(place), entry.before_state.take(place)
         if state.any() or hashlib.sha256(vectors.tobytes()).hexdigest() != hashes[chunk]:

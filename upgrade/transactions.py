@@ -4,14 +4,15 @@ The invariant: the gallery is what the finished transactions made of it, once `p
 again changes nothing.
 
 1. *Prepare*: write the rows that change with their next embeddings, the files that will be replaced (states, order,
-   index) and the next manifest into a temporary folder. All that needs room on the disk is written here; until here the
-   gallery is untouched.
+   index, in a refit more) and the next manifest into a temporary folder. All that needs room on the disk is written
+   here; until here the gallery is untouched.
 2. *Commit*: rename the folder to `pending`.
 3. *Finish*: put the embeddings into their rows, move the files to their places, then the manifest; last, `pending`
    becomes the batch's folder in the journal or, after a rollback, goes. Whoever takes the gallery's lock next does this
    first if the process that committed was killed.
 
-Batches and rollbacks are both such transactions: a rollback sets rows to what the journal has kept of them.
+Batches, rollbacks and refits are such transactions. A rollback sets rows to what the journal has kept of them; a refit
+replaces all embeddings and what the journal has kept of transformed ones, so that it sets no rows.
 """
 
 import json
@@ -22,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from upgrade.gallery import JOURNAL, PENDING, remove, sync_folder
+from upgrade.gallery import JOURNAL, PENDING, REFIT, remove, sync_folder
 from upgrade.manifest import Manifest
 from upgrade.rows import RowFile, parts_of
 from upgrade.sources import MANIFEST
@@ -36,8 +37,8 @@ FILES = "files"  # the folder, within a transaction's, of files that take their 
 def transaction(folder: Path) -> Iterator[Path]:
     """Yield a folder to prepare a transaction in; it is committed when the block ends well, and goes otherwise.
 
-    The block writes `rows.npy` (m,), `after.npy` (m, d), whatever is to be replaced into `files/`, and the manifest by
-    `set_manifest`; in a batch also what `read_before` reads.
+    The block writes `rows.npy` (m,) and `after.npy` (m, d) if it sets rows, whatever is to be replaced into `files/`,
+    by its path in the gallery, and the manifest by `set_manifest`; a batch also the rest of its entry in the journal.
 
     Raises:
         UserError: the disk is full; the gallery is as it was.
@@ -78,23 +79,22 @@ def finish_pending(folder: Path) -> bool:
     pending = folder / PENDING
     if not pending.exists():
         return False
-    rows, after = RowFile.open(pending / "rows.npy"), RowFile.open(pending / "after.npy")
-    embeddings = RowFile.open(folder / "embeddings.npy")
-    for part in parts_of(rows.shape[0]):
-        embeddings.put(rows.read(*part), after.read(*part))
-    embeddings.sync()
-    replaced = sorted(pending.glob(f"{FILES}/*"), key=lambda file: file.name == MANIFEST)  # the manifest is the last
-    for file in replaced:
-        file.replace(folder / file.name)
-    sync_folder(folder)
-    remove(pending / FILES)
     record = json.loads((pending / "record.json").read_text(encoding="utf-8"))
+    if (pending / "rows.npy").exists():
+        _put_rows(folder, pending)
+    replaced = [file.relative_to(pending / FILES) for file in pending.glob(f"{FILES}/**/*") if file.is_file()]
+    for file in sorted(replaced, key=lambda file: file.name == MANIFEST):  # the manifest is the last
+        (pending / FILES / file).replace(folder / file)
+        sync_folder((folder / file).parent)
+    remove(pending / FILES)
     journal = folder / JOURNAL
     if record["step"] == "apply":
         journal.mkdir(exist_ok=True)
         pending.rename(journal / f"{record['batches']:05d}")
         sync_folder(journal)
     else:
+        if record["step"] == "refit":
+            remove(folder / REFIT)
         for entry in sorted(journal.iterdir(), reverse=True):
             if int(entry.name) > record["batches"]:
                 remove(entry)
@@ -103,3 +103,11 @@ def finish_pending(folder: Path) -> bool:
         remove(done)
     sync_folder(folder)
     return True
+
+
+def _put_rows(folder: Path, pending: Path) -> None:
+    rows, after = RowFile.open(pending / "rows.npy"), RowFile.open(pending / "after.npy")
+    embeddings = RowFile.open(folder / "embeddings.npy")
+    for part in parts_of(rows.shape[0]):
+        embeddings.put(rows.read(*part), after.read(*part))
+    embeddings.sync()

@@ -103,8 +103,6 @@ def _transform_chunks(folder: Path, inputs: Inputs, world: World) -> None:
     missing = [chunk for chunk in chunks if not progress_file(folder, chunk[0]).exists()]
     world.barrier()  # before any process makes chunks that another would not count
     mine = missing[world.share(len(missing))]
-    precision: Resolved = "bf16" if manifest.precision == "bf16" else "fp32"
-    module = folded(inputs.transformation, precision).to(world.device)
     embeddings = RowFile.open(folder / "embeddings.npy")
     sigma = RowFile.open(folder / "sigma.npy") if manifest.has_sigma else None
 
@@ -120,18 +118,47 @@ def _transform_chunks(folder: Path, inputs: Inputs, world: World) -> None:
     # One chunk is read and one written while another is computed.
     with (
         tqdm(total=total, desc="transforming", unit="row", unit_scale=True, leave=False, disable=hidden) as bar,
-        ThreadPoolExecutor(1) as reader,
         ThreadPoolExecutor(1) as writer,
     ):
         written: Future[int] | None = None
-        for number, start, chunk in _read_ahead(inputs, mine, reader):
-            vectors, log_variance = transform_rows(module, chunk, manifest, world.device)
-            check_finite(vectors, f"transformation_path: {manifest.origin.transformation} of {inputs.old.path}", start)
+        where = f"transformation_path: {manifest.origin.transformation}"
+        for number, start, vectors, log_variance in transformed_chunks(inputs, mine, where, world.device):
             if written is not None:
                 bar.update(written.result())
             written = writer.submit(keep, number, start, vectors, log_variance)
         if written is not None:
             bar.update(written.result())
+
+
+def transformed_chunks(
+    inputs: Inputs, chunks: list[tuple[int, tuple[int, int]]], where: str, device: torch.device
+) -> Iterator[tuple[int, int, Array, Array | None]]:
+    """The (number, first row, embeddings (m, d), sigma (m,) if there is such) of each chunk (number, (start, stop)).
+
+    The next chunk is read in the meantime.
+
+    Args:
+        inputs: the transformation is moved to the device.
+        chunks: of rows.
+        where: names the transformation in error messages.
+        device: to compute on.
+
+    Raises:
+        UserError: inputs or outputs that are not finite, or inputs whose length is no longer 1.
+    """
+    manifest = inputs.manifest
+    precision: Resolved = "bf16" if manifest.precision == "bf16" else "fp32"
+    module = folded(inputs.transformation, precision).to(device)
+    with ThreadPoolExecutor(1) as reader:
+        for number, start, chunk in _read_ahead(inputs, chunks, reader):
+            vectors, log_variance = transform_rows(module, chunk, manifest, device)
+            check_finite(vectors, f"{where} of {inputs.old.path}", start)
+            yield number, start, vectors, log_variance
+
+
+def digest_of(hashes: list[str]) -> str:
+    """One hash of the chunks' hashes."""
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def progress_file(folder: Path, chunk: int) -> Path:
@@ -198,7 +225,7 @@ def _finish(folder: Path, manifest: Manifest) -> Manifest:
     ready = replace(
         manifest,
         stage="ready",
-        transformed_sha256=hashlib.sha256("".join(hashes).encode()).hexdigest(),
+        transformed_sha256=digest_of(hashes),
         last={"step": "transform", "at": timestamp(), "rows": manifest.rows},
     )
     ready.write(folder)

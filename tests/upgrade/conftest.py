@@ -71,12 +71,14 @@ class Case:
         return {name: entry for name, entry in files_in(self.folder).items() if name != "upgraded/lock"}
 
     def content(self) -> dict[str, str]:
-        """Name -> hash of every file of the gallery but the lock, the journal and the manifest."""
+        """Name -> hash of every file of the gallery but the lock, the journal and what holds times of day."""
         files = files_in(self.folder / "upgraded")
         return {
             name: hashlib.sha256((self.folder / "upgraded" / name).read_bytes()).hexdigest()
             for name, entry in files.items()
-            if entry is not None and name not in ("lock", "manifest.json") and not name.startswith("journal/")
+            if entry is not None
+            and name not in ("lock", "manifest.json", "transformation.pt")
+            and not name.startswith(("journal/", "refit/"))
         }
 
     def array(self, name: str) -> np.ndarray:
@@ -102,6 +104,34 @@ def make_case(folder: Path, *, unit: bool = False) -> Case:
     write_transformation(folder / "transformation.pt")
     (folder / "upgrade.yaml").write_text(CONFIG)
     return Case(folder, old, new.astype(np.float16))
+
+
+RECIPE = """
+embeddings_params: {old: sample_old.npz, new: sample_new.npz, held_out: 0.5, batch_size: 16}
+arch_params: {arch: ridge}
+output_transformation_path: transformation.pt
+"""
+
+
+def make_refittable(folder: Path, *recipe: str, pairs: int = 60, **arrays: np.ndarray) -> Case:
+    """Write a case whose transformation is fitted to a small sample, `sample_old.npz` and `sample_new.npz`."""
+    make_case(folder)
+    rng = np.random.default_rng(7)
+    mixing = rng.normal(size=(OLD_DIM, NEW_DIM))
+
+    def write(name: str, count: int, ids: np.ndarray, **more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        old = rng.normal(size=(count, OLD_DIM)).astype(np.float32)
+        new = (old @ mixing + 2 * rng.normal(size=(count, NEW_DIM))).astype(np.float16)
+        np.savez(folder / f"{name}.npz", embeddings=old, ids=ids, **more)  # type: ignore[arg-type]
+        return old, new
+
+    old, new = write("old", N, IDS, **arrays)
+    _, sample = write("sample_old", pairs, np.arange(pairs))
+    np.savez(folder / "sample_new.npz", embeddings=sample)
+    np.save(folder / "sample_labels.npy", np.array([30, 10, 20])[np.arange(pairs) % 3])
+    (folder / "recipe.yaml").write_text(RECIPE)
+    succeed("train_transformation.py", "--config", "recipe.yaml", *recipe, cwd=folder, processes=None)
+    return Case(folder, old, new)
 
 
 @pytest.fixture

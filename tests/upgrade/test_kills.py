@@ -1,4 +1,4 @@
-"""kill -9 at any moment of transform, apply and rollback: nothing is lost, mixed or doubled, and a restart finishes."""
+"""kill -9 at any moment of a step: nothing is lost, mixed or doubled, and a restart finishes."""
 
 import os
 import random
@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 
 from tests.tiny import ENVIRONMENT, command_of, run_script
-from tests.upgrade.conftest import OLD_DIM, Case, make_case
+from tests.upgrade.conftest import OLD_DIM, Case, make_case, make_refittable
 
 ROWS_OF = {"first.npz": np.arange(0, 200, 2), "second.npz": np.arange(100, 300), "third.npz": np.arange(250, 320, 3)}
 STEPS: list[tuple[str, ...]] = [
     ("transform",),
     ("apply", "--batch", "first.npz"),
     ("apply", "--batch", "second.npz"),
+    ("refit",),
     ("rollback", "--to", "1"),
     ("apply", "--batch", "third.npz"),
     ("rollback",),
@@ -72,13 +73,14 @@ def batches_for(case: Case) -> Case:
 def test_a_step_killed_at_any_event_is_all_or_nothing(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """Half of the events are drawn from the last ones, in which a commit is carried out."""
     kills = request.config.getoption("--kills") or 2
-    whole, killed = (batches_for(make_case(tmp_path / name)) for name in ("whole", "killed"))
+    whole, killed = (batches_for(make_refittable(tmp_path / name)) for name in ("whole", "killed"))
     draw = random.Random(0)
     done = 0
     for step in STEPS:
         before = whole.content()
         _, events = run_forked(whole, *step)
         after = whole.content()
+        assert before != after
         for number in range(kills):
             moment = draw.randint(1, events) if number % 2 else events - draw.randint(0, min(200, events - 1))
             was_killed, _ = run_forked(killed, *step, moment=moment)

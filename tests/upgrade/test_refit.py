@@ -1,0 +1,344 @@
+"""refit: the gallery is what `transform` would have made of it by the better transformation, or what it was."""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.model_files import load_model
+from tests.tiny import files_in, same_bits, state_of
+from tests.upgrade.conftest import IDS, NEW_DIM, Case, N, make_refittable
+from tests.upgrade.test_faiss import check_index
+from tests.upgrade.test_kills import run_forked
+from upgrade.gallery import Gallery
+from upgrade.inputs import present_transformation, reopen_inputs
+from upgrade.manifest import read_manifest
+from upgrade.refit_pairs import RefitPairs, divided_pairs, read_recipe
+from upgrade.refitting import refit_gallery
+from upgrade.schema import UpgradeConfig
+from utils.distributed import World
+from utils.errors import UserError
+from utils.preemption import Preemption
+
+BATCHES = {"first.npz": np.arange(150), "second.npz": np.arange(100, 220)}
+BATCH = ("apply", "--batch", "first.npz")
+FASTFILL = (
+    "arch_params={arch: fastfill, inner_dim: 8}",
+    "objective_params={discriminative_loss: {name: InfoNCE}, uncertainty_loss: {}}",
+    "epochs=3",
+)
+
+
+def prepared(case: Case, *arguments: str) -> Case:
+    """The gallery transformed and planned, with the batches beside it."""
+    for name, rows in BATCHES.items():
+        case.write_batch(name, rows)
+    case.run("transform", *arguments)
+    case.run("plan", *arguments)
+    return case
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Case:
+    """A gallery to which the first batch is applied."""
+    case = prepared(make_refittable(tmp_path))
+    case.run(*BATCH)
+    return case
+
+
+def journal(folder: Path) -> dict[str, bytes]:
+    files = (path for path in (folder / "journal").rglob("*.npy"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def pairs_of(case: Case, limit: int = 10**6, **keys: Any) -> RefitPairs:
+    """The pairs of a refit, divided."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(case.folder)
+        config = UpgradeConfig(
+            "refit", "old.npz", "transformation.pt", "upgraded", "resnet18-2021", "resnet50-2024", **keys
+        )
+        gallery = Gallery.open(Path("upgraded"))
+        recipe = read_recipe(present_transformation(config, gallery.manifest))
+        return divided_pairs(recipe, reopen_inputs(config, gallery.manifest), gallery, limit, World())
+
+
+def without_sample(case: Case) -> None:
+    (case.folder / "sample_new.npz").unlink()
+
+
+def test_a_refit_is_a_transform_by_the_new_transformation_and_the_same_batches(ready: Case) -> None:
+    ready.run("apply", "--batch", "second.npz")
+    transformed = ready.array("embeddings")
+    output = ready.run("refit")
+    assert "on 30 pairs of the sample that neither was fitted to" in output
+    assert not (ready.folder / "upgraded/refit").exists()
+    assert (ready.array("embeddings")[220:] != transformed[220:]).any()
+
+    shutil.copy(ready.folder / "upgraded/transformation.pt", ready.folder / "better.pt")
+    shutil.move(ready.folder / "upgraded", ready.folder / "refitted")
+    there = ("transformation_path=better.pt",)
+    prepared(ready, *there)
+    states = [ready.content()]
+    for batch in BATCHES:
+        ready.run("apply", "--batch", batch, *there)
+        states.append(ready.content())
+    ready.run("plan", *there)
+    entries = journal(ready.folder / "upgraded")
+    shutil.rmtree(ready.folder / "upgraded")
+    shutil.move(ready.folder / "refitted", ready.folder / "upgraded")
+    assert journal(ready.folder / "upgraded") == entries
+    assert ready.content() == states[2]
+
+    assert "1  kept; the transformation is transformation.pt" in ready.run("status", "--verify")
+    ready.run("transform")  # it is the same upgrade still
+    assert ready.content() == states[2]
+    for target, batches in (("1", 1), ("transformed", 0)):
+        ready.run("rollback", "--to", target)
+        ready.run("status", "--verify")
+        assert ready.content() == states[batches]
+    ready.run("rollback", "--to", "old")
+    assert not (ready.folder / "upgraded").exists()
+
+
+def test_apply_refits_and_what_remains_is_in_the_order_of_the_new_sigma(ready: Case) -> None:
+    before = ready.array("sigma")
+    output = ready.run("apply", "--batch", "second.npz", "refit=True")
+    assert "120 items, 70 of them re-embedded for the first time" in output
+    assert "refit: with " in output
+    sigma = ready.array("sigma")
+    assert (sigma != before).any()
+    assert np.array_equal(ready.array("order"), IDS[220 + np.argsort(-sigma[220:], kind="stable")])
+    again = ready.content()
+    assert "refit" not in ready.run("apply", "--batch", "second.npz", "refit=True")
+    assert ready.content() == again
+
+
+def test_steps_after_a_refit_use_its_transformation(ready: Case) -> None:
+    ready.run("refit")
+    (ready.folder / "transformation.pt").unlink()
+    pairs = ("plan_params.old=sample_old.npz", "plan_params.new=sample_new.npz", "plan_params.k=3")
+    ready.run("plan", *pairs)
+    curve = json.loads((ready.folder / "upgraded/plan/plan.json").read_text())["curves"]["sigma"]["values"]
+    ready.run("apply", "--batch", "second.npz")
+    output = ready.run("refit")  # once more, from the transformation that is in the gallery
+    assert "refit: " in output
+    assert 0 < curve[0] < 1
+    path = ready.folder / "upgraded/transformation.pt"
+    path.write_bytes(path.read_bytes() + b"x")
+    assert "transformation.pt is not the transformation of the last refit" in ready.refuse("plan", *pairs)
+    assert "transformation.pt is not the transformation of the last refit" in ready.refuse("status", "--verify")
+
+
+def test_what_is_no_better_is_not_kept(ready: Case) -> None:
+    rng = np.random.default_rng(5)
+    noise = rng.normal(scale=30, size=(250, NEW_DIM)).astype(np.float16)
+    ready.write_batch("noise.npz", np.arange(200, 450), noise)
+    ready.run("apply", "--batch", "noise.npz")
+    before = {name: entry for name, entry in files_in(ready.folder).items() if name != "upgraded/lock"}
+    output = ready.run("refit")
+    assert "the gallery is as it was: recall@10 on 30 pairs of the sample that neither was fitted to: " in output
+    after = files_in(ready.folder)
+    assert {name: entry for name, entry in after.items() if name != "upgraded/lock"} == before
+
+
+def test_what_was_held_out_is_held_out_and_never_trained_on(ready: Case) -> None:
+    sample = np.load(ready.folder / "sample_old.npz")["embeddings"]
+    first = pairs_of(ready)
+    assert first.held_out is not None
+    held = first.held_out.embeddings["old"].numpy()
+    training = first.training.embeddings["old"].numpy()
+    assert np.array_equal(np.unique(np.concatenate([held, training[:30]]), axis=0), np.unique(sample, axis=0))
+    own = training[30:]
+    assert {row.tobytes() for row in own} <= {row.tobytes() for row in ready.old[:150]}
+    assert 120 < first.from_gallery == len(own) < 150
+    # A gallery that holds the sample's items: they are told by their embeddings.
+    ready.old[:30] = held.astype(np.float16)
+    np.savez(ready.folder / "old.npz", embeddings=ready.old, ids=IDS)
+    shutil.rmtree(ready.folder / "upgraded")
+    prepared(ready).run(*BATCH)
+    assert not {row.tobytes() for row in pairs_of(ready).training.embeddings["old"][30:].numpy()} & {
+        row.tobytes() for row in ready.old[:30]
+    }
+    # Without the sample, what is compared has been seen by no refit with it.
+    seen = {row.tobytes() for row in pairs_of(ready).training.embeddings["old"].numpy()}
+    without_sample(ready)
+    alone = pairs_of(ready)
+    compared = {row.tobytes() for row in alone.compared.embeddings["old"].numpy()}
+    assert len(compared) + len(alone.training) == 150
+    assert not compared & (seen | {row.tobytes() for row in alone.training.embeddings["old"].numpy()})
+    ready.run("apply", "--batch", "second.npz")
+    assert len(pairs_of(ready).training) > 180 > len(pairs_of(ready, limit=170).training) > 120
+
+
+def test_the_new_embeddings_are_the_gallerys_and_the_old_ones_its_sources(ready: Case) -> None:
+    pairs = pairs_of(ready).training
+    rows = {row.tobytes(): number for number, row in enumerate(ready.old)}
+    places = [rows[row.tobytes()] for row in pairs.embeddings["old"][30:].numpy()]
+    assert np.array_equal(pairs.embeddings["new"][30:].numpy(), ready.new[places])
+
+
+@pytest.mark.parametrize(
+    ("lose", "reason"),
+    [
+        (without_sample, "sample_new.npz is gone"),
+        (lambda case: np.savez(case.folder / "sample_old.npz", embeddings=case.old[:60]), "sample_old.npz has changed"),
+    ],
+)
+def test_without_the_sample_the_gallery_alone_is_used(ready: Case, lose: Callable[[Case], None], reason: str) -> None:
+    ready.run("apply", "--batch", ready.write_batch("more.npz", np.arange(400)))
+    lose(ready)
+    output = ready.run("refit")
+    assert f"refit: {reason}; the pairs are those of the gallery alone" in output
+    assert "pairs of the gallery that neither was fitted to" in output
+    ready.run("status", "--verify")
+
+
+def test_too_few_pairs_are_refused_and_the_batch_stays(ready: Case) -> None:
+    ready.run("rollback")
+    assert "no item is re-embedded, so that there is nothing to refit with" in ready.refuse("refit")
+    without_sample(ready)
+    ready.write_batch("few.npz", np.arange(15))
+    output = ready.run("apply", "--batch", "few.npz", "refit=True")
+    assert "upgraded: 15 of 500 items are re-embedded" in output
+    assert "not refitted: output: upgraded: 15 re-embedded items are too few to refit" in output
+    assert "15 re-embedded items are too few to refit" in ready.refuse("refit")
+
+
+def test_what_cannot_be_refitted_is_refused_before_the_batch(upgraded: Case) -> None:
+    batch = upgraded.write_batch("batch.npz", np.arange(50))
+    for step in (("refit",), ("apply", "--batch", batch, "refit=True")):
+        assert "transformation.pt was not fitted to embedding files" in upgraded.refuse(*step)
+    np.savez(upgraded.folder / "other.npz", embeddings=upgraded.old + 1, ids=IDS)
+    assert "gallery: other.npz is not what was transformed" in upgraded.refuse("refit", "gallery=other.npz")
+    (upgraded.folder / "transformation.pt").write_bytes(b"other")
+    assert "transformation.pt is not what the gallery was made with" in upgraded.refuse("refit")
+    (upgraded.folder / "transformation.pt").unlink()
+    assert "transformation_path: there is no model file transformation.pt" in upgraded.refuse("refit")
+
+
+def test_labels_are_the_gallerys_or_those_of_the_classifier(tmp_path: Path) -> None:
+    names = np.array([30, 10, 20])  # of classes, in the files
+    labels = names[np.arange(N) % 3]
+    labels[:5] = 99  # a class that the sample does not have
+    case = make_refittable(tmp_path, "embeddings_params.labels=sample_labels.npy", labels=labels)
+    prepared(case).run(*BATCH)
+    pairs = pairs_of(case).training
+    assert pairs.labels is not None
+    assert pairs.classifier is not None
+    rows = {row.tobytes(): number for number, row in enumerate(case.old)}
+    places = np.array([rows[row.tobytes()] for row in pairs.embeddings["old"][30:].numpy()])
+    given = (pairs.embeddings["new"][30:].float() @ pairs.classifier.T).argmax(1).numpy()
+    expected = np.where(places < 5, given, np.searchsorted([10, 20, 30], labels[places]))
+    assert np.array_equal(pairs.labels[30:].numpy(), expected)
+    assert "mAP on 30 pairs of the sample" in case.run("refit")
+    # A gallery without labels
+    (case.folder / "upgraded/labels.npy").unlink()
+    pairs = pairs_of(case).training
+    assert pairs.labels is not None
+    assert np.array_equal(pairs.labels[30:].numpy(), given)
+    without_sample(case)
+    assert pairs_of(case).training.labels is None
+
+
+def test_the_index_follows_a_refit(tmp_path: Path) -> None:
+    pytest.importorskip("faiss")
+    case = prepared(make_refittable(tmp_path), "faiss=True")
+    case.run(*BATCH)
+    assert "refit: with" in case.run("refit")
+    check_index(case)
+    case.run("rollback")
+    check_index(case)
+
+
+def test_a_refit_killed_at_any_moment_is_all_or_nothing(ready: Case) -> None:
+    shutil.copytree(ready.folder, whole := ready.folder.parent / f"{ready.folder.name}-whole")
+    before = ready.content()
+    _, events = run_forked(Case(whole, ready.old, ready.new), "refit")
+    after = Case(whole, ready.old, ready.new).content()
+    assert before != after
+    late = (150, 100, 70, 45, 30, 20, 12, 6, 2)
+    for moment in (events // 4, events // 2, events * 3 // 4, *(events - count for count in late)):
+        if ready.content() == before:
+            run_forked(ready, "refit", moment=moment)
+            ready.run("status", "--verify")
+            assert ready.content() in (before, after), moment
+            if ready.content() == after:  # from the start for the next moment
+                shutil.rmtree(ready.folder / "upgraded")
+                prepared(ready).run(*BATCH)
+    ready.run("refit")
+    assert ready.content() == after
+    ready.run("status", "--verify")
+    assert not list((ready.folder / "upgraded").glob(".*"))
+    assert same_bits(
+        state_of(ready.folder / "upgraded/transformation.pt"), state_of(whole / "upgraded/transformation.pt")
+    )
+
+
+def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
+    case = prepared(make_refittable(tmp_path, *FASTFILL))
+    case.run(*BATCH)
+    shutil.copytree(tmp_path, whole := tmp_path.parent / f"{tmp_path.name}-whole")
+    _, events = run_forked(Case(whole, case.old, case.new), "refit")
+    checkpoint = tmp_path / "upgraded/refit/transformation.checkpoint.pt"
+    for moment in range(20, events, 20):
+        run_forked(case, "refit", moment=moment)
+        if checkpoint.exists():
+            break
+    assert "a refit was interrupted" in case.run("status")
+    assert "resuming after epoch" in case.run("refit")
+    assert case.content() == Case(whole, case.old, case.new).content()
+    assert not checkpoint.parent.exists()
+    # What was interrupted on other pairs is begun anew.
+    case.run("rollback")
+    case.run(*BATCH)
+    for number in range(moment, events, 20):
+        run_forked(case, "refit", moment=number)
+        if checkpoint.exists():
+            break
+    assert checkpoint.exists()
+    case.run("apply", "--batch", "second.npz")
+    assert "resuming" not in case.run("refit")
+    assert not checkpoint.parent.exists()
+
+
+@pytest.mark.parametrize("file", ["embeddings", "sigma", "order"])
+def test_a_full_disk_leaves_the_gallery_as_it_was(ready: Case, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, entries = ready.content(), journal(ready.folder / "upgraded")
+    allocate = os.posix_fallocate
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().stem == file:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.chdir(ready.folder)
+    config = UpgradeConfig("refit", "old.npz", "transformation.pt", "upgraded", "resnet18-2021", "resnet50-2024")
+    with pytest.raises(UserError, match="no space left on the disk; the gallery is as it was"):
+        refit_gallery(config, Gallery.open(Path("upgraded")), World(), Preemption())
+    assert (ready.content(), journal(ready.folder / "upgraded")) == (before, entries)
+    assert read_manifest(ready.folder / "upgraded", "output").refit is None
+
+
+def test_side_information_goes_with_the_old_embeddings(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    side, sample = (rng.normal(size=(count, 3)).astype(np.float32) for count in (N, 60))
+    np.savez(tmp_path / "sample_side.npz", embeddings=sample)
+    np.save(tmp_path / "side.npy", side)
+    case = prepared(make_refittable(tmp_path, "embeddings_params.side_info=sample_side.npz"), "side_info=side.npy")
+    case.run(*BATCH)
+    case.run("refit", "side_info=side.npy")
+    path = case.folder / "upgraded/transformation.pt"
+    model = load_model(path if path.exists() else case.folder / "transformation.pt")
+    with torch.no_grad():
+        expected = model(torch.from_numpy(case.old), torch.from_numpy(side)).embedding.numpy()
+    np.testing.assert_allclose(case.array("embeddings")[150:], expected[150:], rtol=2e-3, atol=2e-3)
+    assert "side_info: None is not what was transformed" in case.refuse("refit")
