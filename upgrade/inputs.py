@@ -31,7 +31,7 @@ class Inputs:
 
     old: Source
     side_info: Source | None
-    transformation: nn.Module
+    transformation: Transformation
     manifest: Manifest
 
 
