@@ -106,6 +106,7 @@ def make_case(folder: Path, *, unit: bool = False) -> Case:
     return Case(folder, old, new.astype(np.float16))
 
 
+MIXING = np.random.default_rng(6).normal(size=(OLD_DIM, NEW_DIM))  # old -> new, but for noise
 RECIPE = """
 embeddings_params: {old: sample_old.npz, new: sample_new.npz, held_out: 0.5, batch_size: 16}
 arch_params: {arch: ridge}
@@ -117,11 +118,10 @@ def make_refittable(folder: Path, *recipe: str, pairs: int = 60, **arrays: np.nd
     """Write a case whose transformation is fitted to a small sample, `sample_old.npz` and `sample_new.npz`."""
     make_case(folder)
     rng = np.random.default_rng(7)
-    mixing = rng.normal(size=(OLD_DIM, NEW_DIM))
 
     def write(name: str, count: int, ids: np.ndarray, **more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         old = rng.normal(size=(count, OLD_DIM)).astype(np.float32)
-        new = (old @ mixing + 2 * rng.normal(size=(count, NEW_DIM))).astype(np.float16)
+        new = (old @ MIXING + 2 * rng.normal(size=(count, NEW_DIM))).astype(np.float16)
         np.savez(folder / f"{name}.npz", embeddings=old, ids=ids, **more)  # type: ignore[arg-type]
         return old, new
 

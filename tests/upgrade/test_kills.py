@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.tiny import ENVIRONMENT, command_of, run_script
-from tests.upgrade.conftest import OLD_DIM, Case, make_case, make_refittable
+from tests.upgrade.conftest import MIXING, NEW_DIM, OLD_DIM, Case, make_refittable
 
 ROWS_OF = {"first.npz": np.arange(0, 200, 2), "second.npz": np.arange(100, 300), "third.npz": np.arange(250, 320, 3)}
 STEPS: list[tuple[str, ...]] = [
@@ -105,10 +105,11 @@ def test_many_kills(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     if not kills:
         pytest.skip("a stress test: pytest tests/upgrade -k many_kills --kills 30")
     rng, draw, rows = np.random.default_rng(0), random.Random(0), 400_000
-    case = make_case(tmp_path)
+    case = make_refittable(tmp_path)
     old = rng.normal(size=(rows, OLD_DIM)).astype(np.float16)
-    np.savez(case.folder / "old.npz", embeddings=old, ids=rng.permutation(rows))
-    new = rng.normal(size=(rows, case.new.shape[1])).astype(np.float16)
+    places = rng.permutation(rows)  # of the ids 0, 1, ...
+    np.savez(case.folder / "old.npz", embeddings=old, ids=np.argsort(places))
+    new = (old[places] @ MIXING + 2 * rng.normal(size=(rows, NEW_DIM))).astype(np.float16)
     for number in (1, 2):
         ids = rng.permutation(rows)[: rows // 2]
         np.savez(case.folder / f"{number}.npz", embeddings=new[ids], ids=ids)
@@ -116,6 +117,7 @@ def test_many_kills(tmp_path: Path, request: pytest.FixtureRequest) -> None:
         ("transform", "chunk_rows=1000"),
         ("apply", "--batch", "1.npz"),
         ("apply", "--batch", "2.npz"),
+        ("refit",),
         ("rollback", "--to", "1"),
         ("apply", "--batch", "2.npz"),
     ]
@@ -143,6 +145,7 @@ def test_many_kills(tmp_path: Path, request: pytest.FixtureRequest) -> None:
         if number:
             case.run("status", "--verify", "chunk_rows=1000")
     print(f"{len(done)} kills: {'; '.join(done)}")
+    assert "1  kept" in case.run("status")
     state, embeddings, ids = case.array("state"), case.array("embeddings"), case.array("ids")
     assert np.array_equal(embeddings[state == 1], new[ids[state == 1]])
     case.run("rollback")
