@@ -19,7 +19,7 @@ from upgrade.manifest import read_manifest
 from upgrade.order import write_order
 from upgrade.planning import predict
 from upgrade.plots import plot_plan
-from upgrade.refit_pairs import TooFewPairs
+from upgrade.refit_pairs import UnfitPairs
 from upgrade.refitting import check_refit, refit_gallery
 from upgrade.rollback import finish_removal, give_up, roll_back
 from upgrade.schema import UpgradeConfig
@@ -93,7 +93,7 @@ def apply(config: UpgradeConfig) -> None:
         if config.refit and (applied.changed or manifest.last["step"] != "refit"):  # a refit may have been interrupted
             try:
                 refit_now(config, folder)
-            except TooFewPairs as error:
+            except UnfitPairs as error:
                 print(f"not refitted: {error}")
 
 

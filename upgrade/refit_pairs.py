@@ -27,8 +27,8 @@ HELD_OUT = 0.1  # of the re-embedded items, that no refit trains on
 DRAW, HOLD = 1_000_003, 2_000_003
 
 
-class TooFewPairs(UserError):
-    """There will be enough once more items are re-embedded."""
+class UnfitPairs(UserError):
+    """The pairs that there are will not do; those of another day may."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def divided_pairs(recipe: Recipe, inputs: Inputs, gallery: Gallery, limit: int, 
         limit: about how many of the re-embedded items to use.
 
     Raises:
-        TooFewPairs: to train on or to compare by.
+        UnfitPairs: too few to train on or to compare by, or without labels that the recipe needs.
         UserError: the sample or the gallery's inputs cannot be read, or do not go together.
     """
     params = recipe.config.embeddings_params
@@ -107,6 +107,9 @@ def divided_pairs(recipe: Recipe, inputs: Inputs, gallery: Gallery, limit: int, 
     else:
         own = _alone(own, labels, recipe)
         config = replace(recipe.config, embeddings_params=replace(params, views=1))
+        refinement = config.refinement_params
+        if own.labels is None and refinement is not None and refinement.clusters is None:
+            raise UnfitPairs(f"refit: {recipe.lost}, and the gallery has no labels, which refinement_params needs")
         disc = config.objective_params.discriminative_loss
         if disc is not None and own.labels is None:  # by contrast, then
             objective = replace(config.objective_params, discriminative_loss=replace(disc, name=None))
@@ -114,7 +117,7 @@ def divided_pairs(recipe: Recipe, inputs: Inputs, gallery: Gallery, limit: int, 
         training, compared = own.rows(~held), own.rows(held)
         pairs = RefitPairs(config, training, compared if params.held_out else None, compared, len(training))
     if len(pairs.training) < FEWEST or len(pairs.compared) < FEWEST_HELD_OUT:
-        raise TooFewPairs(
+        raise UnfitPairs(
             f"output: {gallery.folder}: {len(rows):,} re-embedded items are too few to refit: they leave "
             f"{len(pairs.training)} pairs to train on and {len(pairs.compared)} to compare by, "
             f"not {FEWEST} and {FEWEST_HELD_OUT}"
@@ -148,7 +151,7 @@ def _re_embedded(
             if has_labels:
                 found["labels"].append(gallery.rows("labels").read(start, stop)[rows - start])
     if not found["rows"]:
-        raise TooFewPairs(f"output: {gallery.folder}: no item is re-embedded, so that there is nothing to refit with")
+        raise UnfitPairs(f"output: {gallery.folder}: no item is re-embedded, so that there is nothing to refit with")
     arrays = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in found.items() if parts}
     rows, labels = arrays.pop("rows").numpy(), arrays.pop("labels", None)
     if recipe.origin["normalised"]:

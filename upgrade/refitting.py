@@ -63,7 +63,7 @@ def refit_gallery(config: UpgradeConfig, gallery: Gallery, world: World, preempt
         A line that says which of the two transformations is kept, and why.
 
     Raises:
-        TooFewPairs, UserError: see `check_refit` and `divided_pairs`; or the disk is full. The gallery is as it was.
+        UnfitPairs, UserError: see `check_refit` and `divided_pairs`; or the disk is full. The gallery is as it was.
         Preempted: SIGTERM came during the training.
     """
     inputs, recipe = check_refit(config, gallery)

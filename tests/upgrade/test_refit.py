@@ -212,6 +212,30 @@ def test_too_few_pairs_are_refused_and_the_batch_stays(ready: Case) -> None:
     assert "15 re-embedded items are too few to refit" in ready.refuse("refit")
 
 
+def test_labels_that_a_refinement_needs_are_gone_with_the_sample(tmp_path: Path) -> None:
+    recipe = ("embeddings_params.labels=sample_labels.npy", "refinement_params={}")
+    case = prepared(make_refittable(tmp_path, *recipe))
+    case.run(*BATCH)
+    case.run("refit")
+    without_sample(case)
+    message = "sample_new.npz is gone, and the gallery has no labels, which refinement_params needs"
+    assert message in case.refuse("refit")
+    assert f"not refitted: refit: {message}" in case.run("apply", "--batch", "second.npz", "refit=True")
+
+
+def test_a_recipe_that_holds_nothing_out_is_compared_by_the_gallery(tmp_path: Path) -> None:
+    """Without pairs that are held out fct has no sigma, and the order is random before and after."""
+    recipe = ("embeddings_params.held_out=0", "arch_params={arch: fct, inner_dim: 8}", "epochs=20")
+    case = prepared(make_refittable(tmp_path, *recipe))
+    case.run("apply", "--batch", case.write_batch("many.npz", np.arange(300)))
+    order = case.array("order")
+    assert "pairs of the gallery that neither was fitted to" in case.run("refit")
+    assert case.array("embeddings").shape == (N, NEW_DIM)
+    assert np.array_equal(case.array("order"), order)
+    assert not (case.folder / "upgraded/sigma.npy").exists()
+    case.run("status", "--verify")
+
+
 def test_what_cannot_be_refitted_is_refused_before_the_batch(upgraded: Case) -> None:
     batch = upgraded.write_batch("batch.npz", np.arange(50))
     for step in (("refit",), ("apply", "--batch", batch, "refit=True")):
