@@ -134,6 +134,23 @@ def make_refittable(folder: Path, *recipe: str, pairs: int = 60, **arrays: np.nd
     return Case(folder, old, new)
 
 
+BATCHES = {"first.npz": np.arange(150), "second.npz": np.arange(100, 220)}
+BATCH = ("apply", "--batch", "first.npz")
+
+
+def prepared(case: Case, *arguments: str) -> Case:
+    """The gallery transformed and planned, with the batches beside it."""
+    for name, rows in BATCHES.items():
+        case.write_batch(name, rows)
+    case.run("transform", *arguments)
+    case.run("plan", *arguments)
+    return case
+
+
+def without_sample(case: Case) -> None:
+    (case.folder / "sample_new.npz").unlink()
+
+
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     """A gallery that is not transformed yet."""
@@ -145,4 +162,12 @@ def upgraded(case: Case) -> Case:
     """A gallery that is transformed and planned."""
     case.run("transform")
     case.run("plan")
+    return case
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> Case:
+    """A gallery to which the first batch is applied."""
+    case = prepared(make_refittable(tmp_path))
+    case.run(*BATCH)
     return case

@@ -1,0 +1,126 @@
+"""The pairs of a refit: which are trained on, which decide, and their labels."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.upgrade.conftest import BATCH, IDS, Case, N, make_refittable, prepared, without_sample
+from upgrade.gallery import Gallery
+from upgrade.inputs import present_transformation, reopen_inputs
+from upgrade.refit_pairs import RefitPairs, divided_pairs, read_recipe
+from upgrade.schema import UpgradeConfig
+from utils.distributed import World
+
+
+def pairs_of(case: Case, limit: int = 10**6, **keys: Any) -> RefitPairs:
+    """The pairs of a refit, divided."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(case.folder)
+        config = UpgradeConfig(
+            "refit", "old.npz", "transformation.pt", "upgraded", "resnet18-2021", "resnet50-2024", **keys
+        )
+        gallery = Gallery.open(Path("upgraded"))
+        recipe = read_recipe(present_transformation(config, gallery.manifest))
+        return divided_pairs(recipe, reopen_inputs(config, gallery.manifest), gallery, limit, World())
+
+
+def test_what_was_held_out_is_held_out_and_never_trained_on(ready: Case) -> None:
+    sample = np.load(ready.folder / "sample_old.npz")["embeddings"]
+    first = pairs_of(ready)
+    assert first.held_out is not None
+    held = first.held_out.embeddings["old"].numpy()
+    training = first.training.embeddings["old"].numpy()
+    assert np.array_equal(np.unique(np.concatenate([held, training[:30]]), axis=0), np.unique(sample, axis=0))
+    own = training[30:]
+    assert {row.tobytes() for row in own} <= {row.tobytes() for row in ready.old[:150]}
+    assert 120 < first.from_gallery == len(own) < 150
+    # A gallery that holds the sample's items: they are told by their embeddings.
+    ready.old[:30] = held.astype(np.float16)
+    np.savez(ready.folder / "old.npz", embeddings=ready.old, ids=IDS)
+    shutil.rmtree(ready.folder / "upgraded")
+    prepared(ready).run(*BATCH)
+    assert not {row.tobytes() for row in pairs_of(ready).training.embeddings["old"][30:].numpy()} & {
+        row.tobytes() for row in ready.old[:30]
+    }
+    # Without the sample, what is compared has been seen by no refit with it.
+    seen = {row.tobytes() for row in pairs_of(ready).training.embeddings["old"].numpy()}
+    without_sample(ready)
+    alone = pairs_of(ready)
+    compared = {row.tobytes() for row in alone.compared.embeddings["old"].numpy()}
+    assert len(compared) + len(alone.training) == 150
+    assert not compared & (seen | {row.tobytes() for row in alone.training.embeddings["old"].numpy()})
+    ready.run("apply", "--batch", "second.npz")
+    assert len(pairs_of(ready).training) > 180 > len(pairs_of(ready, limit=170).training) > 120
+
+
+def test_the_new_embeddings_are_the_gallerys_and_the_old_ones_its_sources(ready: Case) -> None:
+    pairs = pairs_of(ready).training
+    rows = {row.tobytes(): number for number, row in enumerate(ready.old)}
+    places = [rows[row.tobytes()] for row in pairs.embeddings["old"][30:].numpy()]
+    assert np.array_equal(pairs.embeddings["new"][30:].numpy(), ready.new[places])
+
+
+@pytest.mark.parametrize(
+    ("lose", "reason"),
+    [
+        (without_sample, "sample_new.npz is gone"),
+        (lambda case: np.savez(case.folder / "sample_old.npz", embeddings=case.old[:60]), "sample_old.npz has changed"),
+    ],
+)
+def test_without_the_sample_the_gallery_alone_is_used(ready: Case, lose: Callable[[Case], None], reason: str) -> None:
+    ready.run("apply", "--batch", ready.write_batch("more.npz", np.arange(400)))
+    lose(ready)
+    output = ready.run("refit")
+    assert f"refit: {reason}; the pairs are those of the gallery alone" in output
+    assert "pairs of the gallery that neither was fitted to" in output
+    ready.run("status", "--verify")
+
+
+def test_too_few_pairs_are_refused_and_the_batch_stays(ready: Case) -> None:
+    ready.run("rollback")
+    assert "no item is re-embedded, so that there is nothing to refit with" in ready.refuse("refit")
+    without_sample(ready)
+    ready.write_batch("few.npz", np.arange(15))
+    output = ready.run("apply", "--batch", "few.npz", "refit=True")
+    assert "upgraded: 15 of 500 items are re-embedded" in output
+    assert "not refitted: output: upgraded: 15 re-embedded items are too few to refit" in output
+    assert "15 re-embedded items are too few to refit" in ready.refuse("refit")
+
+
+def test_labels_that_a_refinement_needs_are_gone_with_the_sample(tmp_path: Path) -> None:
+    recipe = ("embeddings_params.labels=sample_labels.npy", "refinement_params={}")
+    case = prepared(make_refittable(tmp_path, *recipe))
+    case.run(*BATCH)
+    case.run("refit")
+    without_sample(case)
+    message = "sample_new.npz is gone, and the gallery has no labels, which refinement_params needs"
+    assert message in case.refuse("refit")
+    assert f"not refitted: refit: {message}" in case.run("apply", "--batch", "second.npz", "refit=True")
+
+
+def test_labels_are_the_gallerys_or_those_of_the_classifier(tmp_path: Path) -> None:
+    names = np.array([30, 10, 20])  # of classes, in the files
+    labels = names[np.arange(N) % 3]
+    labels[:5] = 99  # a class that the sample does not have
+    case = make_refittable(tmp_path, "embeddings_params.labels=sample_labels.npy", labels=labels)
+    prepared(case).run(*BATCH)
+    pairs = pairs_of(case).training
+    assert pairs.labels is not None
+    assert pairs.classifier is not None
+    rows = {row.tobytes(): number for number, row in enumerate(case.old)}
+    places = np.array([rows[row.tobytes()] for row in pairs.embeddings["old"][30:].numpy()])
+    given = (pairs.embeddings["new"][30:].float() @ pairs.classifier.T).argmax(1).numpy()
+    expected = np.where(places < 5, given, np.searchsorted([10, 20, 30], labels[places]))
+    assert np.array_equal(pairs.labels[30:].numpy(), expected)
+    assert "mAP on 30 pairs of the sample" in case.run("refit")
+    # A gallery without labels
+    (case.folder / "upgraded/labels.npy").unlink()
+    pairs = pairs_of(case).training
+    assert pairs.labels is not None
+    assert np.array_equal(pairs.labels[30:].numpy(), given)
+    without_sample(case)
+    assert pairs_of(case).training.labels is None
