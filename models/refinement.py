@@ -9,11 +9,12 @@ from models.transformed import Transformation, Transformed
 
 
 class RefinedTransformation(Transformation):
-    """h' = h + strength (sum_c p_c(h) m_c - h), with p(h) = softmax(V h + b).
+    """h' = h + strength max_c p_c(h) (sum_c p_c(h) m_c - h), with p(h) = softmax(V h + b).
 
     V, b are the new model's classifier and m_c the mean new embedding of class c over the training set. Where there is
-    no classifier m_c are k-means centroids and p(h) their soft assignment (`soft_assignment`). The uncertainty is that
-    of the transformation within.
+    no classifier m_c are k-means centroids and p(h) their soft assignment (`soft_assignment`). An item is pulled as far
+    as its class is clear: between classes it would come near to the queries of all of them. The uncertainty is that of
+    the transformation within.
     """
 
     classifier: torch.Tensor
@@ -43,7 +44,8 @@ class RefinedTransformation(Transformation):
         """h (B, d) -> h' (B, d), float32."""
         h = h.float()
         probabilities = F.linear(h, self.classifier, self.bias).softmax(1)  # (B, d) -> (B, C)
-        return h + self.strength * (probabilities @ self.class_means - h)
+        confidence = probabilities.amax(1, keepdim=True)  # (B, 1)
+        return h + self.strength * confidence * (probabilities @ self.class_means - h)
 
 
 def soft_assignment(centroids: torch.Tensor, variance: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -86,8 +86,11 @@ def split(paired: PairedEmbeddings, config: TransformationConfig) -> tuple[Paire
     count, odd = divmod(len(paired), params.views)
     if odd:
         raise UserError(f"embeddings_params.views: the {len(paired)} rows are not {params.views} views of each item")
+    share = params.held_out
+    if not share and config.refinement_params is not None:
+        share = config.refinement_params.held_out
     order = torch.randperm(count, generator=generator(config.seed, 2))
-    rest = max(FEWEST_HELD_OUT, round(params.held_out * count)) if params.held_out else 0
+    rest = max(FEWEST_HELD_OUT, round(share * count)) if share else 0
     held, kept = order[:rest].sort().values, order[rest:].sort().values
     kept = torch.cat([kept + view * count for view in range(params.views)])  # no view of what is held out
     return paired.rows(kept), paired.rows(held) if rest else None
@@ -145,8 +148,8 @@ def fit_on_sample(
 ) -> Fitted:
     """Fit the transformation that `config` names, with uncertainty, and try it on the held-out pairs.
 
-    With none held out this is the papers' recipe: the losses as they are given, every epoch, and no uncertainty but the
-    transformation's own.
+    With `embeddings_params.held_out` 0 this is the papers' recipe: the losses as they are given, every epoch, and no
+    uncertainty but the transformation's own. What is held out for a refinement is then for that alone.
 
     Args:
         score: the quality of retrieval.
@@ -166,12 +169,14 @@ def fit_on_sample(
             "objective_params.discriminative_loss.name: LabelSmoothing needs embeddings_params.labels; "
             "InfoNCE does without"
         )
-    params = config.objective_params if sample.held_out is None else in_units_of(sample, config.objective_params)
+    as_published = sample.held_out is None or not config.embeddings_params.held_out
+    params = config.objective_params if as_published else in_units_of(sample, config.objective_params)
     objective = objective_of(params, sample.classifier, transformation)
     run = Run(config.output_transformation_path, config, world)
-    if sample.held_out is None:
+    if as_published:
         fit_transformation(transformation, objective, config, sample.training, run, world, preemption)
         return Fitted(arguments, transformation, run, None)
+    assert sample.held_out is not None
     held_out = HeldOut(sample.held_out, config.embeddings_params.patience)
     fit_transformation(transformation, objective, config, sample.training, run, world, preemption, held_out)
     transformation.to(world.device).eval()

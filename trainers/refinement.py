@@ -72,12 +72,11 @@ def material_of(sample: Sample, params: RefinementParams | None) -> Material | N
     """The same of a sample of embedding files, which has been divided already.
 
     Raises:
-        UserError: no pairs are held out, or there is neither a classifier (or labels to fit one to) nor `clusters`.
+        UserError: there is neither a classifier (or labels to fit one to) nor `clusters`.
     """
     if params is None:
         return None
-    if sample.held_out is None:
-        raise UserError("refinement_params: is chosen on held-out pairs; set embeddings_params.held_out above 0")
+    assert sample.held_out is not None  # `split` saw to it
     if params.clusters is not None:
         return Material(sample.held_out, sample.training, None, params.clusters)
     if sample.classifier is None:

@@ -196,8 +196,8 @@ class RefinementParams:
 
     held_out: float = key(
         0.1,
-        doc="share of the training images kept from the training, on which it is chosen; of embedding files it is "
-        "embeddings_params.held_out",
+        doc="share of the training images kept from the training, on which it is chosen; of embedding files only "
+        "where embeddings_params.held_out, which it is otherwise, is 0",
         minimum=0.01,
         maximum=0.5,
     )

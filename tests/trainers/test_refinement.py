@@ -180,10 +180,18 @@ def test_of_files_with_views_an_item_is_held_out_in_all_of_them() -> None:
         sample_of(views=3)
 
 
+def test_the_published_recipe_holds_out_for_a_refinement_alone() -> None:
+    assert sample_of(held_out=0).held_out is None
+    both = {"old": torch.cat([NEW, NEW + 1]), "new": torch.cat([NEW, -NEW])}
+    pairs = PairedEmbeddings(both, LABELS.repeat(2), MEANS, normalised=False)
+    config = replace(config_of_files(views=2, held_out=0), refinement_params=RefinementParams(held_out=0.25))
+    held_out = divide(pairs, config, World()).held_out
+    assert held_out is not None
+    assert torch.equal(held_out.new, sample_of(views=2, held_out=0.25).held_out.new)  # type: ignore[union-attr]
+
+
 def test_what_a_sample_of_files_lacks() -> None:
     assert material_of(sample_of(), None) is None
-    with pytest.raises(UserError, match=r"is chosen on held-out pairs; set embeddings_params.held_out above 0"):
-        material_of(sample_of(held_out=0), RefinementParams())
     unlabelled = replace(sample_of(), classifier=None)
     with pytest.raises(UserError, match=r"needs embeddings_params.labels or .classifier; or set"):
         material_of(unlabelled, RefinementParams())
