@@ -62,8 +62,16 @@ class TransformationObjective(nn.Module):
         self.params = params
         self.register_buffer("classifier", None if classifier is None else classifier.detach().clone())
 
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the labels that it looks at; None where it looks at none."""
+        return None if self.classifier is None else len(self.classifier)
+
     def forward(self, transformed: Transformed, new: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """h (B, d) with log variance (B, 1 or d), new embeddings (B, d), labels (B,) -> the batch's objective."""
+        """h (B, d) with log variance (B, 1 or d), new embeddings (B, d), labels -> the batch's objective.
+
+        Labels are classes (B,), or shares of classes (B, C) where items are mixed.
+        """
         h = transformed.embedding.float()
         similarity = self.params.similarity_loss
         loss = similarity.mu_similarity * SIMILARITIES[similarity.name](h, new)  # (B, d or 1)

@@ -50,6 +50,7 @@ def config_of(config: TransformationConfig, arch: str) -> TransformationConfig:
             config.arch_params, arch=arch, sigma_dim=config.arch_params.sigma_dim if uncertain else None
         ),
         objective_params=losses,
+        mixup=None if arch in CLOSED_FORMS else config.mixup,
         output_transformation_path=output_of(config, arch),
     )
 

@@ -1,5 +1,6 @@
 """Training a transformation h(old, side-information) -> new (FCT, section 4.2; FastFill, section 4)."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -10,6 +11,7 @@ from models.transformed import Transformation
 from trainers.batches import share_of_batch, split_batch
 from trainers.closed_form import fit_closed_form
 from trainers.loop import HELD_OUT, Step, Trainer
+from trainers.mixup import mixed
 from trainers.objectives import TransformationObjective
 from trainers.optimizers import build_optimizer, build_schedule
 from trainers.pairs import Epochs, PairBatch, Pairs
@@ -60,7 +62,8 @@ def train_transformation(
 ) -> None:
     """Train `transformation` in place. Half-way, `switch_mode_to_eval` freezes its BN statistics (not its weights).
 
-    With `held_out` the training ends early, at the weights with the smallest objective on it.
+    With `held_out` the training ends early, at the weights with the smallest objective on it. With `mixup` the items that
+    it trains on are mixed, those held out are not.
 
     Raises:
         UserError, Preempted: see `Trainer.fit`.
@@ -75,6 +78,11 @@ def train_transformation(
         with autocast(run.precision, world.device):
             transformed = model(batch.old, batch.side_info)
         return Step(objective(transformed, batch.new, batch.labels), len(batch.labels))
+
+    def batches(epoch: int) -> Iterator[PairBatch]:
+        if config.mixup is None:
+            return pairs.batches(epoch)
+        return mixed(pairs.batches(epoch), config.mixup, objective.num_classes, config.seed, epoch, 2, world.rank)
 
     def set_mode(model: nn.Module, epoch: int) -> None:
         model.train(not (config.switch_mode_to_eval and epoch >= epochs / 2))
@@ -101,7 +109,7 @@ def train_transformation(
         epochs=epochs,
         items=len(pairs),
         batch_size=config.batch_size,
-        batches=pairs.batches,
+        batches=batches,
         step=step,
         run=run,
         world=world,

@@ -97,6 +97,11 @@ class TransformationConfig:
         None,
         doc="pull h towards class means, by a strength chosen on held-out training items; none: h as it is",
     )
+    mixup: float | None = key(
+        None,
+        doc="mix each item with another of its batch, by a share drawn from Beta(mixup, mixup); none: as they are",
+        minimum=0.01,
+    )
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
     switch_mode_to_eval: bool = key(False, doc="freeze the BN statistics from half of the epochs on")
     cache_embeddings: Literal["auto", "memory", "off"] = key(
@@ -123,6 +128,8 @@ class TransformationConfig:
         self._check_sources()
         if self.arch_params.is_closed_form:
             self.objective_params.check_closed_form(arch)
+            if self.mixup is not None:
+                raise ValueError(f"mixup: {arch} is a closed form and cannot use it; leave it out")
             return
         if self.embeddings_params is not None:  # FCT's recipe, which early stopping cuts short
             self.optimizer_params = self.optimizer_params or OptimizerParams("adam", lr=5e-4, weight_decay=2.0**-15)

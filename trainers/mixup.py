@@ -1,0 +1,43 @@
+"""Mixup (Zhang et al., arXiv 1710.09412) of paired embeddings: a transformation that does not know its items by heart.
+
+The old model has seen the items that h is trained on, and places them better than others. Between two of them lies what
+it makes of an item that it has not seen.
+"""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from trainers.pairs import PairBatch
+from utils.seeds import seed_of
+
+
+def mixed(batches: Iterable[PairBatch], alpha: float, num_classes: int | None, *numbers: int) -> Iterator[PairBatch]:
+    """Mix each item of a batch with another of it: lambda x_i + (1 - lambda) x_j for old, side-information and new.
+
+    lambda is drawn for each item from Beta(alpha, alpha), and is at least 1/2, so that most of an item is its own.
+
+    Args:
+        batches: with labels (B,).
+        alpha: 0 leaves items nearly as they are, 1 draws lambda evenly.
+        num_classes: C; labels become shares of classes (B, C). None: there are no labels, and they stay as they are.
+        numbers: what is drawn is a function of these.
+    """
+    random = np.random.default_rng(seed_of(*numbers))
+    for batch in batches:
+        count, device = len(batch.labels), batch.new.device
+        other = torch.from_numpy(random.permutation(count)).to(device)
+        share = random.beta(alpha, alpha, size=(count, 1))
+        own = torch.from_numpy(np.maximum(share, 1 - share)).float().to(device)  # (B, 1)
+
+        def mix(values: torch.Tensor, own: torch.Tensor = own, other: torch.Tensor = other) -> torch.Tensor:
+            return own * values + (1 - own) * values[other]
+
+        yield PairBatch(
+            mix(batch.old),
+            None if batch.side_info is None else mix(batch.side_info),
+            mix(batch.new),
+            batch.labels if num_classes is None else mix(F.one_hot(batch.labels, num_classes).float()),
+        )
