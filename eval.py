@@ -9,6 +9,7 @@ Queries and gallery come from models and images, or from embedding files (`embed
 import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from retrieval import (
     cutoffs,
     evaluate,
     order_quality,
+    place_representatives,
 )
 from retrieval.evaluation import Progress
 from retrieval.report import Quality, correlations, curve_array, per_query_arrays, result_json, table
@@ -48,6 +50,8 @@ def main() -> None:
             gallery, classes = transform_gallery(gallery, files)
         try:
             orders = backfilling_orders(config, query, gallery, classes)
+            if config.eval_params.representatives:
+                gallery = with_representatives(gallery, classes)
             metrics, curves = evaluate_sets(config, query, gallery, orders, world)
             quality = judge_orders(config, query, gallery, orders, world)
         except UserError as error:
@@ -85,6 +89,21 @@ def backfilling_orders(
         )
         for name in params.backfilling_list
     }
+
+
+def with_representatives(gallery: EmbeddingSet, classes: ClassVectors) -> EmbeddingSet:
+    """The gallery whose clearest item of each predicted class stands at the class's mean.
+
+    Raises:
+        UserError: classifier or class means are not known.
+    """
+    if classes.classifier is None or classes.means is None:
+        raise UserError(
+            "eval_params.representatives: need a classifier and class means; evaluate a transformation with a "
+            "refinement, or give embeddings_params.classifier and .class_means"
+        )
+    placed = place_representatives(gallery.embeddings, classes.classifier, classes.means, classes.bias)
+    return replace(gallery, embeddings=placed)
 
 
 def evaluate_sets(

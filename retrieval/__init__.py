@@ -9,6 +9,7 @@ curves["distance"].auc.to_json()
 from retrieval.agreement import recall_of_nearest, retrieval_quality
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders import ORDERS, backfilling_order
+from retrieval.representatives import place_representatives
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
 from retrieval.risk_coverage import RiskCoverage, order_quality
 from retrieval.upgrade import upgrade_quality
@@ -24,6 +25,7 @@ __all__ = [
     "cutoffs",
     "evaluate",
     "order_quality",
+    "place_representatives",
     "recall_of_nearest",
     "retrieval_quality",
     "upgrade_quality",

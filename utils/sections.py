@@ -221,6 +221,10 @@ class EvalParams:
     embeddings_output_dir: str | None = key(
         None, doc="also keep the embeddings: query.npz and gallery.npz in this folder", path="output"
     )
+    representatives: bool = key(
+        False,
+        doc="move the clearest item of each class to the class's mean; the orders look at the gallery before that",
+    )
     recall_at: list[int] = key([], doc="the k of recall@k: share of a query's relevant items among its k nearest")
     precision_at: list[int] = key([], doc="the k of precision@k: share of a query's k nearest that are relevant")
     confidence: float | None = key(None, doc="level, as 0.95, of bootstrap intervals over queries for every figure")

@@ -15,7 +15,7 @@ from retrieval import upgrade_quality
 from trainers.centroids import class_means, k_means
 from trainers.embedding_pairs import Sample, divide
 from trainers.pairs import CachedPairs, PairBatch, StreamedPairs, View
-from trainers.refinement import Material, hold_out, known_classes, material_of, refine
+from trainers.refinement import STRENGTHS, Material, hold_out, known_classes, material_of, refine
 from utils.config import build
 from utils.distributed import World
 from utils.errors import UserError
@@ -84,7 +84,7 @@ def test_the_choice_is_the_best_of_all_on_held_out_items_alone(clusters: int | N
 
     found = refine(identity(), material, quality, World())
     best = max(value for value, _ in seen)
-    assert len(seen) == 5
+    assert len(seen) == len(STRENGTHS)
     assert found.record["quality"] == best >= found.record["quality_of_h"] == seen[0][0]
     assert torch.equal(seen[0][1], material.held_out.old)
     (transformed,) = [h for value, h in seen if value == best][:1]

@@ -1,0 +1,58 @@
+"""One item for each class in the place where its queries look first.
+
+A class mean is a better neighbour than any single item: the nearest item's class is right less often than the nearest
+mean's. No gallery holds means. But the item whose class is clearest can stand at its class's mean, since what h knows
+of it beyond its class is little; a query then finds the classes in question before the many items of any one of them.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from retrieval.buffers import PART_ELEMENTS
+from retrieval.validation import check_embeddings
+from utils.errors import UserError
+
+
+def representatives(
+    transformed: Tensor, classifier: Tensor, classifier_bias: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Of each class that is predicted for any item, the item of which it is predicted with the largest probability.
+
+    Args:
+        transformed: h(old) of n gallery items, (n, d).
+        classifier: (C, d) weight of the new model's classifier.
+        classifier_bias: (C,), if it has one.
+
+    Returns:
+        The items and their classes, (m,) and (m,) int64 with m <= C, by rising class; of equal items the first.
+    """
+    values, indices = [], []
+    for part in transformed.split(max(1, PART_ELEMENTS // max(classifier.shape))):
+        logits = F.linear(part.float(), classifier.float(), classifier_bias)  # (c, d) -> (c, C)
+        value, index = logits.log_softmax(1).max(1)
+        values.append(value)
+        indices.append(index)
+    predicted, by_probability = torch.cat(indices), torch.cat(values).sort(descending=True, stable=True).indices
+    place = torch.arange(len(transformed), device=transformed.device)
+    first = place.new_full((len(classifier),), len(transformed))
+    first.scatter_reduce_(0, predicted[by_probability], place, "amin")
+    (classes,) = (first < len(transformed)).nonzero(as_tuple=True)
+    return by_probability[first[classes]], classes
+
+
+def place_representatives(
+    transformed: Tensor, classifier: Tensor, class_means: Tensor, classifier_bias: Tensor | None = None
+) -> Tensor:
+    """h(old) (n, d) with the `representatives` moved to the means (C, d) of their classes, as a new tensor.
+
+    Raises:
+        UserError: embeddings, classifier and means are not finite or do not fit together.
+    """
+    check_embeddings(transformed=transformed, classifier=classifier, class_means=class_means)
+    if len(classifier) != len(class_means):
+        raise UserError(f"class_means: are of {len(class_means)} classes, but the classifier knows {len(classifier)}")
+    items, classes = representatives(transformed, classifier, classifier_bias)
+    placed = transformed.clone()
+    placed[items] = class_means[classes].to(placed.dtype)
+    return placed
