@@ -18,10 +18,12 @@ from tqdm import tqdm
 
 from data.embeddings import ClassVectors, EmbeddingSet, read_query_and_gallery, write_embeddings
 from retrieval import (
+    EVEN_SPREAD,
     BackfillingCurve,
     RetrievalMetrics,
     backfilling_curve,
     backfilling_order,
+    class_spread,
     cutoffs,
     evaluate,
     order_quality,
@@ -50,16 +52,20 @@ def main() -> None:
             gallery, classes = transform_gallery(gallery, files)
         try:
             orders = backfilling_orders(config, query, gallery, classes)
-            if config.eval_params.representatives:
-                gallery = with_representatives(gallery, classes)
+            gallery, placing = with_representatives(config, gallery, classes)
             metrics, curves = evaluate_sets(config, query, gallery, orders, world)
             quality = judge_orders(config, query, gallery, orders, world)
         except UserError as error:
             source = "" if files is None else f"embeddings_params: {files.query}, {files.gallery}: "
             raise UserError(f"{source}{error}") from None
         if world.is_main:
-            write_results(config, query, gallery, metrics, curves, quality)
+            write_results(config, query, gallery, metrics, curves, quality, placing)
             if config.eval_params.verbose:
+                if placing is not None and not placing["placed"]:
+                    print(
+                        f"no representatives: the gallery spreads over {placing['class_spread']:.0%} of the known "
+                        f"classes, less than {EVEN_SPREAD:.0%}"
+                    )
                 print(table(metrics, curves, config.eval_params.confidence))
                 if quality:
                     print(correlations(quality))
@@ -91,19 +97,29 @@ def backfilling_orders(
     }
 
 
-def with_representatives(gallery: EmbeddingSet, classes: ClassVectors) -> EmbeddingSet:
-    """The gallery whose clearest item of each predicted class stands at the class's mean.
+def with_representatives(
+    config: EvalConfig, gallery: EmbeddingSet, classes: ClassVectors
+) -> tuple[EmbeddingSet, dict[str, Any] | None]:
+    """The gallery with its representatives in their places, if the config asks for it and `auto` does not object.
+
+    The second is what was found and done, as plain values; None where nothing was asked for.
 
     Raises:
         UserError: classifier or class means are not known.
     """
+    if config.eval_params.representatives == "off":
+        return gallery, None
     if classes.classifier is None or classes.means is None:
         raise UserError(
             "eval_params.representatives: need a classifier and class means; evaluate a transformation with a "
             "refinement, or give embeddings_params.classifier and .class_means"
         )
-    placed = place_representatives(gallery.embeddings, classes.classifier, classes.means, classes.bias)
-    return replace(gallery, embeddings=placed)
+    spread = class_spread(gallery.embeddings, classes.classifier, classes.bias)
+    placed = config.eval_params.representatives == "on" or spread >= EVEN_SPREAD
+    if placed:
+        embeddings = place_representatives(gallery.embeddings, classes.classifier, classes.means, classes.bias)
+        gallery = replace(gallery, embeddings=embeddings)
+    return gallery, {"class_spread": spread, "placed": placed}
 
 
 def evaluate_sets(
@@ -181,6 +197,7 @@ def write_results(
     metrics: RetrievalMetrics,
     curves: dict[str, BackfillingCurve],
     quality: Quality,
+    placing: dict[str, Any] | None,
 ) -> None:
     """Write what the config asks for: the embeddings, the curves as an array, the figures of each query, the result."""
     params = config.eval_params
@@ -192,7 +209,8 @@ def write_results(
     if params.per_query is not None:
         write_arrays(params.per_query, per_query_arrays(metrics, curves, query.ids))
     if config.output is not None:
-        write_json(config.output, result_json(metrics, curves, params.confidence, quality))
+        result = result_json(metrics, curves, params.confidence, quality)
+        write_json(config.output, result if placing is None else {**result, "representatives": placing})
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ curves["distance"].auc.to_json()
 from retrieval.agreement import recall_of_nearest, retrieval_quality
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders import ORDERS, backfilling_order
-from retrieval.representatives import place_representatives
+from retrieval.representatives import EVEN_SPREAD, class_spread, place_representatives
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
 from retrieval.risk_coverage import RiskCoverage, order_quality
 from retrieval.upgrade import upgrade_quality
 
 __all__ = [
+    "EVEN_SPREAD",
     "ORDERS",
     "BackfillingCurve",
     "PerQuery",
@@ -22,6 +23,7 @@ __all__ = [
     "RiskCoverage",
     "backfilling_curve",
     "backfilling_order",
+    "class_spread",
     "cutoffs",
     "evaluate",
     "order_quality",

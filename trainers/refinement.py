@@ -17,8 +17,8 @@ from utils.distributed import World
 from utils.errors import UserError
 from utils.sections import RefinementParams
 
-# Tried; h as it is stays where the pull does no better. On pairs that neither model had seen a stronger one gained mAP and
-# lost CMC-5; on those that the new model was trained on it looks better than it is.
+# Tried; h as it is stays where the pull does no better. On pairs that neither model had seen a stronger one gained mAP
+# and lost CMC-5; on those that the new model was trained on it looks better than it is.
 STRENGTHS = (0.0, 0.25)
 
 # (new (n, d), h (n, d), labels (n,), classifier (C, d), its bias (C,)) -> quality of the upgrade; higher is better

@@ -62,8 +62,8 @@ def train_transformation(
 ) -> None:
     """Train `transformation` in place. Half-way, `switch_mode_to_eval` freezes its BN statistics (not its weights).
 
-    With `held_out` the training ends early, at the weights with the smallest objective on it. With `mixup` the items that
-    it trains on are mixed, those held out are not.
+    With `held_out` the training ends early, at the weights with the smallest objective on it. With `mixup` the items
+    that it trains on are mixed, those held out are not.
 
     Raises:
         UserError, Preempted: see `Trainer.fit`.

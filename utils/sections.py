@@ -221,9 +221,10 @@ class EvalParams:
     embeddings_output_dir: str | None = key(
         None, doc="also keep the embeddings: query.npz and gallery.npz in this folder", path="output"
     )
-    representatives: bool = key(
-        False,
-        doc="move the clearest item of each class to the class's mean; the orders look at the gallery before that",
+    representatives: Literal["off", "auto", "on"] = key(
+        "off",
+        doc="move the clearest item of each class to the class's mean, once the orders have looked at the gallery; "
+        "auto: unless the items are of few of the classes that the classifier knows, or of others",
     )
     recall_at: list[int] = key([], doc="the k of recall@k: share of a query's relevant items among its k nearest")
     precision_at: list[int] = key([], doc="the k of precision@k: share of a query's k nearest that are relevant")

@@ -1,10 +1,11 @@
 """Representatives against a plain loop over classes."""
 
+import numpy as np
 import pytest
 import torch
 
 from retrieval import representatives as module
-from retrieval.representatives import place_representatives, representatives
+from retrieval.representatives import class_spread, place_representatives, representatives
 from utils.errors import UserError
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -53,6 +54,17 @@ def test_they_stand_at_their_means_and_the_rest_stays() -> None:
 def test_of_equal_items_the_first() -> None:
     items, _ = representatives(H[:1].repeat(3, 1), CLASSIFIER)
     assert items.tolist() == [0]
+
+
+def test_spread_over_the_classes() -> None:
+    share = (H.double() @ CLASSIFIER.double().T + BIAS.double()).softmax(1).mean(0).numpy()
+    share = share[share > 0]
+    perplexity = np.exp(-(share * np.log(share)).sum())
+    assert class_spread(H, CLASSIFIER, BIAS) == pytest.approx(perplexity / CLASSES, rel=1e-5)
+    sure = 100 * torch.eye(CLASSES)
+    even = torch.eye(CLASSES).repeat(3, 1)
+    assert class_spread(even, sure) == pytest.approx(1)
+    assert class_spread(even[even[:, :2].sum(1) > 0], sure) == pytest.approx(2 / CLASSES)  # two classes are there
 
 
 @pytest.mark.parametrize(
