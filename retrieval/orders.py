@@ -11,6 +11,7 @@ from retrieval.class_orders import class_distance, confidence, entropy, knn_disa
 from retrieval.distances import check_distance, unit
 from retrieval.gallery import Gallery
 from retrieval.oracle import retrieval_error
+from retrieval.representatives import EVEN_SPREAD, class_spread
 from retrieval.validation import as_integers, check_embeddings, check_finite, check_same_items
 from utils.config import unknown_choice
 from utils.errors import UserError
@@ -44,6 +45,21 @@ def sigma_score(gallery: Gallery) -> Tensor:
     return rows.mean(1)
 
 
+def auto_score(gallery: Gallery) -> Tensor:
+    """`confidence` where the gallery spreads over the classes that the classifier knows, else `sigma`.
+
+    Of unknown classes the classifier's confidence says less than sigma does.
+    """
+    if gallery.classifier is None and gallery.log_variance is None:
+        raise UserError("order `auto` needs a classifier of the new model, or a gallery with sigma (log variance)")
+    if gallery.log_variance is None:
+        return confidence(gallery)
+    if gallery.classifier is None:
+        return sigma_score(gallery)
+    spread = class_spread(gallery.transformed, gallery.classifier, gallery.classifier_bias)
+    return confidence(gallery) if spread >= EVEN_SPREAD else sigma_score(gallery)
+
+
 class Order(NamedTuple):
     """A way to rank the items of a gallery."""
 
@@ -57,6 +73,7 @@ ORDERS = {
     "random": Order(random_score, "nothing"),
     "distance": Order(distance_score, "new embeddings (an oracle)"),
     "sigma": Order(sigma_score, "sigma"),
+    "auto": Order(auto_score, "classifier or sigma; both to choose between them"),
     "confidence": Order(confidence, "classifier"),
     "entropy": Order(entropy, "classifier"),
     "class_distance": Order(class_distance, "class means; classifier if there is one"),

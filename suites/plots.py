@@ -28,6 +28,7 @@ ORDER_STYLES: dict[str, tuple[LineStyle, str, str]] = {  # of lines: dashes, mar
     "sigma": ("-", "D", BLUE),
     "random": ("--", "o", GREY),
     "distance": (":", "x", ORANGE),
+    "auto": ((0, (3, 1)), "P", GREEN),
     "confidence": ("-.", "s", GREEN),
     "entropy": ((0, (5, 1, 1, 1, 1, 1)), "v", PURPLE),
     "class_distance": ((0, (1, 3)), "^", RED),

@@ -9,7 +9,7 @@ Precision = Literal["auto", "bf16", "fp32"]
 Compile = Literal["auto", "on", "off"]
 AUTO = "auto"  # `arch_params.arch`: the transformation that does best on held-out pairs
 BackfillingOrder = Literal[
-    "random", "distance", "sigma", "confidence", "entropy", "class_distance", "knn_disagreement", "oracle"
+    "random", "distance", "sigma", "auto", "confidence", "entropy", "class_distance", "knn_disagreement", "oracle"
 ]
 CLOSED_FORMS = ("procrustes", "ridge")
 COMPILE_DOC = "torch.compile; auto: on GPUs, for runs so long that it pays"

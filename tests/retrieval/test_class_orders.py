@@ -112,9 +112,25 @@ def test_only_oracles_look_at_new_embeddings_and_labels(name: str) -> None:
     assert torch.equal(known, unknown)
 
 
+def test_auto_asks_the_classifier_where_the_gallery_is_of_its_classes() -> None:
+    sigma = LABELS.float() + torch.arange(N) / N
+    sure = 30 * torch.eye(CLASSES)
+    even, few = sure[torch.arange(N) % CLASSES], sure[torch.arange(N) % 2]
+    noise = torch.rand(N, CLASSES, generator=GENERATOR)
+    for h, expected in ((even + noise, "confidence"), (few + noise, "sigma")):
+        known = {"transformed": h, "new": h, "classifier": torch.eye(CLASSES), "log_variance": sigma}
+        assert torch.equal(backfilling_order("auto", **known), backfilling_order(expected, **known))
+    known = {"transformed": few, "new": few}
+    by_sigma = backfilling_order("auto", log_variance=sigma, **known)
+    assert torch.equal(by_sigma, backfilling_order("sigma", log_variance=sigma, **known))
+    by_class = backfilling_order("auto", classifier=CLASSIFIER[:, :CLASSES], **known)
+    assert torch.equal(by_class, backfilling_order("confidence", classifier=CLASSIFIER[:, :CLASSES], **known))
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
+        ("auto", {"classifier": None}, r"order `auto` needs a classifier of the new model, or a gallery with sigma"),
         ("confidence", {"classifier": None}, "order `confidence` needs a classifier of the new model; evaluate with a"),
         ("entropy", {"classifier": None}, r"order `entropy` needs a .*, or give embeddings_params.classifier"),
         ("class_distance", {"class_means": None}, r"order `class_distance` needs class means; .*params.class_means"),
