@@ -9,6 +9,7 @@ import torch
 from models.embedding import TransformedModel, embed
 from models.model_files import load_model
 from models.refinement import RefinedTransformation
+from retrieval import EVEN_SPREAD
 from tests.tiny import fail, same_bits, succeed, write_images
 from utils.files import read_torch
 
@@ -95,8 +96,27 @@ def test_from_embedding_files_to_an_evaluation_of_them(folder: Path) -> None:
         "eval_params: {backfilling: 3, backfilling_list: [confidence, class_distance, random]}\n"
     )
     succeed("eval.py", "--config", "eval.yaml", "--output", "result.json", cwd=folder, processes=None)
-    curves = json.loads((folder / "result.json").read_text())["backfilling"]
-    assert list(curves) == ["confidence", "class_distance", "random"]
+    plain = json.loads((folder / "result.json").read_text())
+    assert list(plain["backfilling"]) == ["confidence", "class_distance", "random"]
+    assert "representatives" not in plain
+
+    evaluation = ["eval.py", "--config", "eval.yaml", "--output", "result.json"]
+    succeed(*evaluation, "eval_params.representatives=on", cwd=folder, processes=None)
+    placed = json.loads((folder / "result.json").read_text())
+    assert placed["representatives"]["placed"]
+    assert placed["metrics"] != plain["metrics"]
+    last = [result["backfilling"]["random"]["map"][-1] for result in (plain, placed)]
+    assert last[0] == last[1]  # everything is backfilled then, representatives too
+    output = succeed(*evaluation, "eval_params.representatives=auto", cwd=folder, processes=None)
+    found = json.loads((folder / "result.json").read_text())["representatives"]
+    assert found["class_spread"] == placed["representatives"]["class_spread"]
+    assert (
+        found["placed"] == (found["class_spread"] >= EVEN_SPREAD) == ("no representatives: the gallery" not in output)
+    )
+    without_means = ["embeddings_params.transformation=null", "embeddings_params.gallery=new_validation"]
+    arguments = [*without_means, "eval_params.representatives=on", "eval_params.backfilling=null"]
+    message = fail(*evaluation, *arguments, cwd=folder, processes=None)
+    assert "eval_params.representatives: need a classifier and class means" in message
 
 
 @pytest.mark.parametrize(
