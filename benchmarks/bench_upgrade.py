@@ -257,7 +257,7 @@ def main() -> None:
     pairs = read_pairs(arguments) if given else made_up_pairs(400 if quick else 10_000)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        figures = measure_speed(folder, 512 if quick else 2**16, 1 if quick else arguments.turns, 32 if quick else 2048)
+        figures = measure_speed(folder, 512 if quick else 2**18, 1 if quick else arguments.turns, 32 if quick else 2048)
         shutil.rmtree(folder / "upgraded", ignore_errors=True)
         figures += measure_memory(folder, 5_000 if quick else arguments.rows)
     figures += measure_bands(pairs, 100 if quick else 2000, 2 if quick else SAMPLES)

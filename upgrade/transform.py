@@ -31,7 +31,7 @@ from utils.precision import Resolved
 from utils.provenance import timestamp
 
 PROGRESS, CHUNKS = "progress", "chunks.json"
-CPU_BATCH, GPU_BATCH = 4096, 2**18  # rows through the transformation at a time: hidden layers that fit the cache
+CPU_BATCH, GPU_BATCH = 1024, 2**18  # rows through the transformation at a time: hidden layers that fit the cache
 
 
 def transform_gallery(config: UpgradeConfig, world: World) -> Manifest:
