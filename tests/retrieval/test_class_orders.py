@@ -114,17 +114,15 @@ def test_only_oracles_look_at_new_embeddings_and_labels(name: str) -> None:
 
 def test_auto_asks_the_classifier_where_the_gallery_is_of_its_classes() -> None:
     sigma = LABELS.float() + torch.arange(N) / N
-    sure = 30 * torch.eye(CLASSES)
-    even, few = sure[torch.arange(N) % CLASSES], sure[torch.arange(N) % 2]
-    noise = torch.rand(N, CLASSES, generator=GENERATOR)
-    for h, expected in ((even + noise, "confidence"), (few + noise, "sigma")):
-        known = {"transformed": h, "new": h, "classifier": torch.eye(CLASSES), "log_variance": sigma}
+    sure, noise = 30 * torch.eye(CLASSES), torch.rand(N, CLASSES, generator=GENERATOR)
+    for classes, expected in ((CLASSES, "confidence"), (2, "sigma")):
+        h = sure[torch.arange(N) % classes] + noise
+        known: dict[str, Any] = {"transformed": h, "new": h, "classifier": torch.eye(CLASSES), "log_variance": sigma}
         assert torch.equal(backfilling_order("auto", **known), backfilling_order(expected, **known))
-    known = {"transformed": few, "new": few}
-    by_sigma = backfilling_order("auto", log_variance=sigma, **known)
-    assert torch.equal(by_sigma, backfilling_order("sigma", log_variance=sigma, **known))
-    by_class = backfilling_order("auto", classifier=CLASSIFIER[:, :CLASSES], **known)
-    assert torch.equal(by_class, backfilling_order("confidence", classifier=CLASSIFIER[:, :CLASSES], **known))
+    for only in ({"log_variance": sigma}, {"classifier": CLASSIFIER}):  # nothing to choose between
+        known = {"transformed": TRANSFORMED, "new": NEW, **only}
+        expected = "sigma" if "log_variance" in only else "confidence"
+        assert torch.equal(backfilling_order("auto", **known), backfilling_order(expected, **known))
 
 
 @pytest.mark.parametrize(
