@@ -63,7 +63,7 @@ def write_core_of_suite(path: Path) -> None:
 
 
 def is_extra(stage: str) -> bool:
-    return any(part in stage for part in ("side_info", "identity", "procrustes", "ridge", "residual_mlp"))
+    return any(part in stage for part in ("side_info", "identity", "procrustes", "ridge", "residual_mlp", "refined"))
 
 
 def reproduce(folder: Path, *overrides: str, processes: int | None = 1) -> str:
