@@ -1,6 +1,8 @@
 """A tiny gallery with everything around it: old and new embeddings, a transformation, a config."""
 
+import errno
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -145,6 +147,18 @@ def prepared(case: Case, *arguments: str) -> Case:
     case.run("transform", *arguments)
     case.run("plan", *arguments)
     return case
+
+
+def fill_disk_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the disk be full when room is taken for the file NAME.npy."""
+    allocate = os.posix_fallocate
+
+    def full(descriptor: int, offset: int, length: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").readlink().stem == name:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        allocate(descriptor, offset, length)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
 
 
 def without_sample(case: Case) -> None:

@@ -1,9 +1,7 @@
 """apply and rollback: what ends up in the gallery, and what is refused."""
 
-import errno
 import fcntl
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.upgrade.conftest import IDS, NEW_DIM, Case, N, make_case
+from tests.upgrade.conftest import IDS, NEW_DIM, Case, N, fill_disk_at, make_case
 from upgrade.batches import apply_batch
 from upgrade.gallery import Gallery
 from upgrade.rollback import roll_back
@@ -207,14 +205,7 @@ def test_a_step_at_a_time(upgraded: Case) -> None:
 @pytest.mark.parametrize("file", ["rows", "after", "before", "before_state", "order"])
 def test_a_full_disk_leaves_the_gallery_as_it_was(upgraded: Case, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before, batch = upgraded.content(), upgraded.write_batch("batch.npz", np.arange(100))
-    allocate = os.posix_fallocate
-
-    def full(descriptor: int, offset: int, length: int) -> None:
-        if Path(f"/proc/self/fd/{descriptor}").readlink().stem == file:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        allocate(descriptor, offset, length)
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    fill_disk_at(file, monkeypatch)
     with pytest.raises(UserError, match="no space left on the disk; the gallery is as it was"):
         apply_batch(Gallery.open(upgraded.folder / "upgraded"), str(upgraded.folder / batch))
     assert upgraded.content() == before

@@ -1,8 +1,6 @@
 """refit: the gallery is what `transform` would have made of it by the better transformation, or what it was."""
 
-import errno
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import torch
 
 from models.model_files import load_model
 from tests.tiny import files_in, same_bits, state_of
-from tests.upgrade.conftest import BATCH, BATCHES, IDS, NEW_DIM, Case, N, make_refittable, prepared
+from tests.upgrade.conftest import BATCH, BATCHES, IDS, NEW_DIM, Case, N, fill_disk_at, make_refittable, prepared
 from tests.upgrade.test_kills import run_forked
 from upgrade.gallery import Gallery
 from upgrade.manifest import read_manifest
@@ -200,14 +198,7 @@ def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
 @pytest.mark.parametrize("file", ["embeddings", "sigma", "order"])
 def test_a_full_disk_leaves_the_gallery_as_it_was(ready: Case, file: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before, entries = ready.content(), journal(ready.folder / "upgraded")
-    allocate = os.posix_fallocate
-
-    def full(descriptor: int, offset: int, length: int) -> None:
-        if Path(f"/proc/self/fd/{descriptor}").readlink().stem == file:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        allocate(descriptor, offset, length)
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
+    fill_disk_at(file, monkeypatch)
     monkeypatch.chdir(ready.folder)
     config = UpgradeConfig("refit", "old.npz", "transformation.pt", "upgraded", "resnet18-2021", "resnet50-2024")
     with pytest.raises(UserError, match="no space left on the disk; the gallery is as it was"):
