@@ -10,11 +10,8 @@ machine without the images and the models needs to train and to evaluate a trans
 
 import argparse
 
-import torch
-
 from data.embeddings import write_embeddings
-from models.model_files import load_model
-from models.resnet import ResNet
+from models.model_files import build_model, classifier_of, read_description
 from trainers.extraction import embed_split, freeze
 from utils.config import load_config
 from utils.distributed import process_group
@@ -26,30 +23,20 @@ from utils.schema import EmbedConfig
 def main() -> None:
     config = load_config(EmbedConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     with process_group() as world:
-        model = freeze(load_model(config.model_path, where="model_path", transformation=False), world)
-        classifier = classifier_of(model, config)
+        description = read_description(config.model_path, where="model_path", transformation=False)
+        model = freeze(build_model(description, where="model_path"), world)
+        classifier = classifier_of(model, description)
+        if classifier is None and config.output_classifier_path is not None:
+            raise UserError(f"output_classifier_path: {config.model_path} has no classifier; leave the key out")
         items = embed_split(model, config, world)
         if world.is_main:
             write_embeddings(config.output_embeddings_path, items)
             print(
                 f"embeddings: {config.output_embeddings_path}, {tuple(items.embeddings.shape)} {config.embedding_dtype}"
             )
-            if config.output_classifier_path is not None:
+            if classifier is not None and config.output_classifier_path is not None:
                 write_array(config.output_classifier_path, classifier)
                 print(f"classifier: {config.output_classifier_path}, {tuple(classifier.shape)}")
-
-
-def classifier_of(model: torch.nn.Module, config: EmbedConfig) -> torch.Tensor:
-    """The classifier's weight (classes, dimension); empty where none is to be written.
-
-    Raises:
-        UserError: the model has none.
-    """
-    if config.output_classifier_path is None:
-        return torch.empty(0)
-    if not isinstance(model, ResNet):
-        raise UserError(f"output_classifier_path: {config.model_path} has no classifier; leave the key out")
-    return model.fc.weight.flatten(1)  # (C, d, 1, 1) -> (C, d)
 
 
 if __name__ == "__main__":

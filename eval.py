@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from data.embeddings import ClassVectors, EmbeddingSet, read_query_and_gallery, write_embeddings
+from data.subsets import take_subset
 from retrieval import (
     EVEN_SPREAD,
     BackfillingCurve,
@@ -50,6 +51,8 @@ def main() -> None:
         else:
             query, gallery = read_query_and_gallery(files, world.device)
             gallery, classes = transform_gallery(gallery, files)
+        if config.eval_params.subset is not None:
+            query, gallery = take_subset(query, gallery, config.eval_params.subset, config.seed)
         try:
             orders = backfilling_orders(config, query, gallery, classes)
             gallery, placing = with_representatives(config, gallery, classes)

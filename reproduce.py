@@ -146,6 +146,7 @@ def read_stamps(stages: list[PlannedStage]) -> dict[str, dict[str, Any] | None]:
                 "source": source and Path(source).name,
                 "split": stamp.get("split"),
                 "images": stamp["images"],
+                "held_out": params.held_out,
                 "packed": packed,
             }
     return stamps

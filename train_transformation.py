@@ -15,6 +15,7 @@ from data.paired_embeddings import read_paired_embeddings
 from models.export import check_formats, export_model
 from models.model_files import (
     build_model,
+    classifier_of,
     describe_transformed,
     holds_torchscript,
     load_model,
@@ -79,13 +80,14 @@ def fit_to_models(config: TransformationConfig, world: World, preemption: Preemp
     torch.manual_seed(config.seed)
     arguments = transformation_arguments(config.arch_params, dims)
     transformation = build_transformation(**arguments)
-    objective = build_objective(config.objective_params, models["new"], transformation)
+    classifier = classifier_of(models["new"], descriptions["new"])
+    objective = build_objective(config.objective_params, classifier, transformation)
     images = open_images(config.dataset_params, "training", world, seed=config.seed)
     objective.check_labels(images.labels)
 
     run = Run(config.output_transformation_path, config, world)
     pairs = build_pairs(models, images, config, run.precision, world)
-    material = hold_out(pairs, config.refinement_params, models["new"])
+    material = hold_out(pairs, config.refinement_params, classifier)
     fit_transformation(transformation, objective, config, pairs, run, world, preemption)
     fitted = describe_with_refinement(transformation, arguments, material, upgrade_quality, world)
     if world.is_main:

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from data.folder_images import FolderImages
-from data.folders import ImageList, list_images
+from data.folders import ImageList, hold_out, list_images
 from data.images import Feed, ImageSet, Unreadable
 from data.memory_images import MemoryImages
 from data.packed import PackedList, has_packed, list_packed
@@ -86,9 +86,16 @@ def open_images(params: DatasetParams, split: str, world: World, *, seed: int, a
 def list_split(params: DatasetParams, split: str, *, all_classes: bool = False) -> ImageList:
     """The images of a split: the packed ones where there are such and `packed` does not forbid it.
 
+    With `held_out` both splits are parts of the training images, and the validation images are not touched.
+
     Raises:
-        UserError: there are neither folders nor packed images, or `num_classes` is more than there are.
+        UserError: there are neither folders nor packed images, `num_classes` is more than there are, or a class has too
+            few images to hold some out.
     """
+    if params.held_out is not None:
+        whole = list_split(replace(params, held_out=None), "training", all_classes=all_classes)
+        kept, held = hold_out(whole, params.held_out)
+        return kept if split == "training" else held
     num_classes = None if all_classes else params.num_classes
     if params.packed == "auto" and has_packed(params.data_root):
         return list_packed(params.data_root, split, num_classes)

@@ -39,6 +39,16 @@ class EmbeddingSet:
             None if log_variance is None else log_variance.to(device),
         )
 
+    def take(self, items: torch.Tensor) -> "EmbeddingSet":
+        """The items at these positions (m,) int64."""
+        items = items.to(self.ids.device)
+        return EmbeddingSet(
+            self.embeddings[items],
+            self.ids[items],
+            None if self.labels is None else self.labels[items],
+            None if self.log_variance is None else self.log_variance[items],
+        )
+
     def same_items(self, other: "EmbeddingSet") -> bool:
         """Whether both hold the same items in the same order."""
         return torch.equal(self.ids, other.ids)

@@ -1,13 +1,16 @@
 """The layout on disk: DATA_ROOT/training/CLASS/* and DATA_ROOT/validation/CLASS/*."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 import numpy as np
+import torch
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import UserError
+from utils.seeds import generator
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
 
@@ -26,6 +29,10 @@ class ImageList:
     def pixels(self, index: int) -> np.ndarray | None:
         """Image number `index` as uint8 (H, W, 3), or None where it is unreadable."""
         return read_pixels(self.paths[index])
+
+    def take(self, positions: Sequence[int]) -> Self:
+        """The images at these positions; the classes stay."""
+        return replace(self, paths=[self.paths[i] for i in positions], labels=[self.labels[i] for i in positions])
 
 
 def list_images(data_root: str | Path, split: str, num_classes: int | None = None) -> ImageList:
@@ -54,6 +61,29 @@ def list_images(data_root: str | Path, split: str, num_classes: int | None = Non
         paths += images
         labels += [label] * len(images)
     return ImageList(paths, labels, classes)
+
+
+def hold_out(training: ImageList, share: float) -> tuple[ImageList, ImageList]:
+    """Divide the training images of each class -> those to train on, and a share of them that is held out.
+
+    What is drawn is a function of the share and the images' places in their class alone: models that are trained on
+    different classes, from folders or from a packed copy, hold out the same images of the classes that they share.
+
+    Raises:
+        UserError: a class has too few images to divide.
+    """
+    kept: list[int] = []
+    held: list[int] = []
+    labels = torch.tensor(training.labels)
+    for label, name in enumerate(training.classes):
+        (of_class,) = (labels == label).nonzero(as_tuple=True)
+        count = max(1, round(share * len(of_class)))
+        if count >= len(of_class):
+            raise UserError(f"dataset_params.held_out: class {name} has {len(of_class)} training images, too few")
+        order = torch.randperm(len(of_class), generator=generator(len(of_class)))
+        held += of_class[order[:count].sort().values].tolist()
+        kept += of_class[order[count:].sort().values].tolist()
+    return training.take(kept), training.take(held)
 
 
 def first_classes(classes: list[str], num_classes: int | None, folder: Path) -> list[str]:

@@ -16,12 +16,12 @@ does one that cannot be decoded: training names and counts it as before.
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from PIL import Image
@@ -61,6 +61,9 @@ class PackedList(ImageList):
         if height:
             return content.reshape(height, width, 3)
         return read_pixels(io.BytesIO(content.tobytes()))
+
+    def take(self, positions: Sequence[int]) -> Self:
+        return replace(super().take(positions), records=self.records[list(positions)])
 
 
 def has_packed(data_root: str | Path) -> bool:

@@ -188,6 +188,13 @@ def build_model(description: Description, *, where: str) -> nn.Module:
     return model.eval()
 
 
+def classifier_of(model: nn.Module, description: Description) -> torch.Tensor | None:
+    """The weight (C, d) of a backbone's classifier; None of other models, and of SimCLR's, whose `fc` is untrained."""
+    if not isinstance(model, ResNet) or description["provenance"]["config"].get("objective") == "simclr":
+        return None
+    return model.fc.weight.flatten(1)  # (C, d, 1, 1) -> (C, d)
+
+
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     try:
         model.load_state_dict(state)

@@ -151,7 +151,9 @@ def _files_of_seed(config: Any, seed: int, renamed: dict[str, str]) -> dict[str,
 def _depends_on_seed(config: Any) -> bool:
     """Whether another seed alone gives another result: not of an evaluation that draws nothing at random."""
     params = getattr(config, "eval_params", None)
-    return params is None or params.backfilling is not None or params.confidence is not None
+    if params is None:
+        return True
+    return any(drawn is not None for drawn in (params.backfilling, params.confidence, params.subset))
 
 
 def _check_orders(suite: SuiteConfig, configs: dict[str, Any]) -> None:

@@ -140,7 +140,15 @@ def plot_areas(summary: Summary, path: Path) -> None:
             bars = [100 * _deviation(row.measured, metric) for row in of_order]
             places = [methods.index(_method(row)) for row in of_order]
             axes.errorbar(areas, places, xerr=bars, fmt=mark, color=colour, capsize=3, label=ORDER_NAMES[order])
-        axes.axvline(100 * _mean(summary.new_new, metric), color=GREY, linewidth=1, label="new/new")
+        full = {_method(row): 100 * _mean(row.new_new, metric) for row in rows}
+        axes.vlines(
+            [full[method] for method in methods],
+            [place - 0.5 for place in range(len(methods))],
+            [place + 0.5 for place in range(len(methods))],
+            color=GREY,
+            linewidth=1,
+            label="new/new",
+        )
         axes.set_xlabel(f"AUC {METRICS[metric]} (%)")
         axes.set_yticks(range(len(methods)), methods)
         axes.margins(y=0.2)

@@ -68,7 +68,15 @@ def _results_of(stages: list[PlannedStage], suite: SuiteConfig, records: dict[st
         "baselines": {"old_old": baselines[0], "new_new": baselines[1]},
         "baseline_stages": {"old_old": suite.old_old, "new_new": suite.new_new},
         "no_backfilling": [_row(row, evaluations) for row in suite.tables.no_backfilling],
-        "backfilling": [_row(row, evaluations, *baselines) for row in suite.tables.backfilling],
+        "backfilling": [
+            _row(
+                row,
+                evaluations,
+                evaluations[row.old_old or suite.old_old]["metrics"],
+                evaluations[row.new_new or suite.new_new]["metrics"],
+            )
+            for row in suite.tables.backfilling
+        ],
         "evaluations": evaluations,
     }
 

@@ -43,6 +43,8 @@ class Row:
     stage: str | None = key(None, doc="the evaluation whose figures the row shows; none: a published row, not run here")
     side_info: bool | None = key(None, doc="whether the transformation sees side-information; left out: no question")
     order: BackfillingOrder | None = key(None, doc="backfilling order")
+    old_old: str | None = key(None, doc="stage: old/old of the row's own models; the suite's if left out")
+    new_new: str | None = key(None, doc="stage: new/new of the row's own models; the suite's if left out")
     published: list[float] | None = key(None, doc="the published CMC-1, CMC-5 and mAP, or their AUCs, in percent")
     curve: bool = key(
         True,
@@ -90,8 +92,9 @@ class SuiteConfig:
         for table, rows in vars(self.tables).items():
             for i, row in enumerate(rows):
                 where = f"tables.{table}[{i}]"
-                if row.stage is not None:
-                    named[f"{where}.stage"] = row.stage
+                for name, stage in (("stage", row.stage), ("old_old", row.old_old), ("new_new", row.new_new)):
+                    if stage is not None:
+                        named[f"{where}.{name}"] = stage
                 if (table == "backfilling") != (row.order is not None):
                     raise ValueError(f"{where}.order: every row with backfilling has one, and no other")
                 if row.published is not None and len(row.published) != 3:

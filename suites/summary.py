@@ -42,6 +42,7 @@ class Row:
     published: dict[str, float] | None  # percent
     curve: bool = True  # whether the plots of curves show it
     measured: Figures | None = None  # None: not run
+    new_new: Figures | None = None  # after full backfilling
     gain_recovered: Figures | None = None
     fractions: list[float] = field(default_factory=list)  # of the gallery backfilled, at each point of the curves
     curves: dict[str, list[Figure]] = field(default_factory=dict)  # metric -> its points
@@ -87,16 +88,16 @@ def summarise(results: list[Results]) -> Summary:
     """
     return Summary(
         seeds=[result["seed"] for result in results],
-        old_old=_baseline("old_old", results),
-        new_new=_baseline("new_new", results),
+        old_old=_metrics_of(results[0]["baseline_stages"]["old_old"], results),
+        new_new=_metrics_of(results[0]["baseline_stages"]["new_new"], results),
         no_backfilling=_rows("no_backfilling", results),
         backfilling=_rows("backfilling", results),
     )
 
 
-def _baseline(name: str, results: list[Results]) -> Figures:
-    stage = results[0]["baseline_stages"][name]
-    return _figures([result["baselines"][name] for result in _that_ran(stage, results)], METRICS)
+def _metrics_of(stage: str, results: list[Results]) -> Figures:
+    """What an evaluation has found before any backfilling."""
+    return _figures([result["evaluations"][stage]["metrics"] for result in _that_ran(stage, results)], METRICS)
 
 
 def _rows(table: str, results: list[Results]) -> list[Row]:
@@ -114,6 +115,7 @@ def _row(table: str, index: int, results: list[Results]) -> Row:
     named = {name: row[name] for name in ("case", "side_info", "order", "published", "curve")}
     if stage is None:
         return Row(**named)
+    new_new = _metrics_of(row["new_new"] or results[0]["baseline_stages"]["new_new"], results)
     results = _that_ran(stage, results)
     rows = [result[table][index] for result in results]
     measured = _figures([row["measured"] for row in rows], METRICS)
@@ -125,6 +127,7 @@ def _row(table: str, index: int, results: list[Results]) -> Row:
     return Row(
         **named,
         measured=measured,
+        new_new=new_new,
         gain_recovered=_figures([row["gain_recovered"] for row in rows], GAIN_METRICS),
         fractions=fractions,
         curves={

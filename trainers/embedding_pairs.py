@@ -164,9 +164,9 @@ def fit_on_sample(
     arguments["normalised"] = sample.normalised
     transformation = build_transformation(**arguments)
     disc = config.objective_params.discriminative_loss
-    if disc is not None and disc.name == "LabelSmoothing" and not sample.has_labels:
+    if disc is not None and disc.name in ("LabelSmoothing", "SupCon") and not sample.has_labels:
         raise UserError(
-            "objective_params.discriminative_loss.name: LabelSmoothing needs embeddings_params.labels; "
+            f"objective_params.discriminative_loss.name: {disc.name} needs embeddings_params.labels; "
             "InfoNCE does without"
         )
     as_published = sample.held_out is None or not config.embeddings_params.held_out

@@ -11,9 +11,8 @@ from data.datasets import open_images
 from data.embeddings import ClassVectors, EmbeddingSet, read_class_vectors, read_embeddings
 from data.images import Batch
 from models.embedding import TransformedModel, embed
-from models.model_files import load_model
+from models.model_files import build_model, classifier_of, load_model, read_description
 from models.refinement import RefinedTransformation
-from models.resnet import ResNet
 from models.transformed import Transformation, Transformed
 from utils.distributed import World
 from utils.errors import UserError
@@ -181,7 +180,8 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
     assert config.query_model_path is not None
     assert config.gallery_model_path is not None
     assert config.dataset_params is not None
-    query_model = freeze(load_model(config.query_model_path, where="query_model_path", transformation=False), world)
+    description = read_description(config.query_model_path, where="query_model_path", transformation=False)
+    query_model = freeze(build_model(description, where="query_model_path"), world)
     gallery_model = query_model
     if config.gallery_model_path != config.query_model_path:
         gallery_model = load_model(config.gallery_model_path, where="gallery_model_path", transformation=False)
@@ -201,9 +201,7 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
         for output in (embedded["query"], embedded["gallery"])
     )
     classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None
-    if classes is None and isinstance(query_model, ResNet):
-        classes = ClassVectors(query_model.fc.weight.flatten(1))  # (C, d, 1, 1) -> (C, d)
-    return query, gallery, classes or ClassVectors()
+    return query, gallery, classes or ClassVectors(classifier_of(query_model, description))
 
 
 def _classes_of(transformation: Transformation) -> ClassVectors | None:

@@ -4,7 +4,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from models.resnet import ResNet
 from models.transformed import Transformation, Transformed
 from utils.errors import UserError
 from utils.sections import ObjectiveParams
@@ -31,6 +30,13 @@ def info_nce(h: torch.Tensor, new: torch.Tensor, temperature: float) -> torch.Te
     return F.cross_entropy(cosines / temperature, torch.arange(len(h), device=h.device), reduction="none")
 
 
+def sup_con(h: torch.Tensor, new: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The contrast of the new embeddings of an item's class with the others: (B, d), (B, d), (B,) -> (B,)."""
+    cosines = F.normalize(h, dim=1) @ F.normalize(new, dim=1).T  # (B, B)
+    same = (labels[:, None] == labels).float()
+    return -(same * (cosines / temperature).log_softmax(1)).sum(1) / same.sum(1)
+
+
 SIMILARITIES = {"mse": squared_error, "l1": absolute_error, "cosine": cosine_distance}
 
 
@@ -41,7 +47,10 @@ class TransformationObjective(nn.Module):
     (van den Oord et al., arXiv 1807.03748), which asks that h_i be nearer, by cosine, to its own n_i than to the new
     embeddings of the rest of this process's share of the batch:
 
-        L_disc,i = -log( exp(cos(h_i, n_i) / temperature) / sum over j of exp(cos(h_i, n_j) / temperature) ).
+        L_disc,i = -log( exp(cos(h_i, n_i) / temperature) / sum over j of exp(cos(h_i, n_j) / temperature) ),
+
+    or SupCon, the mean of that over all n_k of the item's class (Khosla et al., arXiv 2004.11362, L_out). Of mixed
+    items these look at the label of the larger share alone.
 
     With log variance s the objective is
 
@@ -52,7 +61,7 @@ class TransformationObjective(nn.Module):
 
     Args:
         params: which losses, and their weights.
-        classifier: (C, d_new) weight of the new model's `fc`, frozen; None for InfoNCE or no L_disc.
+        classifier: (C, d_new) weight of the new model's `fc`, frozen; None for a contrast or no L_disc.
     """
 
     classifier: torch.Tensor | None
@@ -64,7 +73,7 @@ class TransformationObjective(nn.Module):
 
     @property
     def num_classes(self) -> int | None:
-        """Classes of the labels that it looks at; None where it looks at none."""
+        """Classes of the labels of which it takes shares; None where it takes them whole, or looks at none."""
         return None if self.classifier is None else len(self.classifier)
 
     def forward(self, transformed: Transformed, new: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -77,7 +86,11 @@ class TransformationObjective(nn.Module):
         loss = similarity.mu_similarity * SIMILARITIES[similarity.name](h, new)  # (B, d or 1)
         if (disc := self.params.discriminative_loss) is not None:
             if self.classifier is None:
-                entropy = info_nce(h, new, disc.temperature)
+                entropy = (
+                    sup_con(h, new, labels, disc.temperature)
+                    if disc.name == "SupCon"
+                    else info_nce(h, new, disc.temperature)
+                )
             else:
                 logits = F.linear(h, self.classifier)  # (B, d) -> (B, C)
                 entropy = F.cross_entropy(logits, labels, reduction="none", label_smoothing=disc.label_smoothing)
@@ -102,18 +115,20 @@ class TransformationObjective(nn.Module):
 
 
 def build_objective(
-    params: ObjectiveParams, new_model: nn.Module, transformation: Transformation
+    params: ObjectiveParams, classifier: torch.Tensor | None, transformation: Transformation
 ) -> TransformationObjective:
     """The objective that `objective_params` describes, with the new model's classifier where L_disc needs it.
+
+    Args:
+        classifier: (C, d_new) weight of the new model's, if it has one.
 
     Raises:
         UserError: the new model has no classifier, or uncertainty and transformation do not go together.
     """
-    classifier = new_model.fc.weight.flatten(1) if isinstance(new_model, ResNet) else None  # (C, d, 1, 1) -> (C, d)
     if params.needs_classifier and classifier is None:
         raise UserError(
-            "objective_params.discriminative_loss: needs a new model with a classifier, a backbone file; "
-            "InfoNCE does without"
+            "objective_params.discriminative_loss: needs a new model with a classifier, a backbone file that "
+            "was not trained by SimCLR; SupCon and InfoNCE do without"
         )
     return objective_of(params, classifier, transformation)
 

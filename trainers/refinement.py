@@ -4,11 +4,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from models.model_files import Description, describe_refined, describe_transformation
 from models.refinement import RefinedTransformation, soft_assignment
-from models.resnet import ResNet
 from models.transformed import Transformation
 from trainers.centroids import class_means, k_means
 from trainers.embedding_pairs import Sample
@@ -16,11 +14,6 @@ from trainers.pairs import PairBatch, Pairs, PairsInMemory
 from utils.distributed import World
 from utils.errors import UserError
 from utils.sections import RefinementParams
-
-# Tried; h as it is stays where the pull does no better. Among 0, 0.05, ..., 0.3, on pairs that neither model had seen,
-# 0.15 kept the largest lead over a gallery of new embeddings where it led least: in CMC-1, CMC-5 or mAP. On items
-# that the new model was trained on strong pulls look better than they are, so that none is tried.
-STRENGTHS = (0.0, 0.15)
 
 # (new (n, d), h (n, d), labels (n,), classifier (C, d), its bias (C,)) -> quality of the upgrade; higher is better
 Quality = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], float]
@@ -31,8 +24,9 @@ class Material(NamedTuple):
 
     held_out: PairBatch
     training: PairsInMemory  # without them
+    strengths: list[float]  # of the pull, to choose among
     classifier: torch.Tensor | None  # (C, d_new); None: k-means centroids stand for classes
-    clusters: int
+    clusters: int = 0
 
 
 class Refinement(NamedTuple):
@@ -42,8 +36,11 @@ class Refinement(NamedTuple):
     record: dict[str, Any]  # what they are and the quality that they reach, as plain values
 
 
-def hold_out(pairs: Pairs, params: RefinementParams | None, new_model: nn.Module) -> Material | None:
+def hold_out(pairs: Pairs, params: RefinementParams | None, classifier: torch.Tensor | None) -> Material | None:
     """Take what the refinement needs out of `pairs`, before any training; None where no refinement is asked for.
+
+    Args:
+        classifier: (C, d_new) weight of the new model's, if it has one.
 
     Raises:
         UserError: the pairs are not kept, or there is neither a classifier of all their classes nor `clusters`.
@@ -56,19 +53,19 @@ def hold_out(pairs: Pairs, params: RefinementParams | None, new_model: nn.Module
             "cache_embeddings=off out"
         )
     if params.clusters is not None:
-        return Material(pairs.hold_out(params.held_out), pairs, None, params.clusters)
-    if not isinstance(new_model, ResNet):
+        return Material(pairs.hold_out(params.held_out), pairs, params.strengths, None, params.clusters)
+    if classifier is None:
         raise UserError(
-            "refinement_params: needs a new model with a classifier, a backbone file; or set refinement_params.clusters"
+            "refinement_params: needs a new model with a classifier, a backbone file that was not trained by SimCLR; "
+            "or set refinement_params.clusters"
         )
-    classifier = new_model.fc.weight.flatten(1)  # (C, d, 1, 1) -> (C, d)
     known, classes = len(classifier), int(pairs.views[0].labels.max()) + 1
     if classes > known:
         raise UserError(
             f"new_model_path: the new model's classifier has {known} classes, the training set {classes}; "
             "refinement_params needs them all"
         )
-    return Material(pairs.hold_out(params.held_out), pairs, classifier, 0)
+    return Material(pairs.hold_out(params.held_out), pairs, params.strengths, classifier)
 
 
 def material_of(sample: Sample, params: RefinementParams | None) -> Material | None:
@@ -81,12 +78,13 @@ def material_of(sample: Sample, params: RefinementParams | None) -> Material | N
         return None
     assert sample.held_out is not None  # `split` saw to it
     if params.clusters is not None:
-        return Material(sample.held_out, sample.training, None, params.clusters)
+        return Material(sample.held_out, sample.training, params.strengths, None, params.clusters)
     if sample.classifier is None:
         raise UserError(
             "refinement_params: needs embeddings_params.labels or .classifier; or set refinement_params.clusters"
         )
-    return Material(sample.held_out, sample.training, sample.classifier.to(sample.held_out.new.device), 0)
+    classifier = sample.classifier.to(sample.held_out.new.device)
+    return Material(sample.held_out, sample.training, params.strengths, classifier)
 
 
 @torch.no_grad()
@@ -108,11 +106,11 @@ def refine(transformation: Transformation, material: Material, quality: Quality,
     h = transformation(items.old, items.side_info).embedding.float()
     labels = items.labels if material.classifier is not None else torch.cdist(items.new, classes.means).argmin(1)
     tried: dict[float, float] = {}
-    for strength in STRENGTHS:
+    for strength in material.strengths:
         h_refined = refined(transformation, classes, strength).refine(h)
         tried[strength] = quality(items.new, h_refined, labels, classes.weight, classes.bias)
     strength = max(tried, key=lambda choice: tried[choice])  # of equal ones, the first
-    record = {"strength": strength, "quality": tried[strength], "quality_of_h": tried[0.0], "held_out": len(h)}
+    record = {"strength": strength, "quality": {str(key): value for key, value in tried.items()}, "held_out": len(h)}
     return Refinement(refined(transformation, classes, strength), record)
 
 

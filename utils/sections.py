@@ -11,6 +11,7 @@ AUTO = "auto"  # `arch_params.arch`: the transformation that does best on held-o
 BackfillingOrder = Literal[
     "random", "distance", "sigma", "auto", "confidence", "entropy", "class_distance", "knn_disagreement", "oracle"
 ]
+CONTRASTS = ("SupCon", "InfoNCE")  # of `discriminative_loss.name`: those that look at no classifier
 CLOSED_FORMS = ("procrustes", "ridge")
 COMPILE_DOC = "torch.compile; auto: on GPUs, for runs so long that it pays"
 
@@ -64,6 +65,13 @@ class DatasetParams:
     batch_size: int = key(doc="images a step, summed over all processes", minimum=1)
     num_classes: int | None = key(
         None, doc="train on the first so many class folders (sorted as strings); all if left out", minimum=1
+    )
+    held_out: float | None = key(
+        None,
+        doc="share of each class's training images that stands in for the validation split, to choose by: it is not "
+        "trained on, and the validation images are not looked at",
+        minimum=0.01,
+        maximum=0.5,
     )
     num_workers: int = key(4, doc="processes that decode images; imagenet only, others fit in memory", minimum=0)
     packed: Literal["auto", "off"] = key(
@@ -148,13 +156,14 @@ class SimilarityLoss:
 class DiscriminativeLoss:
     """`objective_params.discriminative_loss`: L_disc, through the new model's frozen classifier or by contrast."""
 
-    name: Literal["LabelSmoothing", "InfoNCE"] | None = key(
+    name: Literal["LabelSmoothing", "SupCon", "InfoNCE"] | None = key(
         None,
-        doc="cross-entropy of the new model's classifier with smoothed labels, or without labels the contrast of an "
-        "item's new embedding with the batch's others; if left out, LabelSmoothing where there are labels",
+        doc="cross-entropy of the new model's classifier with smoothed labels; without a classifier, the contrast of "
+        "the new embeddings of the item's class (SupCon) or of its own (InfoNCE, without labels) with the batch's "
+        "others; if left out, LabelSmoothing where there are labels",
     )
     label_smoothing: float = key(0.1, doc="share of the label spread over all classes", minimum=0.0, maximum=1.0)
-    temperature: float = key(0.1, doc="InfoNCE: of the cosines", minimum=1e-3)
+    temperature: float = key(0.1, doc="SupCon, InfoNCE: of the cosines", minimum=1e-3)
     mu_disc: float = key(1.0, doc="weight of L_disc", minimum=0.0)
 
 
@@ -176,7 +185,7 @@ class ObjectiveParams:
     @property
     def needs_classifier(self) -> bool:
         """Whether, of models, the new one's classifier is part of the objective."""
-        return self.discriminative_loss is not None and self.discriminative_loss.name != "InfoNCE"
+        return self.discriminative_loss is not None and self.discriminative_loss.name not in CONTRASTS
 
     def check_closed_form(self, arch: str) -> None:
         """Raise ValueError where the objective is not the mean squared error, which alone has a closed form."""
@@ -201,9 +210,34 @@ class RefinementParams:
         minimum=0.01,
         maximum=0.5,
     )
+    strengths: list[float] = key(
+        [0.0, 0.15], doc="of the pull, from 0 to 1, to choose among; of equally good ones the first"
+    )
     clusters: int | None = key(
         None, doc="so many k-means centroids of the new embeddings in place of classifier and class means", minimum=2
     )
+
+    def __post_init__(self) -> None:
+        if not self.strengths or not all(0 <= strength <= 1 for strength in self.strengths):
+            raise ValueError(f"strengths: should be one or more from 0 to 1, got {self.strengths}")
+
+
+@dataclass
+class Subset:
+    """`eval_params.subset`: the gallery, and the queries, of a system that holds other classes or other numbers."""
+
+    classes: list[int] | None = key(
+        None, doc="the labels from the first up to, but not including, the second, as [80, 100]; all if left out"
+    )
+    imbalance: float = key(
+        1.0,
+        doc="a long tail: so many times more items stay of the largest class than of the smallest, and at least two",
+        minimum=1.0,
+    )
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and not (len(self.classes) == 2 and 0 <= self.classes[0] < self.classes[1]):
+            raise ValueError(f"classes: should be two rising labels, as [80, 100], got {self.classes}")
 
 
 @dataclass
@@ -226,6 +260,7 @@ class EvalParams:
         doc="move the clearest item of each class to the class's mean, once the orders have looked at the gallery; "
         "auto: unless the items are of few of the classes that the classifier knows, or of others",
     )
+    subset: Subset | None = key(None, doc="evaluate on a part of the items alone")
     recall_at: list[int] = key([], doc="the k of recall@k: share of a query's relevant items among its k nearest")
     precision_at: list[int] = key([], doc="the k of precision@k: share of a query's k nearest that are relevant")
     confidence: float | None = key(None, doc="level, as 0.95, of bootstrap intervals over queries for every figure")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.folders import list_images, read_image, read_pixels
+from data.folders import ImageList, hold_out, list_images, read_image, read_pixels
 from utils.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -45,6 +45,22 @@ def test_images_of_a_class_are_listed_in_order_and_other_files_are_not(tmp_path:
     ]
     assert listed.labels == [0, 0, 0, 1, 1, 1]
     assert len(listed) == 6
+
+
+def test_held_out_images_are_a_share_of_each_class_and_the_same_whatever_else_is_listed(tmp_path: Path) -> None:
+    labels = [0] * 10 + [1] * 25 + [2] * 10
+    paths = [tmp_path / str(i) for i in range(len(labels))]
+    whole, two = ImageList(paths, labels, ["a", "b", "c"]), ImageList(paths[:35], labels[:35], ["a", "b"])
+    kept, held = hold_out(whole, 0.2)
+    assert [held.labels.count(label) for label in range(3)] == [2, 5, 2]
+    assert sorted(kept.paths + held.paths) == sorted(paths)
+    for part in (kept, held):
+        assert [labels[int(path.name)] for path in part.paths] == part.labels
+        assert part.classes == whole.classes
+    assert hold_out(two, 0.2)[1].paths == held.paths[:7]
+    assert hold_out(whole, 0.5)[1].paths != held.paths
+    with pytest.raises(UserError, match=r"dataset_params\.held_out: class a has 1 training images, too few"):
+        hold_out(ImageList(paths[:1], [0], ["a"]), 0.5)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -59,6 +60,25 @@ def test_small_images_are_the_folders_images(tmp_path: Path, num_classes: int | 
         assert expected is not None
         assert np.array_equal(pixels, expected)
     assert read_stamp(root / "packed")["split"] == "official"
+
+
+def test_held_out_images_come_from_the_training_folder_alone(tmp_path: Path) -> None:
+    root = prepared(tmp_path / "toy")
+    packed.pack(root, 16)
+    (root / "packed").rename(tmp_path / "packed")
+    shutil.rmtree(root / "validation")
+    wanted = replace(params(root), held_out=0.5, num_classes=5)
+    training, validation = (list_split(wanted, split) for split in ("training", "validation"))
+    assert len(training) == len(validation) == 5
+    assert {path.parent.parent.name for path in training.paths + validation.paths} == {"training"}
+    assert set(training.paths).isdisjoint(validation.paths)
+    assert len(list_split(wanted, "validation", all_classes=True)) == 12
+    (tmp_path / "packed").rename(root / "packed")
+    for split, original in (("training", training), ("validation", validation)):
+        copy = list_split(wanted, split)
+        assert isinstance(copy, packed.PackedList)
+        assert copy.paths == original.paths
+        assert all(np.array_equal(copy.pixels(i), original.pixels(i)) for i in range(5))  # type: ignore[arg-type]
 
 
 def test_every_batch_is_the_same_from_the_packed_copy_alone(tmp_path: Path) -> None:

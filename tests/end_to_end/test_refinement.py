@@ -44,7 +44,8 @@ def test_trained_evaluated_and_exported_without_a_look_at_the_validation_split(f
     refined = train(folder, "export_formats=[torchscript]", processes=1)
     chosen = read_torch(folder / "checkpoints" / "transformation.pt")["chosen"]
     assert chosen["held_out"] == 36
-    assert chosen["quality"] >= chosen["quality_of_h"]
+    assert chosen["quality"][str(chosen["strength"])] == max(chosen["quality"].values())
+    assert list(chosen["quality"]) == ["0.0", "0.15"]
     orders = "eval_params.backfilling_list=[confidence, entropy, class_distance, knn_disagreement, sigma]"
     assert len(evaluate(folder, "gallery_model_path=refined.pt", orders)) == 5
     images = torch.randn(3, 3, 16, 16)

@@ -45,7 +45,7 @@ def results(with_map: bool = True) -> dict[str, Any]:
 
     curve: dict[str, Any] = {"fractions": [0.0, 0.5, 1.0], "cmc_top1": [0.4, 0.55, 0.6], "map": [0.2, 0.25, 0.3]}
     curve |= {} if with_map else {"map": None}
-    shared: dict[str, Any] = {"side_info": False, "published": None, "curve": True}
+    shared: dict[str, Any] = {"side_info": False, "published": None, "curve": True, "new_new": None}
     shared |= {"gain_recovered": {"cmc_top1": None, "map": None}}
     row = shared | {"case": "FCT new/old", "stage": "fct", "order": "random", "measured": figures(0.5)}
     sigma = shared | {"case": "FastFill new/old", "stage": "ff", "order": "sigma", "measured": figures(0.56)}
@@ -56,7 +56,12 @@ def results(with_map: bool = True) -> dict[str, Any]:
         "baseline_stages": {"old_old": "old", "new_new": "new"},
         "no_backfilling": [],
         "backfilling": [row, sigma, row | {"stage": None, "measured": None}],
-        "evaluations": {"fct": {"backfilling": {"random": curve}}, "ff": {"backfilling": {"sigma": curve}}},
+        "evaluations": {
+            "old": {"metrics": figures(0.3)},
+            "new": {"metrics": figures(0.6)},
+            "fct": {"backfilling": {"random": curve}},
+            "ff": {"backfilling": {"sigma": curve}},
+        },
     }
 
 
@@ -196,6 +201,19 @@ def test_areas(tmp_path: Path, figures: list[Figure]) -> None:
     (random,) = [bar for bar in containers if bar.get_label() == "random"]
     (line,) = random.lines[2][0].get_segments()
     assert line[:, 0] == pytest.approx([52 - 2 * 2**0.5, 52 + 2 * 2**0.5])  # the deviation of 50 and 54 to either side
+
+
+def test_areas_beside_the_new_new_of_each_row(tmp_path: Path, figures: list[Figure]) -> None:
+    values = results()
+    values["stages"]["other"] = {"once": True}
+    values["evaluations"]["other"] = {"metrics": {"cmc_top1": 0.7, "cmc_top5": 0.8, "map": 0.65}}
+    values["backfilling"][1]["new_new"] = "other"
+    plot_areas(summarise([values]), tmp_path / "areas.png")
+    lines = [[c for c in axes.collections if c.get_label() == "new/new"] for axes in figures[0].axes]
+    drawn = [[segment.tolist() for segment in line.get_segments()] for (line,) in lines]  # type: ignore[attr-defined]
+    for (first, second), (own, shared) in zip(drawn, ((70, 60), (65, 30)), strict=True):
+        assert np.asarray(first) == pytest.approx(np.array([[shared, -0.5], [shared, 0.5]]))  # of FCT
+        assert np.asarray(second) == pytest.approx(np.array([[own, 0.5], [own, 1.5]]))  # of FastFill
 
 
 def test_one_panel_without_map(tmp_path: Path, figures: list[Figure]) -> None:
