@@ -56,6 +56,18 @@ def test_two_processes_train_a_model_that_serves_as_side_information(work: Path)
     assert same_bits(description["side_info"]["state_dict"], state_of(work / side))
     assert "AUC, sigma order" in succeed("eval.py", "--config", "eval.yaml", cwd=work, processes=None)
 
+    # As the new model it has no classifier: its `fc` has learned nothing.
+    transformation = ("train_transformation.py", "--config", "transformation.yaml", f"new_model_path={side}")
+    refused = fail(*transformation, cwd=work, processes=None)
+    assert "objective_params.discriminative_loss: needs a new model with a classifier" in refused
+    contrast = ("objective_params.discriminative_loss.name=InfoNCE", "refinement_params={held_out: 0.25}")
+    succeed(*transformation, *contrast, "refinement_params.clusters=4", cwd=work, processes=None)
+    evaluation = ("eval.py", "--config", "eval.yaml", f"query_model_path={side}")
+    orders = "eval_params.backfilling_list=[confidence, auto]"
+    assert "AUC, confidence order" in succeed(*evaluation, orders, cwd=work, processes=None)  # by clusters
+    succeed(*transformation, contrast[0], cwd=work, processes=None)
+    assert "order `confidence` needs" in fail(*evaluation, orders, cwd=work, processes=None)
+
 
 @pytest.mark.parametrize(
     ("overrides", "message"),

@@ -109,6 +109,24 @@ def test_gain_recovered(auc: float, old: float, new: float, share: float) -> Non
     assert gain_recovered(auc, old, new) == pytest.approx(share)
 
 
+def test_a_row_with_baselines_of_its_own(evaluations: dict[str, Any]) -> None:
+    values = suite_values()
+    values["tables"]["backfilling"][0] |= {"old_old": "eval_new_old", "new_new": "eval_old_old"}
+    evaluations["eval_new_old"]["metrics"] = {"cmc_top1": 0.1, "cmc_top5": 0.2, "map": 0.0}
+    evaluations["eval_old_old"]["metrics"] = {"cmc_top1": 0.9, "cmc_top5": 0.9, "map": 0.8}
+    results = results_of(values, evaluations)
+    _, fct, side_info = cells(tables(summarise(results)), "Area under the backfilling curve")
+    assert (fct[3], fct[7]) == ("50.0", "40.0")
+    assert fct[9:] == ["50.0", "50.0"]  # of 10 to 90, and of 0 to 80
+    assert side_info[9:] == ["-", "-"]
+    (row, _) = summarise(results).backfilling
+    assert row.new_new is not None
+    assert row.new_new["cmc_top1"] == over_seeds([0.9])
+    values["tables"]["backfilling"][0]["new_new"] = "new"
+    with pytest.raises(UserError, match=r"tables\.backfilling\[0\]\.new_new: unknown 'new'; .*eval_new_new"):
+        read_suite(values)
+
+
 def test_no_gain_to_recover() -> None:
     assert gain_recovered(0.5, old=0.6, new=0.6) is None
 
@@ -125,6 +143,9 @@ def test_the_report_says_how_it_was_made(evaluations: dict[str, Any]) -> None:
         "50,000 training images and 10,000 validation images\n"
     ) in text
     assert "- Time: 7 min 7 s in all\n" in text
+    results = results_of(suite_values() | {"output_dir": "results/held_out"}, evaluations)
+    results[0]["data"]["data_store/fake"] = STAMP | {"held_out": 0.2}
+    assert "10,000 validation images, and 20% of the former stand in for the latter, which were" in report(results, {})
     assert "\nMind the gap.\n" in text
     assert (
         "## Backfilling curves\n\n![CMC-1 and mAP over the share of the gallery that is backfilled](my_backfil" in text

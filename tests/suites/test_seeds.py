@@ -66,6 +66,14 @@ def test_every_training_is_repeated_and_read_by_the_stages_of_its_seed(root: Pat
     assert len(set(outputs)) == len(outputs)
 
 
+def test_an_evaluation_of_items_that_are_drawn_runs_for_each_seed(root: Path) -> None:
+    values = seeded("old", "new")
+    values["stages"]["eval_new_new"]["overrides"] = {"eval_params": {"subset": {"imbalance": 3}}}
+    planned = [(stage.name, stage.seed) for stage in plan(read_suite(values), root)]
+    assert [seed for name, seed in planned if name == "eval_new_new"] == [0, 1, 2]
+    assert [seed for name, seed in planned if name == "eval_old_old"] == [None]
+
+
 def test_what_is_marked_once_and_evaluations_of_it_serve_all_seeds(root: Path) -> None:
     stages = planned(root, seeded(*ONCE, seeds=[5, 3]))
     shared = ["data", "old", "new", "eval_old_old", "eval_new_new"]
