@@ -85,15 +85,13 @@ class TransformationObjective(nn.Module):
         similarity = self.params.similarity_loss
         loss = similarity.mu_similarity * SIMILARITIES[similarity.name](h, new)  # (B, d or 1)
         if (disc := self.params.discriminative_loss) is not None:
-            if self.classifier is None:
-                entropy = (
-                    sup_con(h, new, labels, disc.temperature)
-                    if disc.name == "SupCon"
-                    else info_nce(h, new, disc.temperature)
-                )
-            else:
+            if self.classifier is not None:
                 logits = F.linear(h, self.classifier)  # (B, d) -> (B, C)
                 entropy = F.cross_entropy(logits, labels, reduction="none", label_smoothing=disc.label_smoothing)
+            elif disc.name == "SupCon":
+                entropy = sup_con(h, new, labels, disc.temperature)
+            else:
+                entropy = info_nce(h, new, disc.temperature)
             loss = loss + disc.mu_disc * entropy.unsqueeze(1)
         if (uncertainty := self.params.uncertainty_loss) is not None:
             assert transformed.log_variance is not None

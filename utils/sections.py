@@ -210,7 +210,7 @@ class RefinementParams:
         minimum=0.01,
         maximum=0.5,
     )
-    strengths: list[float] = key(
+    strengths: list[float] = key(  # no stronger ones: items that the new model was trained on would choose them
         [0.0, 0.15], doc="of the pull, from 0 to 1, to choose among; of equally good ones the first"
     )
     clusters: int | None = key(
