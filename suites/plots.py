@@ -151,9 +151,8 @@ def plot_areas(summary: Summary, path: Path) -> None:
         )
         axes.set_xlabel(f"AUC {METRICS[metric]} (%)")
         axes.set_yticks(range(len(methods)), methods)
-        axes.margins(y=0.2)
+        axes.set_ylim(len(methods) - 0.5, -0.5)  # the first at the top
         frame_axes(axes)
-    panels[0].invert_yaxis()
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     _save(figure, path)
 
