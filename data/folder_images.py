@@ -4,11 +4,13 @@ JPEGs are decoded in full. PIL's draft mode could leave out every other pixel wh
 the resizing, but the published recipe's crops of ImageNet's 500 x 375 pixels to 224 never shrink that far.
 """
 
+import multiprocessing
 import os
 import pickle
 import signal
 import threading
 from collections.abc import Iterator
+from multiprocessing.connection import wait
 from typing import NamedTuple
 
 import numpy as np
@@ -171,6 +173,11 @@ def _ignore_termination(worker: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
+def _children() -> dict[int, int | None]:
+    """The process ids of this process's children, by what `wait` takes for each."""
+    return {child.sentinel: child.pid for child in multiprocessing.active_children()}
+
+
 def _from_workers(loader: DataLoader[Decoded]) -> Iterator[Decoded]:
     """All batches of a loader.
 
@@ -179,9 +186,10 @@ def _from_workers(loader: DataLoader[Decoded]) -> Iterator[Decoded]:
     """
     # PyTorch would raise the death of a worker wherever the main thread is at that moment, in a training step mostly.
     # Without its signal handler the loader finds out by itself, within seconds.
-    handler = signal.getsignal(signal.SIGCHLD)
+    handler, workers = signal.getsignal(signal.SIGCHLD), _children()
     try:
         batches = iter(loader)  # of an epoch after the first: looks whether its workers still answer
+        workers = _children()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
         yield from batches
@@ -190,7 +198,9 @@ def _from_workers(loader: DataLoader[Decoded]) -> Iterator[Decoded]:
         message = (str(error) or type(error).__name__).splitlines()[0]
         if isinstance(error, RuntimeError) and not message.startswith("DataLoader worker (pid"):
             raise
+        ended = wait(workers, timeout=5)
+        dead = [f"pid {pid}" for sentinel, pid in workers.items() if sentinel in ended]  # not every message names it
         raise UserError(
-            f"a process that decodes images died, killed or out of memory ({message});\n"
+            f"a process that decodes images died, killed or out of memory ({', '.join(dead) or message});\n"
             "lower dataset_params.num_workers or dataset_params.batch_size, and start the same command again"
         ) from None
