@@ -28,7 +28,7 @@ from trainers.embedding_pairs import divide, provenance
 from trainers.extraction import embedding_dim, freeze
 from trainers.objectives import build_objective
 from trainers.pairs import build_pairs
-from trainers.refinement import describe_with_refinement, hold_out, material_of
+from trainers.refinement import check_classifier, describe_with_refinement, hold_out, material_of
 from trainers.selection import choose, comparison, fit_methods
 from trainers.transformation import fit_transformation
 from utils.config import load_config, to_dict
@@ -82,6 +82,7 @@ def fit_to_models(config: TransformationConfig, world: World, preemption: Preemp
     transformation = build_transformation(**arguments)
     classifier = classifier_of(models["new"], descriptions["new"])
     objective = build_objective(config.objective_params, classifier, transformation)
+    check_classifier(config.refinement_params, classifier)
     images = open_images(config.dataset_params, "training", world, seed=config.seed)
     objective.check_labels(images.labels)
 

@@ -36,14 +36,27 @@ class Refinement(NamedTuple):
     record: dict[str, Any]  # what they are and the quality that they reach, as plain values
 
 
+def check_classifier(params: RefinementParams | None, classifier: torch.Tensor | None) -> None:
+    """Check, before anything is embedded, that there is a classifier (C, d_new) where a refinement needs one.
+
+    Raises:
+        UserError: there is none, and no `clusters`.
+    """
+    if params is not None and params.clusters is None and classifier is None:
+        raise UserError(
+            "refinement_params: needs a new model with a classifier, a backbone file that was not trained by SimCLR; "
+            "or set refinement_params.clusters"
+        )
+
+
 def hold_out(pairs: Pairs, params: RefinementParams | None, classifier: torch.Tensor | None) -> Material | None:
     """Take what the refinement needs out of `pairs`, before any training; None where no refinement is asked for.
 
     Args:
-        classifier: (C, d_new) weight of the new model's, if it has one.
+        classifier: (C, d_new) weight of the new model's, as `check_classifier` found it.
 
     Raises:
-        UserError: the pairs are not kept, or there is neither a classifier of all their classes nor `clusters`.
+        UserError: the pairs are not kept, or the classifier does not know all of their classes.
     """
     if params is None:
         return None
@@ -54,11 +67,7 @@ def hold_out(pairs: Pairs, params: RefinementParams | None, classifier: torch.Te
         )
     if params.clusters is not None:
         return Material(pairs.hold_out(params.held_out), pairs, params.strengths, None, params.clusters)
-    if classifier is None:
-        raise UserError(
-            "refinement_params: needs a new model with a classifier, a backbone file that was not trained by SimCLR; "
-            "or set refinement_params.clusters"
-        )
+    assert classifier is not None
     known, classes = len(classifier), int(pairs.views[0].labels.max()) + 1
     if classes > known:
         raise UserError(

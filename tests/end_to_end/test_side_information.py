@@ -61,6 +61,8 @@ def test_two_processes_train_a_model_that_serves_as_side_information(work: Path)
     refused = fail(*transformation, cwd=work, processes=None)
     assert "objective_params.discriminative_loss: needs a new model with a classifier" in refused
     contrast = ("objective_params.discriminative_loss.name=InfoNCE", "refinement_params={held_out: 0.25}")
+    refused = fail(*transformation, *contrast, cwd=work, processes=None)
+    assert "refinement_params: needs a new model with a classifier" in refused
     succeed(*transformation, *contrast, "refinement_params.clusters=4", cwd=work, processes=None)
     evaluation = ("eval.py", "--config", "eval.yaml", f"query_model_path={side}")
     orders = "eval_params.backfilling_list=[confidence, auto]"

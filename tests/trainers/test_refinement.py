@@ -14,7 +14,7 @@ from retrieval import upgrade_quality
 from trainers.centroids import class_means, k_means
 from trainers.embedding_pairs import Sample, divide
 from trainers.pairs import CachedPairs, PairBatch, StreamedPairs, View
-from trainers.refinement import Material, hold_out, known_classes, material_of, refine
+from trainers.refinement import Material, check_classifier, hold_out, known_classes, material_of, refine
 from utils.config import build
 from utils.distributed import World
 from utils.errors import UserError
@@ -141,10 +141,13 @@ def test_k_means_finds_clusters_and_its_variance() -> None:
 
 def test_what_a_refinement_cannot_be_made_from() -> None:
     assert hold_out(Pairs(), None, MEANS) is None
+    check_classifier(None, None)
+    check_classifier(RefinementParams(clusters=3), None)
+    check_classifier(RefinementParams(), MEANS)
     with pytest.raises(UserError, match="classifier has 2 classes, the training set 4; refinement_params needs"):
         hold_out(Pairs(), RefinementParams(), MEANS[:2])
     with pytest.raises(UserError, match=r"needs a new model with a classifier, .*; or set refinement_params.clusters"):
-        hold_out(Pairs(), RefinementParams(), None)
+        check_classifier(RefinementParams(), None)
     streamed = StreamedPairs({}, [], batch_size=4, precision=resolve_precision("fp32", World().device), world=World())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="refinement_params: needs embeddings that are computed once; set cached_views"):
         hold_out(streamed, RefinementParams(), MEANS)
