@@ -24,14 +24,8 @@ def cosine_distance(h: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return 1 - F.cosine_similarity(h, new, dim=1).unsqueeze(1)
 
 
-def info_nce(h: torch.Tensor, new: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The contrast of each new embedding with the others: (B, d), (B, d) -> (B,)."""
-    cosines = F.normalize(h, dim=1) @ F.normalize(new, dim=1).T  # (B, B)
-    return F.cross_entropy(cosines / temperature, torch.arange(len(h), device=h.device), reduction="none")
-
-
-def sup_con(h: torch.Tensor, new: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The contrast of the new embeddings of an item's class with the others: (B, d), (B, d), (B,) -> (B,)."""
+def contrast(h: torch.Tensor, new: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
+    """The contrast of the new embeddings of an item's label with the others: (B, d), (B, d), (B,) -> (B,)."""
     cosines = F.normalize(h, dim=1) @ F.normalize(new, dim=1).T  # (B, B)
     same = (labels[:, None] == labels).float()
     return -(same * (cosines / temperature).log_softmax(1)).sum(1) / same.sum(1)
@@ -88,10 +82,9 @@ class TransformationObjective(nn.Module):
             if self.classifier is not None:
                 logits = F.linear(h, self.classifier)  # (B, d) -> (B, C)
                 entropy = F.cross_entropy(logits, labels, reduction="none", label_smoothing=disc.label_smoothing)
-            elif disc.name == "SupCon":
-                entropy = sup_con(h, new, labels, disc.temperature)
             else:
-                entropy = info_nce(h, new, disc.temperature)
+                alike = labels if disc.name == "SupCon" else torch.arange(len(h), device=h.device)  # each its own
+                entropy = contrast(h, new, alike, disc.temperature)
             loss = loss + disc.mu_disc * entropy.unsqueeze(1)
         if (uncertainty := self.params.uncertainty_loss) is not None:
             assert transformed.log_variance is not None

@@ -189,6 +189,10 @@ def test_two_processes_stop_early_together(folder: Path) -> None:
             "discriminative_loss.name: LabelSmoothing needs embeddings_params.labels; InfoNCE does without",
         ),
         (
+            [*FASTFILL, "objective_params.discriminative_loss.name=SupCon"],
+            "discriminative_loss.name: SupCon needs embeddings_params.labels; InfoNCE does without",
+        ),
+        (
             ["arch_params.arch=procrustes", "embeddings_params.side_info=side.npz"],
             "arch_params.arch: procrustes maps the old embedding alone; leave side-information out",
         ),

@@ -126,6 +126,8 @@ def test_from_embedding_files_to_an_evaluation_of_them(folder: Path) -> None:
         (["cache_embeddings=off"], "refinement_params: needs embeddings that are computed once; set cached_views"),
         (["refinement_params.held_out=0"], "refinement_params.held_out: should be at least 0.01, got 0"),
         (["refinement_params.clusters=1"], "refinement_params.clusters: should be at least 2, got 1"),
+        (["refinement_params.strengths=[0, 2]"], "refinement_params.strengths: should be one or more from 0 to 1, got"),
+        (["refinement_params.strengths=[]"], "refinement_params.strengths: should be one or more from 0 to 1, got []"),
     ],
 )
 def test_bad_input(folder: Path, arguments: list[str], message: str) -> None:
