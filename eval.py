@@ -7,7 +7,7 @@ Queries and gallery come from models and images, or from embedding files (`embed
 """
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,15 @@ from retrieval import (
     place_representatives,
 )
 from retrieval.evaluation import Progress
-from retrieval.report import Quality, correlations, curve_array, per_query_arrays, result_json, table
+from retrieval.report import (
+    Quality,
+    class_table,
+    correlations,
+    curve_array,
+    per_query_arrays,
+    result_json,
+    table,
+)
 from trainers.extraction import embed_queries_and_gallery, transform_gallery
 from utils.config import load_config
 from utils.distributed import World, process_group
@@ -62,7 +70,7 @@ def main() -> None:
             source = "" if files is None else f"embeddings_params: {files.query}, {files.gallery}: "
             raise UserError(f"{source}{error}") from None
         if world.is_main:
-            write_results(config, query, gallery, metrics, curves, quality, placing)
+            write_results(config, query, gallery, metrics, curves, quality, placing, classes.names)
             if config.eval_params.verbose:
                 if placing is not None and not placing["placed"]:
                     print(
@@ -70,6 +78,8 @@ def main() -> None:
                         f"classes, less than {EVEN_SPREAD:.0%}"
                     )
                 print(table(metrics, curves, config.eval_params.confidence))
+                if metrics.per_class:
+                    print(class_table(metrics, classes.names))
                 if quality:
                     print(correlations(quality))
 
@@ -142,6 +152,7 @@ def evaluate_sets(
             "confidence": params.confidence,
             "seed": config.seed,
             "per_query": params.per_query is not None,
+            "per_class": params.per_class,
             "world": world,
             "progress": progress,
         }
@@ -201,6 +212,7 @@ def write_results(
     curves: dict[str, BackfillingCurve],
     quality: Quality,
     placing: dict[str, Any] | None,
+    class_names: Sequence[str],
 ) -> None:
     """Write what the config asks for: the embeddings, the curves as an array, the figures of each query, the result."""
     params = config.eval_params
@@ -212,7 +224,7 @@ def write_results(
     if params.per_query is not None:
         write_arrays(params.per_query, per_query_arrays(metrics, curves, query.ids))
     if config.output is not None:
-        result = result_json(metrics, curves, params.confidence, quality)
+        result = result_json(metrics, curves, params.confidence, quality, class_names)
         write_json(config.output, result if placing is None else {**result, "representatives": placing})
 
 

@@ -48,6 +48,7 @@ class Turns:
     def __init__(self, batch: Batch, steps: int, items: int, rival: Callable[[], None] | None = None) -> None:
         self.batch, self.steps, self.rival = batch, steps, rival
         self.items, self.labels = items, batch.labels
+        self.classes: list[str] = []
         self.seconds: list[float] = []
         self.rival_seconds: list[float] = []
 

@@ -1,6 +1,7 @@
 """Embedding files: `.npz`, or a folder of `.npy` files that are memory-mapped."""
 
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,11 +57,12 @@ class EmbeddingSet:
 
 @dataclass(frozen=True)
 class ClassVectors:
-    """What is known of C classes in the new space."""
+    """What is known of C classes."""
 
-    classifier: torch.Tensor | None = None  # (C, d) weight of the new model's classifier
+    classifier: torch.Tensor | None = None  # (C, d) weight of the new model's classifier, in the new space
     bias: torch.Tensor | None = None  # (C,), if it has one
     means: torch.Tensor | None = None  # (C, d) mean new embedding of each class over the training set
+    names: Sequence[str] = ()  # of the class folders, by label; empty where there are only embeddings
 
 
 def write_embeddings(path: str | Path, items: EmbeddingSet) -> None:

@@ -58,7 +58,8 @@ class FolderImages:
     AUGMENTATIONS = ("none", "flip", "resized_crop_flip")
 
     def __init__(self, listed: ImageList, feed: Feed, *, num_workers: int) -> None:
-        self.listed, self.labels, self.feed = listed, torch.tensor(listed.labels), feed
+        self.listed, self.labels, self.classes = listed, torch.tensor(listed.labels), listed.classes
+        self.feed = feed
         self.num_workers = min(num_workers, os.cpu_count() or 1)
         self.num_views = {"none": 1, "flip": 2}.get(feed.augmentation)
         self.normalise = Normalisation(feed.mean, feed.std)

@@ -31,6 +31,7 @@ class ImageSet(Protocol):
     """The images of one split."""
 
     labels: torch.Tensor  # (n,) int64, on the CPU
+    classes: list[str]  # names of the class folders, by label
     num_views: int | None  # of the training transform; None where they are too many to enumerate
 
     def __len__(self) -> int:

@@ -21,7 +21,7 @@ class MemoryImages:
     AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 
     def __init__(self, listed: ImageList, feed: Feed) -> None:
-        self.labels = torch.tensor(listed.labels)
+        self.labels, self.classes = torch.tensor(listed.labels), listed.classes
         self.feed = feed
         pixels, readable = decode(listed, feed.unreadable, progress=feed.world.is_main)
         self.readable = readable  # (m,) positions in the list

@@ -43,6 +43,7 @@ def evaluate(
     confidence: float | None = None,
     seed: int = 0,
     per_query: bool = False,
+    per_class: bool = False,
     world: World = World(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
 ) -> RetrievalMetrics:
@@ -69,6 +70,7 @@ def evaluate(
         confidence: the level, as 0.95, of bootstrap intervals over the queries for every figure; None for none.
         seed: of the bootstrap.
         per_query: also return the figures of each query.
+        per_class: also return the means over the queries of each class.
         world: the processes, each of which calls this with the same tensors; they share the queries, and all get the
             same figures, whatever their number.
         progress: called with the number of this process's queries that are done, up to its `world.share(n_q)`.
@@ -77,7 +79,7 @@ def evaluate(
         UserError: embeddings that are not finite, shapes that do not fit together, ids that occur twice, an empty set,
             an unknown distance, a k or a level out of range, or no query with a relevant item.
     """
-    wanted = Wanted(top_k, recall_at, precision_at, compute_map, per_query)
+    wanted = Wanted(top_k, recall_at, precision_at, compute_map, per_query, per_class)
     check_distance(distance)
     check_wanted(wanted)
     check_confidence(confidence)
@@ -87,7 +89,7 @@ def evaluate(
     unused = {"": query.new_zeros(len(gallery), dtype=torch.int64)}  # with one embedding an item there is no order
     ranking = _rank(table, relevant, unused, 1, wanted, world, progress)[""]
     counts = _counts(ranking, query, gallery, distance)
-    (metrics,), _ = summarise(ranking, counts, wanted, confidence, seed)
+    (metrics,), _ = summarise(ranking, counts, wanted, query_labels, confidence, seed)
     return replace(metrics, per_query=ranking if per_query else None)
 
 
@@ -111,6 +113,7 @@ def backfilling_curve(
     confidence: float | None = None,
     seed: int = 0,
     per_query: bool = False,
+    per_class: bool = False,
     world: World = World(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
 ) -> dict[str, BackfillingCurve]:
@@ -132,7 +135,7 @@ def backfilling_curve(
     Raises:
         UserError: as `evaluate`; also an order that is no permutation, or cut-offs that do not rise within 0 .. n_g.
     """
-    wanted = Wanted(top_k, recall_at, precision_at, compute_map, per_query)
+    wanted = Wanted(top_k, recall_at, precision_at, compute_map, per_query, per_class)
     check_distance(distance)
     check_wanted(wanted)
     check_confidence(confidence)
@@ -147,7 +150,7 @@ def backfilling_curve(
     curves = {}
     for name, ranking in rankings.items():
         counts = _counts(ranking, query, new, distance)
-        points, auc_intervals = summarise(ranking, counts, wanted, confidence, seed)
+        points, auc_intervals = summarise(ranking, counts, wanted, query_labels, confidence, seed)
         curves[name] = BackfillingCurve(
             **asdict(counts),
             cutoffs=tuple(cutoffs),

@@ -1,6 +1,6 @@
 """An evaluation as others read it: the result's JSON, a table in percent, plain arrays."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from retrieval.risk_coverage import RiskCoverage
 
 Curves = Mapping[str, BackfillingCurve]
 Quality = Mapping[str, Mapping[str, RiskCoverage]]  # order -> risk -> how good the order is
+SHOWN_CLASSES = 3  # of the best, and of the worst
 
 
 def result_json(
@@ -18,12 +19,14 @@ def result_json(
     curves: Curves,
     confidence: float | None,
     quality: Quality | None = None,
+    class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The result of an evaluation: the metrics before any backfilling and, if there are curves, `backfilling`.
 
     `risk_coverage`, where orders were judged, has for each of them the risk-coverage curve of each risk
     (`RiskCoverage.to_json`). With a `confidence` level there are also `intervals` with the level and [low, high] of
-    each of the metrics; a curve has its own (`BackfillingCurve.to_json`).
+    each of the metrics; a curve has its own (`BackfillingCurve.to_json`). `per_class`, where it was asked for, has for
+    each label the number of queries, the metrics, and the name, where `class_names` has one for every label.
     """
     result: dict[str, Any] = {
         "num_queries": metrics.num_queries,
@@ -35,6 +38,15 @@ def result_json(
     if confidence is not None:
         intervals = {name: list(interval) for name, interval in metrics.intervals.items()}
         result["intervals"] = {"confidence": confidence, "metrics": intervals}
+    if metrics.per_class:
+        result["per_class"] = {
+            str(label): {
+                **({"name": class_names[label]} if class_names else {}),
+                "num_queries": of_class.num_queries,
+                **of_class.to_json(),
+            }
+            for label, of_class in metrics.per_class.items()
+        }
     if curves:
         result["backfilling"] = {name: curve.to_json() for name, curve in curves.items()}
     if quality:
@@ -51,15 +63,30 @@ def table(metrics: RetrievalMetrics, curves: Curves, confidence: float | None) -
     """
     rows = {"no backfilling": metrics, **{f"AUC, {name} order": curve.auc for name, curve in curves.items()}}
     width = 8 if confidence is None else 13
-    lines = [" " * 24 + "".join(f"{_title(name):>{width}}" for name in metrics.to_json())]
+    lines = [_head("", metrics, width)]
     for title, row in rows.items():
-        values = ["-" if value is None else f"{100 * value:.2f}" for value in row.to_json().values()]
-        lines.append(f"{title:24}" + "".join(f"{value:>{width}}" for value in values))
+        lines.append(_row(title, row, width))
         if confidence is not None:
             ends = [row.intervals.get(name) for name in row.to_json()]
             values = ["-" if end is None else f"{100 * end[0]:.2f}-{100 * end[1]:.2f}" for end in ends]
             level = f"  {100 * confidence:g} % interval"
             lines.append(f"{level:24}" + "".join(f"{value:>{width}}" for value in values))
+    return "\n".join(lines)
+
+
+def class_table(metrics: RetrievalMetrics, class_names: Sequence[str] = ()) -> str:
+    """The figures in percent of the classes that do best and worst in mAP, or in CMC where it was not computed."""
+
+    def rank(label: int) -> tuple[float, ...]:
+        of_class = metrics.per_class[label]
+        return (of_class.mean_average_precision or 0.0, *of_class.cmc.values())
+
+    ordered = sorted(metrics.per_class, key=rank, reverse=True)
+    shown = ordered if len(ordered) <= 2 * SHOWN_CLASSES else [*ordered[:SHOWN_CLASSES], *ordered[-SHOWN_CLASSES:]]
+    lines = [_head("best and worst classes", metrics, 8)]
+    for label in shown:
+        title = f"class {label}" + (f" ({class_names[label]})" if class_names else "")
+        lines.append(_row(title, metrics.per_class[label], 8))
     return "\n".join(lines)
 
 
@@ -72,6 +99,15 @@ def correlations(quality: Quality) -> str:
         value = "none, as all items have the same" if found is None else f"{found:.2f}"
         lines.append(f"rank correlation of the {order} order with {title}: {value}")
     return "\n".join(lines)
+
+
+def _head(title: str, metrics: RetrievalMetrics, width: int) -> str:
+    return f"{title:24}" + "".join(f"{_title(name):>{width}}" for name in metrics.to_json())
+
+
+def _row(title: str, metrics: RetrievalMetrics, width: int) -> str:
+    values = ["-" if value is None else f"{100 * value:.2f}" for value in metrics.to_json().values()]
+    return f"{title:24}" + "".join(f"{value:>{width}}" for value in values)
 
 
 def _title(name: str) -> str:

@@ -19,6 +19,7 @@ class Wanted:
     precision_at: Sequence[int] = ()
     compute_map: bool = True
     per_query: bool = False
+    per_class: bool = False
 
     @property
     def depths(self) -> tuple[int, ...]:
@@ -65,6 +66,8 @@ class RetrievalMetrics(Counts):
     """Name of a figure, as in `to_json` -> its confidence interval; empty if none was asked for."""
     per_query: PerQuery | None = field(default=None, compare=False, repr=False)
     """None if it was not asked for, and at the single points of a curve."""
+    per_class: Mapping[int, "RetrievalMetrics"] = field(default_factory=dict, repr=False)
+    """Label -> those of the class's queries alone; empty if not asked for, and past a curve's first point."""
 
     def to_json(self) -> dict[str, float | None]:
         """`{"cmc_top1": x, "cmc_top5": x, "map": x}`, "map" null if not computed; `recall_at_K`, `precision_at_K`."""

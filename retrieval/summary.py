@@ -1,7 +1,7 @@
 """From the figures of each query to those of the whole set: means over queries, and their confidence intervals."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor
@@ -12,9 +12,12 @@ from retrieval.results import Counts, Interval, PerQuery, RetrievalMetrics, Want
 
 
 def summarise(
-    ranking: PerQuery, counts: Counts, wanted: Wanted, confidence: float | None, seed: int
+    ranking: PerQuery, counts: Counts, wanted: Wanted, query_labels: Tensor, confidence: float | None, seed: int
 ) -> tuple[tuple[RetrievalMetrics, ...], Mapping[str, Interval]]:
-    """The metrics at each point, and the intervals of their means over the points (empty without `confidence`)."""
+    """The metrics at each point, and the intervals of their means over the points (empty without `confidence`).
+
+    `query_labels` are those of all queries (n_q,), for the metrics of each class at the first point.
+    """
     figures = query_figures(ranking, wanted)
     names, points = list(figures), ranking.first_ranks.shape[1]
     means = {name: values.mean(0).tolist() for name, values in figures.items()}
@@ -26,18 +29,45 @@ def summarise(
         intervals = [dict(zip(names, map(tuple, rows), strict=True)) for rows in of_points]
         of_means = percentile_interval(resampled.mean(1), confidence).T.tolist()
         auc_intervals = dict(zip(names, map(tuple, of_means), strict=True))
-    metrics = tuple(
-        RetrievalMetrics(
-            **asdict(counts),
-            cmc={k: means[f"cmc_top{k}"][point] for k in wanted.top_k},
-            mean_average_precision=means["map"][point] if wanted.compute_map else None,
-            recall={k: means[f"recall_at_{k}"][point] for k in wanted.recall_at},
-            precision={k: means[f"precision_at_{k}"][point] for k in wanted.precision_at},
-            intervals=intervals[point],
-        )
+    metrics = [
+        _metrics({name: values[point] for name, values in means.items()}, counts, wanted, intervals[point])
         for point in range(points)
+    ]
+    if wanted.per_class:
+        metrics[0] = replace(metrics[0], per_class=_metrics_of_classes(ranking, figures, counts, wanted, query_labels))
+    return tuple(metrics), auc_intervals
+
+
+def _metrics(
+    means: Mapping[str, float], counts: Counts, wanted: Wanted, intervals: Mapping[str, Interval]
+) -> RetrievalMetrics:
+    return RetrievalMetrics(
+        **asdict(counts),
+        cmc={k: means[f"cmc_top{k}"] for k in wanted.top_k},
+        mean_average_precision=means["map"] if wanted.compute_map else None,
+        recall={k: means[f"recall_at_{k}"] for k in wanted.recall_at},
+        precision={k: means[f"precision_at_{k}"] for k in wanted.precision_at},
+        intervals=intervals,
     )
-    return metrics, auc_intervals
+
+
+def _metrics_of_classes(
+    ranking: PerQuery, figures: Mapping[str, Tensor], counts: Counts, wanted: Wanted, query_labels: Tensor
+) -> dict[int, RetrievalMetrics]:
+    """Label -> the metrics at the first point of the queries of that class, if any of them was evaluated."""
+    # On the CPU, where sums are added in one order.
+    every, queries = query_labels.cpu().unique(return_counts=True)
+    labels = query_labels.cpu()[ranking.query_index.cpu()]
+    classes, class_of_query, evaluated = labels.unique(return_inverse=True, return_counts=True)
+    skipped = queries[torch.searchsorted(every, classes)] - evaluated
+    means = {name: torch.bincount(class_of_query, values[:, 0].cpu()) / evaluated for name, values in figures.items()}
+    columns = zip(*(column.tolist() for column in (classes, evaluated, skipped, *means.values())), strict=True)
+    return {
+        label: _metrics(
+            dict(zip(means, row, strict=True)), replace(counts, num_queries=n, num_skipped=left_out), wanted, {}
+        )
+        for label, n, left_out, *row in columns
+    }
 
 
 def query_figures(ranking: PerQuery, wanted: Wanted) -> dict[str, Tensor]:

@@ -172,7 +172,7 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
     """Embed the validation split of all classes as query set, by the query model, and as gallery, by the gallery model.
 
     The ids are the images' positions in the list of the split; unreadable images are in neither set. The third is what
-    the models know of the classes.
+    the models know of the classes, and their names.
 
     Raises:
         UserError: a model file or the data set cannot be read.
@@ -201,7 +201,8 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
         for output in (embedded["query"], embedded["gallery"])
     )
     classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None
-    return query, gallery, classes or ClassVectors(classifier_of(query_model, description))
+    classes = classes or ClassVectors(classifier_of(query_model, description))
+    return query, gallery, replace(classes, names=images.classes)
 
 
 def _classes_of(transformation: Transformation) -> ClassVectors | None:

@@ -27,9 +27,14 @@ def key(
     minimum: float | None = None,
     maximum: float | None = None,
     path: Literal["input", "output"] | None = None,
+    alias: str | None = None,
 ) -> Any:
-    """A config key: a dataclass field with its documentation, bounds, and whether it names a file read or written."""
-    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "path": path}
+    """A config key: a dataclass field with its documentation, bounds, and whether it names a file read or written.
+
+    `alias` is a second spelling of its name, which configs may use as well.
+    """
+    doc = doc if alias is None else f"{doc}; also spelt `{alias}`"
+    metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "path": path, "alias": alias}
     if isinstance(default, list | dict):
         return dataclasses.field(default_factory=default.copy, metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -146,21 +151,36 @@ def build(schema: type[Config], values: dict[str, Any], source: str | Path, pref
     """
     hints = typing.get_type_hints(schema)
     known = {field.name: field for field in fields(schema)}  # type: ignore[arg-type]
+    spellings = {name: _spelling(field, values, f"{source}: {prefix}") for name, field in known.items()}
     for name in values:
-        if name not in known:
+        if name not in known and name not in spellings.values():
             raise UserError(f"{source}: {_unknown(f'{prefix}{name}', prefix, list(known))}")
     arguments = {}
     for name, field in known.items():
-        if name in values:
-            arguments[name] = _convert(hints[name], values[name], source, prefix + name)
+        spelling = spellings[name]
+        if spelling in values:
+            arguments[name] = _convert(hints[name], values[spelling], source, prefix + spelling)
             if arguments[name] is not None:
-                _check_bounds(arguments[name], field, f"{source}: {prefix}{name}")
+                _check_bounds(arguments[name], field, f"{source}: {prefix}{spelling}")
         elif field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{source}: {prefix}{name}: is missing ({field.metadata['doc']})")
     try:
         return schema(**arguments)
     except ValueError as error:  # a dataclass's own check across keys
         raise UserError(f"{source}: {prefix}{error}") from None
+
+
+def _spelling(field: dataclasses.Field[Any], values: dict[str, Any], where: str) -> str:
+    """The name under which `values` hold a key: its own, or its alias; a UserError if it has a value under each."""
+    alias = field.metadata.get("alias")
+    if alias is None or alias not in values:
+        return field.name
+    if field.name in values and values[field.name] != values[alias]:
+        raise UserError(
+            f"{where}{field.name}: is {values[field.name]!r}, and {alias}, which means the same, is "
+            f"{values[alias]!r}; leave one of them out"
+        )
+    return alias
 
 
 def _check_bounds(value: Any, field: dataclasses.Field[Any], where: str) -> None:

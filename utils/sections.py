@@ -244,7 +244,9 @@ class Subset:
 class EvalParams:
     """`eval_params`."""
 
-    distance_metric_name: Literal["l2", "cosine"] = key("l2", doc="distance on embeddings as the models give them")
+    distance_metric_name: Literal["l2", "cosine"] = key(
+        "l2", doc="distance on embeddings as the models give them", alias="distance_metric"
+    )
     verbose: bool = key(True, doc="print the table and a progress bar")
     compute_map: bool = key(True, doc="mean average precision too")
     backfilling: int | None = key(None, doc="B: evaluate B + 2 points from 0 to all items backfilled", minimum=0)
@@ -263,6 +265,7 @@ class EvalParams:
     subset: Subset | None = key(None, doc="evaluate on a part of the items alone")
     recall_at: list[int] = key([], doc="the k of recall@k: share of a query's relevant items among its k nearest")
     precision_at: list[int] = key([], doc="the k of precision@k: share of a query's k nearest that are relevant")
+    per_class: bool = key(False, doc="the figures of each class too, and of the worst and best on screen")
     confidence: float | None = key(None, doc="level, as 0.95, of bootstrap intervals over queries for every figure")
     per_query: str | None = key(
         None, doc="also write each query's average precision and hit ranks (.npz)", path="output"

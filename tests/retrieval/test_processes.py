@@ -18,7 +18,9 @@ def run(world: World) -> tuple[RetrievalMetrics, dict[str, BackfillingCurve], li
     labels[7] = 1000  # no relevant item
     new, transformed = torch.randn(2, 101, 8, generator=generator)
     done: list[int] = []
-    metrics = evaluate(new, new, labels, confidence=0.9, per_query=True, world=world, progress=done.append)
+    metrics = evaluate(
+        new, new, labels, confidence=0.9, per_query=True, per_class=True, world=world, progress=done.append
+    )
     orders = {"order": torch.randperm(101, generator=generator)}
     curves = backfilling_curve(new, transformed, new, labels, orders=orders, cutoffs=cutoffs(101, 3), world=world)
     return metrics, curves, done
@@ -36,6 +38,7 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
     metrics, curves, done = run(World())
     assert done[-1] == 101
     assert metrics.num_skipped == 1
+    assert list(metrics.per_class) == list(range(9))
     for rank, share in enumerate((50, 51)):
         their_metrics, their_curves, their_done = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
         assert their_metrics == metrics

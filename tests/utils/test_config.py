@@ -49,6 +49,17 @@ class Outer:
             raise ValueError("name: is taken")
 
 
+@dataclass
+class Spelt:
+    metric_name: Literal["l2", "cosine"] = key("l2", doc="distance", alias="metric")
+    k: int = key(1, doc="neighbours", minimum=1, alias="neighbours")
+
+
+@dataclass
+class Sections:
+    inner: Spelt = section(Spelt, doc="a section")
+
+
 def load(values: dict[str, Any]) -> Outer:
     return build(Outer, {"name": "x", **values}, source="some/file.yaml")
 
@@ -93,6 +104,34 @@ def load_file(folder: Path, text: str, *overrides: str) -> Outer:
 def test_a_refusal_names_the_source_and_the_key(values: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"some/file.yaml: {message}")):
         load(values)
+
+
+@pytest.mark.parametrize(
+    "values", [{"metric": "cosine"}, {"metric_name": "cosine"}, {"metric_name": "cosine", "metric": "cosine"}]
+)
+def test_a_key_may_be_spelt_in_two_ways_and_is_resolved_to_one(values: dict[str, Any]) -> None:
+    config = build(Sections, {"inner": values}, source="f.yaml")
+    assert parse_yaml(to_yaml(config)) == {"inner": {"metric_name": "cosine", "k": 1}}
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (
+            {"metric_name": "l2", "metric": "cosine"},
+            "inner.metric_name: is 'l2', and metric, which means the same, is 'cosine'; leave one of them out",
+        ),
+        ({"metric": "l1"}, "inner.metric: unknown 'l1'"),
+        ({"neighbours": 0}, "inner.neighbours: should be at least 1, got 0"),
+        (
+            {"metricname": "l2"},
+            "unknown key `inner.metricname`; did you mean `inner.metric_name`? (known: metric_name, k)",
+        ),
+    ],
+)
+def test_a_refusal_names_the_spelling_that_was_used(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(f"f.yaml: {message}")):
+        build(Sections, {"inner": values}, source="f.yaml")
 
 
 def test_a_missing_required_key_is_named_with_its_meaning() -> None:
