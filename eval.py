@@ -71,7 +71,7 @@ def main() -> None:
             raise UserError(f"{source}{error}") from None
         if world.is_main:
             write_results(config, query, gallery, metrics, curves, quality, placing, classes.names)
-            if config.eval_params.verbose:
+            if config.eval_params.verbose or config.output is None:  # else the figures would be lost
                 if placing is not None and not placing["placed"]:
                     print(
                         f"no representatives: the gallery spreads over {placing['class_spread']:.0%} of the known "

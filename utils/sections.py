@@ -247,7 +247,7 @@ class EvalParams:
     distance_metric_name: Literal["l2", "cosine"] = key(
         "l2", doc="distance on embeddings as the models give them", alias="distance_metric"
     )
-    verbose: bool = key(True, doc="print the table and a progress bar")
+    verbose: bool = key(True, doc="print a progress bar and the table; without `output`, the table in any case")
     compute_map: bool = key(True, doc="mean average precision too")
     backfilling: int | None = key(None, doc="B: evaluate B + 2 points from 0 to all items backfilled", minimum=0)
     backfilling_list: list[BackfillingOrder] = key(["random"], doc="orders of backfilling to evaluate")

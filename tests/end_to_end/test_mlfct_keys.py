@@ -248,6 +248,15 @@ def test_both_spellings_of_the_distance_only_if_they_agree(folder: Path) -> None
     assert "there is no checkpoints/new.pt" in error
 
 
+def test_quiet_it_prints_the_figures_unless_a_file_has_them(folder: Path) -> None:
+    write_images(folder / "data_store" / "images", classes=4, training=1, validation=2, size=16)
+    (folder / "checkpoints").mkdir()
+    write_torchscript(folder / "checkpoints" / "new.pt", dim=4)
+    arguments = ["--config", "cifar100_new_new.yaml", "eval_params.verbose=False"]
+    assert "mAP" in succeed("eval.py", *arguments, cwd=folder, processes=None)
+    assert succeed("eval.py", *arguments, "--output", "result.json", cwd=folder, processes=None) == ""
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_per_class(folder: Path, processes: int) -> None:
     write_images(folder / "data_store" / "images", classes=12, training=1, validation=4, size=16)
