@@ -19,7 +19,8 @@ ARRAYS = ("embeddings", "ids", "labels", "sigma")
 class EmbeddingSet:
     """Embeddings of n items.
 
-    `ids` tell the items apart, `labels` are their classes, `log_variance` is a transformation's uncertainty.
+    `ids` tell the items apart, `labels` are their classes (a negative one: none), `log_variance` is a transformation's
+    uncertainty.
     """
 
     embeddings: torch.Tensor  # (n, d) float16 or float32
@@ -146,9 +147,21 @@ def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
     return EmbeddingSet(
         embeddings=_tensor(embeddings),
         ids=_tensor(arrays["ids"].astype(np.int64)) if "ids" in arrays else torch.arange(len(embeddings)),
-        labels=None if labels is None else _tensor(labels.astype(np.int64)),
+        labels=None if labels is None else as_labels(labels, f"{where}: {path}"),
         log_variance=None if sigma is None else _tensor(sigma.astype(np.float32)),
     )
+
+
+def as_labels(labels: np.ndarray, where: str) -> torch.Tensor:
+    """Whole numbers (n,) of any type as int64.
+
+    Raises:
+        UserError: numbers from 2^63 on, which int64 would take for negative ones, those of no class.
+    """
+    whole = labels.astype(np.int64)
+    if labels.dtype.kind == "u" and (whole < 0).any():
+        raise UserError(f"{where}: labels should be below 2^63, got {labels.max()}")
+    return _tensor(whole)
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:

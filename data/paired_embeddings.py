@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data.embeddings import EmbeddingSet, read_embeddings
+from data.embeddings import EmbeddingSet, as_labels, read_embeddings
 from utils.errors import UserError
 from utils.sections import PairedEmbeddingsParams
 
@@ -22,7 +22,7 @@ class PairedEmbeddings:
     """Embeddings of n items by each model, with what else is known of them."""
 
     embeddings: dict[str, torch.Tensor]  # role (old, new, perhaps side_info) -> (n, d) float16 or float32
-    labels: torch.Tensor | None  # (n,) int64, from 0 on
+    labels: torch.Tensor | None  # (n,) int64, from 0 on; -1 for an item of no class; None where no item has one
     classifier: torch.Tensor | None  # (C, d_new) float32, the new model's
     normalised: bool  # the new space is searched by cosine: its embeddings have length 1
     classes: torch.Tensor | None = None  # (C,) what the files call the classes 0, 1, ..., where it is something else
@@ -77,9 +77,19 @@ def read_paired_embeddings(params: PairedEmbeddingsParams) -> PairedEmbeddings:
     labels = _read_labels(params, sets, count)
     classes = None
     if classifier is None and labels is not None:
-        classes, labels = labels.unique(return_inverse=True)  # a classifier for these classes is fitted
+        classes, labels = numbered(labels)  # a classifier for these classes is fitted
     _check_classes(params, labels, classifier)
     return PairedEmbeddings(embeddings, labels, classifier, normalised, classes)
+
+
+def numbered(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The classes (C,) that occur among labels (n,), rising, and each item's place among them (n,).
+
+    A negative label is no class, and stays -1.
+    """
+    known = labels >= 0
+    classes, places = labels[known].unique(return_inverse=True)
+    return classes, torch.full_like(labels, -1).masked_scatter_(known, places)
 
 
 def _check_finite(embeddings: torch.Tensor, where: str) -> None:
@@ -108,12 +118,16 @@ def _have_length_one(embeddings: torch.Tensor) -> bool:
 
 def _read_labels(params: PairedEmbeddingsParams, sets: dict[str, EmbeddingSet], count: int) -> torch.Tensor | None:
     if params.labels is None:
-        return next((sets[role].labels for role in ("new", "old") if sets[role].labels is not None), None)
-    where = f"embeddings_params.labels: {params.labels}"
-    labels = _read_array(params.labels, "labels", where)
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise UserError(f"{where}: should hold ({count},) whole numbers, got {labels.shape} {labels.dtype}")
-    return torch.from_numpy(labels.astype(np.int64))
+        labels = next((sets[role].labels for role in ("new", "old") if sets[role].labels is not None), None)
+    else:
+        where = f"embeddings_params.labels: {params.labels}"
+        array = _read_array(params.labels, "labels", where)
+        if array.shape != (count,) or array.dtype.kind not in "iu":
+            raise UserError(f"{where}: should hold ({count},) whole numbers, got {array.shape} {array.dtype}")
+        labels = as_labels(array, where)
+    if labels is None or not (labels >= 0).any():
+        return None
+    return labels.clamp(min=-1)
 
 
 def read_classifier(params: PairedEmbeddingsParams, dim: int) -> torch.Tensor | None:
@@ -143,7 +157,7 @@ def _check_classes(
     where = f"embeddings_params.classifier: {params.classifier}"
     if labels is None:
         raise UserError(f"{where}: is of no use without labels; name them as embeddings_params.labels")
-    if labels.min() < 0 or labels.max() >= len(classifier):
+    if labels.max() >= len(classifier):
         raise UserError(
             f"{where}: has {len(classifier)} classes, the labels go from {int(labels.min())} to {int(labels.max())}"
         )

@@ -15,7 +15,8 @@ def choose_items(labels: torch.Tensor, subset: Subset, seed: int) -> torch.Tenso
 
     With an imbalance f the classes come in a random order, and of the one at place r of C a share of f^(-r / (C - 1))
     of the items stays: all of the first, 1/f of the last, though never fewer than two (the long tail of Cui et al.,
-    arXiv 1901.05555).
+    arXiv 1901.05555). Items with a negative label are of no class: all of them stay, as the distractors that they are,
+    unless `classes` asks for some classes alone.
 
     Args:
         labels: (n,) integers.
@@ -24,13 +25,14 @@ def choose_items(labels: torch.Tensor, subset: Subset, seed: int) -> torch.Tenso
         UserError: no item has a class of the subset.
     """
     labels = labels.cpu()
-    first, end = subset.classes or (0, int(labels.max()) + 1)
-    classes = labels.unique()
-    classes = classes[(classes >= first) & (classes < end)]
-    if not len(classes):
-        raise UserError(f"eval_params.subset.classes: no item has a label from {first} to {end - 1}")
+    classes = labels[labels >= 0].unique()
+    chosen = [(labels < 0).nonzero().squeeze(1)]
+    if subset.classes is not None:
+        first, end = subset.classes
+        classes, chosen = classes[(classes >= first) & (classes < end)], []
+        if not len(classes):
+            raise UserError(f"eval_params.subset.classes: no item has a label from {first} to {end - 1}")
     random = generator(seed, 3)
-    chosen = []
     for place, label in enumerate(classes[torch.randperm(len(classes), generator=random)].tolist()):
         (items,) = (labels == label).nonzero(as_tuple=True)
         share = subset.imbalance ** (-place / max(1, len(classes) - 1))

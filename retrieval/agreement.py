@@ -18,12 +18,13 @@ def retrieval_quality(transformed: Tensor, new: Tensor, labels: Tensor | None) -
 
     Args:
         transformed, new: (n, d).
-        labels: (n,) classes, or None.
+        labels: (n,) classes, negative for an item of none; or None.
 
     Returns:
         ("mAP", its value) where labels tell what is relevant, else ("recall@k", what the new gallery retrieves too).
     """
-    if labels is not None and len(labels.unique()) < len(labels):
+    known = None if labels is None else labels[labels >= 0]
+    if labels is not None and known is not None and len(known.unique()) < len(known):
         value = evaluate(new, transformed, labels).mean_average_precision
         assert value is not None
         return "mAP", value

@@ -48,12 +48,16 @@ class Relevance:
 
 
 def relevance(query_labels: Tensor, gallery_labels: Tensor, self_item: Tensor) -> Relevance:
-    """Find each query's relevant items from the labels (n_q,), (n_g,) and the queries' own places in the gallery."""
+    """Find each query's relevant items from the labels (n_q,), (n_g,) and the queries' own places in the gallery.
+
+    A negative label is no class: nothing is relevant to such a query.
+    """
     ordered, by_class = gallery_labels.sort(stable=True)
     start = torch.searchsorted(ordered, query_labels)
     size = torch.searchsorted(ordered, query_labels, right=True) - start
     own_label = gallery_labels[self_item.clamp(min=0)]
     count = size - ((self_item >= 0) & (own_label == query_labels)).long()
+    count = torch.where(query_labels < 0, 0, count)
     return Relevance(by_class, start, size, self_item, count)
 
 

@@ -50,7 +50,9 @@ def evaluate(
     """CMC top-k and mAP, recall@k and precision@k of `query` against `gallery`.
 
     An item never retrieves itself. Queries and gallery are the same items in the same order, unless ids say otherwise.
-    A query without a relevant item (one of its label, other than itself) is skipped and counted.
+    A query without a relevant item (one of its label, other than itself) is skipped and counted. A negative label, as
+    the -1 of unknown people in re-identification, is no class: such an item is relevant to no query and no query of its
+    own, but stays in the gallery, where it stands in the way of others.
 
     Ties do not depend on the gallery's order: ranks count an irrelevant item as near as a relevant one before it, and
     AP groups items at equal distances, as scikit-learn does. Distances are rounded to float32 once.
@@ -58,7 +60,7 @@ def evaluate(
     Args:
         query: embeddings (n_q, d), float16 or float32, on any device.
         gallery: embeddings (n_g, d), on the same device.
-        query_labels: (n_q,) integers.
+        query_labels: (n_q,) integers; negative ones: of no class.
         gallery_labels: (n_g,) integers; those of the queries if left out.
         query_ids: (n_q,) distinct integers.
         gallery_ids: (n_g,) distinct integers; those of the queries if left out.
@@ -190,7 +192,10 @@ def _relevance(
     self_item = _self_items(query, gallery, query_ids, gallery_ids)
     relevant = relevance(query_labels, gallery_labels, self_item)
     if not relevant.count.any():
-        raise UserError(f"labels: none of the {len(query)} queries has an item of its label in the gallery but itself")
+        negative = " (negative labels are no class)" if (query_labels < 0).any() else ""
+        raise UserError(
+            f"labels: none of the {len(query)} queries has an item of its label in the gallery but itself{negative}"
+        )
     return relevant
 
 

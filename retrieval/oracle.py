@@ -13,7 +13,8 @@ def retrieval_error(gallery: Gallery) -> Tensor:
     """Largest true error first: the average precision that an item loses by h(old) in place of new.
 
     Each of the item's two embeddings ranks the new embeddings of all other items; relevant are those of its label. The
-    score is the average precision by its new embedding less that by h(old). Quadratic in n, as an evaluation is.
+    score is the average precision by its new embedding less that by h(old); 0 where there is none, as of an item with a
+    negative label, which is of no class. Quadratic in n, as an evaluation is.
     """
     labels = gallery.labels
     if labels is None:
@@ -30,7 +31,7 @@ def retrieval_error(gallery: Gallery) -> Tensor:
             distances = new.square().sum(1) - 2 * embedding @ new.T  # (c, n), less what is the same for a row
             distances[row, part] = torch.inf
             nearest = distances.argsort(dim=1, stable=True)[:, :-1]  # (c, n - 1)
-            relevant = labels[nearest] == labels[part, None]
+            relevant = (labels[nearest] == labels[part, None]) & (labels[part, None] >= 0)
             precision = relevant.cumsum(1) / rank[:-1]
             precisions.append((precision * relevant).sum(1) / relevant.sum(1).clamp(min=1))
         losses.append(precisions[0] - precisions[1])

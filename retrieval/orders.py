@@ -108,7 +108,7 @@ def backfilling_order(
         classifier_bias: (C,), if it has one.
         class_means: (C, d) mean new embedding of each class over the training set, in the classifier's order; where
             there is no classifier, those of any clusters.
-        labels: (n,) integers, for `oracle`.
+        labels: (n,) integers, for `oracle`; negative ones: of no class.
         seed: of the order `random`, and of the sample that `knn_disagreement` looks at.
         distance: `l2` or `cosine`, for the orders that look at distances.
 

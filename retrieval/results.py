@@ -45,7 +45,7 @@ class Counts:
     num_queries: int
     """Queries evaluated: those with a relevant item."""
     num_skipped: int
-    """Queries without a relevant item."""
+    """Queries without a relevant item, those with a negative label among them."""
     num_gallery: int
     distance_metric: str
 

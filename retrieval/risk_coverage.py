@@ -58,8 +58,8 @@ def order_quality(
 ) -> dict[str, dict[str, RiskCoverage]]:
     """Judge orders of a gallery of n items by each risk: `alignment_error`, `cmc_top1`, `average_precision`.
 
-    Items without another of their class have no retrieval risk, and are left out of the last two. The items are ranked
-    once, whatever the number of orders.
+    Items without another of their class, or with a negative label, have no retrieval risk, and are left out of the last
+    two. The items are ranked once, whatever the number of orders.
 
     Args:
         transformed: h(old) of the items, (n, d).

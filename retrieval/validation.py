@@ -52,12 +52,19 @@ def check_same_items(**sets: Tensor) -> None:
 
 
 def as_integers(name: str, values: Tensor, embeddings: Tensor) -> Tensor:
-    """Labels or ids (n,), checked to be one whole number for each of `embeddings`, as int64 on their device."""
+    """Labels or ids (n,), checked to be one whole number for each of `embeddings`, as int64 on their device.
+
+    Raises:
+        UserError: another shape or type, or numbers from 2^63 on, which int64 would take for negative ones.
+    """
     if values.shape != embeddings.shape[:1]:
         raise UserError(f"{name}: should be ({len(embeddings)},), one an embedding, got {tuple(values.shape)}")
     if values.is_floating_point() or values.is_complex():
         raise UserError(f"{name}: should be whole numbers, got {values.dtype}")
-    return values.to(embeddings.device, torch.int64)
+    whole = values.to(embeddings.device, torch.int64)
+    if values.dtype == torch.uint64 and (whole < 0).any():
+        raise UserError(f"{name}: should be below 2^63")
+    return whole
 
 
 def check_distinct(name: str, ids: Tensor) -> None:

@@ -19,9 +19,13 @@ class Centroids(NamedTuple):
 
 
 def class_means(new: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
-    """The mean of the new embeddings (n, d) of each class, (C, d); of a class without items that of all."""
-    sums = new.new_zeros(num_classes, new.shape[1]).index_add_(0, labels, new)
-    counts = torch.bincount(labels, minlength=num_classes).unsqueeze(1)
+    """The mean of the new embeddings (n, d) of each class, (C, d); of a class without items that of all.
+
+    Labels (n,); an item with a negative one is of no class.
+    """
+    known = labels >= 0
+    sums = new.new_zeros(num_classes, new.shape[1]).index_add_(0, labels[known], new[known])
+    counts = torch.bincount(labels[known], minlength=num_classes).unsqueeze(1)
     return torch.where(counts > 0, sums / counts.clamp(min=1), new.mean(0))
 
 

@@ -15,13 +15,14 @@ def fit_classifier(embeddings: torch.Tensor, labels: torch.Tensor, num_classes: 
 
     Args:
         embeddings: (n, d), float16 or float32.
-        labels: (n,) in 0..num_classes - 1.
+        labels: (n,) in 0..num_classes - 1; items with a negative one are left out.
         smoothing: share of the label spread over all classes.
 
     Returns:
         W (num_classes, d) float32, for the embeddings as they are.
     """
-    features = embeddings.float()
+    known = labels >= 0
+    features, labels = embeddings[known].float(), labels[known]
     unit = features.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
     features = features / unit
     weight = features.new_zeros(num_classes, features.shape[1], requires_grad=True)

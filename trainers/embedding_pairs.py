@@ -44,8 +44,8 @@ class Sample:
 
     @property
     def has_labels(self) -> bool:
-        """Whether the items' classes are known."""
-        return bool(self.training.views[0].labels[0] >= 0)
+        """Whether the class of any item to train on is known."""
+        return bool((self.training.views[0].labels >= 0).any())
 
 
 class Trial(NamedTuple):
@@ -120,8 +120,8 @@ def sample_of(
 def classifier_of(
     training: PairedEmbeddings, held_out: PairedEmbeddings | None, config: TransformationConfig, world: World
 ) -> torch.Tensor | None:
-    """The new model's classifier (C, d_new), given or fitted to the training pairs; None where there are no labels."""
-    if training.classifier is not None or training.labels is None:
+    """The new model's classifier (C, d_new), given or fitted to the training pairs; None where these have no labels."""
+    if training.classifier is not None or training.labels is None or not (training.labels >= 0).any():
         return training.classifier
     disc = config.objective_params.discriminative_loss or DiscriminativeLoss()
     parts = [part.labels for part in (training, held_out) if part is not None and part.labels is not None]

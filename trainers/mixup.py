@@ -22,7 +22,8 @@ def mixed(batches: Iterable[PairBatch], alpha: float, num_classes: int | None, *
     Args:
         batches: with labels (B,).
         alpha: 0 leaves items nearly as they are, 1 draws lambda evenly.
-        num_classes: C; labels become shares of classes (B, C). None: there are no labels, and they stay as they are.
+        num_classes: C; labels become shares of classes (B, C), of which an item with a negative label has none. None:
+            there are no labels, and they stay as they are.
         numbers: what is drawn is a function of these.
     """
     random = np.random.default_rng(seed_of(*numbers))
@@ -39,5 +40,10 @@ def mixed(batches: Iterable[PairBatch], alpha: float, num_classes: int | None, *
             mix(batch.old),
             None if batch.side_info is None else mix(batch.side_info),
             mix(batch.new),
-            batch.labels if num_classes is None else mix(F.one_hot(batch.labels, num_classes).float()),
+            batch.labels if num_classes is None else mix(shares(batch.labels, num_classes)),
         )
+
+
+def shares(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """Labels (B,) as shares of classes (B, C): 1 for an item's own, and nothing for one with a negative label."""
+    return F.one_hot(labels.clamp(min=0), num_classes) * (labels >= 0).float().unsqueeze(1)

@@ -8,6 +8,8 @@ from models.transformed import Transformation, Transformed
 from utils.errors import UserError
 from utils.sections import ObjectiveParams
 
+NO_LABEL = -1  # as every negative label
+
 
 def squared_error(h: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     """(h - n)^2 in each dimension: (B, d), (B, d) -> (B, d). Its mean over dimensions is L_sim."""
@@ -24,8 +26,26 @@ def cosine_distance(h: torch.Tensor, new: torch.Tensor) -> torch.Tensor:
     return 1 - F.cosine_similarity(h, new, dim=1).unsqueeze(1)
 
 
+def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
+    """The label-smoothed cross-entropy of each item: logits (B, C), classes (B,) or shares of them (B, C) -> (B,).
+
+    0 for an item without a label, which has a negative one or no shares; of a mixture with such an item, that of the
+    labelled share, times the share.
+    """
+    if labels.dim() == 1:
+        labels = labels.clamp(min=NO_LABEL)
+        return F.cross_entropy(logits, labels, reduction="none", ignore_index=NO_LABEL, label_smoothing=label_smoothing)
+    labelled = labels.sum(1, keepdim=True)  # 1, but for what is mixed with items without a label
+    whole = labels / labelled.clamp_min(torch.finfo(labels.dtype).tiny)
+    return labelled.squeeze(1) * F.cross_entropy(logits, whole, reduction="none", label_smoothing=label_smoothing)
+
+
 def contrast(h: torch.Tensor, new: torch.Tensor, labels: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The contrast of the new embeddings of an item's label with the others: (B, d), (B, d), (B,) -> (B,)."""
+    """The contrast of the new embeddings of an item's label with the others: (B, d), (B, d), (B,) -> (B,).
+
+    An item with a negative label is alike to itself alone.
+    """
+    labels = torch.where(labels < 0, -1 - torch.arange(len(labels), device=labels.device), labels)
     cosines = F.normalize(h, dim=1) @ F.normalize(new, dim=1).T  # (B, B)
     same = (labels[:, None] == labels).float()
     return -(same * (cosines / temperature).log_softmax(1)).sum(1) / same.sum(1)
@@ -50,6 +70,9 @@ class TransformationObjective(nn.Module):
 
         mean over i of  0.5 exp(-s_i) L_i  +  mu_uncertainty mean(s_i).
 
+    Every mean is over all items of the batch. One without a label (a negative one) has L_disc 0 and all else as others;
+    to SupCon it is a class of its own.
+
     A log variance for each dimension weighs each dimension's term of L_sim, and L_disc beside it; with one for the
     item that is the same equation.
 
@@ -73,7 +96,7 @@ class TransformationObjective(nn.Module):
     def forward(self, transformed: Transformed, new: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """h (B, d) with log variance (B, 1 or d), new embeddings (B, d), labels -> the batch's objective.
 
-        Labels are classes (B,), or shares of classes (B, C) where items are mixed.
+        Labels are classes (B,), negative for none, or shares of classes (B, C) where items are mixed.
         """
         h = transformed.embedding.float()
         similarity = self.params.similarity_loss
@@ -81,7 +104,7 @@ class TransformationObjective(nn.Module):
         if (disc := self.params.discriminative_loss) is not None:
             if self.classifier is not None:
                 logits = F.linear(h, self.classifier)  # (B, d) -> (B, C)
-                entropy = F.cross_entropy(logits, labels, reduction="none", label_smoothing=disc.label_smoothing)
+                entropy = cross_entropy(logits, labels, disc.label_smoothing)
             else:
                 alike = labels if disc.name == "SupCon" else torch.arange(len(h), device=h.device)  # each its own
                 entropy = contrast(h, new, alike, disc.temperature)

@@ -21,7 +21,7 @@ class PairBatch(NamedTuple):
     old: torch.Tensor  # (B, d_old)
     side_info: torch.Tensor | None  # (B, d_side); None: the transformation takes the old embedding twice
     new: torch.Tensor  # (B, d_new)
-    labels: torch.Tensor  # (B,) int64; -1 where they are not known; of mixed items shares of classes (B, C)
+    labels: torch.Tensor  # (B,) int64, negative where there is none; of mixed items shares of classes (B, C)
 
 
 class Epochs(Protocol):
@@ -45,7 +45,7 @@ class View(NamedTuple):
     """Embeddings of one view of every image, on the device."""
 
     embeddings: dict[str, torch.Tensor]  # role -> (m, d)
-    labels: torch.Tensor  # (m,)
+    labels: torch.Tensor  # (m,) int64, negative where there is none
 
 
 class PairsInMemory:

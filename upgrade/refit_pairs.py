@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from data.paired_embeddings import FEWEST, PairedEmbeddings, read_classifier, read_paired_embeddings
+from data.paired_embeddings import FEWEST, PairedEmbeddings, numbered, read_classifier, read_paired_embeddings
 from models.model_files import read_description
 from trainers.embedding_pairs import FEWEST_HELD_OUT, classifier_of, split
 from upgrade.gallery import RE_EMBEDDED, Gallery
@@ -192,7 +192,9 @@ def _alone(own: PairedEmbeddings, labels: torch.Tensor | None, recipe: Recipe) -
         own = replace(own, classifier=read_classifier(params, own.dims["new"]))
         assert own.classifier is not None
         return _labelled(own, labels, replace(own, labels=_classified(own.embeddings["new"], own.classifier)))
-    return own if labels is None else replace(own, labels=labels.unique(return_inverse=True)[1])
+    if labels is None or not (labels >= 0).any():
+        return own
+    return replace(own, labels=numbered(labels)[1])
 
 
 def _classified(new: torch.Tensor, classifier: torch.Tensor) -> torch.Tensor:

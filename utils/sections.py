@@ -227,7 +227,9 @@ class Subset:
     """`eval_params.subset`: the gallery, and the queries, of a system that holds other classes or other numbers."""
 
     classes: list[int] | None = key(
-        None, doc="the labels from the first up to, but not including, the second, as [80, 100]; all if left out"
+        None,
+        doc="the labels from the first up to, but not including, the second, as [80, 100]; all if left out, negative "
+        "ones too",
     )
     imbalance: float = key(
         1.0,
@@ -316,7 +318,10 @@ class PairedEmbeddingsParams:
     new: str = key(doc="embedding file of the same items in the same order, by the new model", path="input")
     side_info: str | None = key(None, doc="embedding file of their side-information", path="input")
     labels: str | None = key(
-        None, doc="their classes: `.npy` (n,) or a file with `labels`; those of the new or old file", path="input"
+        None,
+        doc="their classes, negative for an item of none: `.npy` (n,) or a file with `labels`; those of the new or old "
+        "file",
+        path="input",
     )
     classifier: str | None = key(
         None,

@@ -65,6 +65,24 @@ def test_labels_from_any_place_and_numbered_from_zero(tmp_path: Path, place: str
     assert np.array_equal(np.unique(LABELS)[paired.labels.numpy()], LABELS)
 
 
+@pytest.mark.parametrize("with_classifier", [False, True])
+def test_negative_labels_stay_no_class(tmp_path: Path, with_classifier: bool) -> None:
+    labels = np.where(np.arange(N) % 3 == 0, -1 - np.arange(N), LABELS)  # the first item's too
+    params: dict[str, Any] = {}
+    if with_classifier:
+        np.save(tmp_path / "w.npy", CLASSIFIER)
+        params["classifier"] = str(tmp_path / "w.npy")
+    paired = read(tmp_path, {"labels": labels}, **params)
+    assert paired.labels is not None
+    known = labels >= 0
+    assert (paired.labels.numpy()[~known] == -1).all()
+    assert np.array_equal(np.unique(LABELS[known])[paired.labels.numpy()[known]], LABELS[known])
+
+
+def test_where_no_label_is_a_class_there_are_none(tmp_path: Path) -> None:
+    assert read(tmp_path, {"labels": np.full(N, -1)}).labels is None
+
+
 def test_a_classifier_keeps_the_labels_as_they_are(tmp_path: Path) -> None:
     np.save(tmp_path / "w.npy", CLASSIFIER)
     paired = read(tmp_path, {"labels": LABELS}, classifier=str(tmp_path / "w.npy"))
@@ -119,6 +137,8 @@ SWAPPED = np.concatenate([IDS[:5], IDS[6:4:-1], IDS[7:]])
             r"classifier\.npy: should be \(classes, 3\) floating point, got \(5, 2\) float32",
         ),
         ({"labels": LABELS + 1}, {"classifier": CLASSIFIER}, r"has 5 classes, the labels go from 1 to 5"),
+        ({"labels": LABELS.astype(np.uint64) - np.uint64(9)}, {}, r"new\.npz: labels should be below 2\^63, got 18"),
+        ({}, {"labels": LABELS.astype(np.uint64) - np.uint64(9)}, r"labels\.npy: labels should be below 2\^63, got 18"),
         ({"labels": LABELS}, {"classifier": CLASSIFIER * np.nan}, r"classifier\.npy: is not finite"),
     ],
 )

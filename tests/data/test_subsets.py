@@ -36,6 +36,18 @@ def test_two_items_stay_of_each_class() -> None:
     assert sorted(sizes.tolist()) == [0, 0, 2, 2, 2, 100]
 
 
+def test_items_of_no_class_stay_unless_classes_are_asked_for() -> None:
+    labels = LABELS.where(torch.arange(600) % 5 > 0, -1 - LABELS)
+    unknown = set((labels < 0).nonzero()[:, 0].tolist())
+    assert set(choose_items(labels, Subset(classes=[0, 6]), seed=0).tolist()) == set(range(600)) - unknown
+    assert choose_items(labels, Subset(), seed=0).tolist() == list(range(600))
+    items = choose_items(labels, Subset(imbalance=32), seed=0)
+    assert unknown < set(items.tolist())
+    assert items.tolist() == sorted(items.tolist())
+    sizes = torch.bincount(labels[items][labels[items] >= 0])
+    assert sorted(sizes.tolist(), reverse=True) == [80, 40, 20, 10, 5, 2]  # 80 / 2^r: they are no class of the tail
+
+
 def test_queries_and_gallery_are_the_same_items_where_they_were() -> None:
     rows = torch.randn(600, 3)
     query = EmbeddingSet(rows, torch.arange(600), LABELS)

@@ -125,6 +125,23 @@ def test_with_labels_a_classifier_is_fitted_and_map_decides(folder: Path) -> Non
     assert set(origin(folder)["files"]) == {"old", "new", "labels", "classifier"}
 
 
+@pytest.mark.parametrize("mixup", [(), ("mixup=1",)])
+def test_labels_of_a_part_of_the_items(folder: Path, mixup: tuple[str, ...]) -> None:
+    labels = np.load(folder / "labels.npy")
+    labels[::2] = -1
+    np.save(folder / "labels.npy", labels)
+    labelled = [*FASTFILL, "embeddings_params.labels=labels.npy", "refinement_params.held_out=0.1", *mixup]
+    assert "mAP" in fit(folder, *labelled)
+    first = torch.load(folder / "out" / "h.pt", weights_only=True)
+    np.save(folder / "labels.npy", np.where(labels < 0, -1 - np.arange(N), labels))  # other negative ones
+    fit(folder, *labelled)
+    again = torch.load(folder / "out" / "h.pt", weights_only=True)
+    assert same_bits(first["transformation"]["state_dict"], again["transformation"]["state_dict"])
+    assert first["state_dict"]["classifier"].shape == (CLASSES, 4)
+    assert same_bits(first["state_dict"], again["state_dict"])
+    assert first["chosen"] == again["chosen"]
+
+
 def test_training_stops_early_and_stays_at_its_best(folder: Path) -> None:
     fit(
         folder,

@@ -53,7 +53,10 @@ def rank_slowly(
     gallery_ids: torch.Tensor | None = None,
     distance: str = "l2",
 ) -> Iterator[tuple[int, float, list[int]]]:
-    """Each query that has a relevant item: its index, average precision, and the ranks of its relevant items."""
+    """Each query that has a relevant item: its index, average precision, and the ranks of its relevant items.
+
+    A query with a negative label has none.
+    """
     gallery_labels = query_labels if gallery_labels is None else gallery_labels
     query_ids = torch.arange(len(query)) if query_ids is None else query_ids
     gallery_ids = query_ids if gallery_ids is None else gallery_ids
@@ -61,7 +64,7 @@ def rank_slowly(
     for index, (embedding, label, name) in enumerate(items):
         others = gallery_ids.numpy() != name
         relevant = gallery_labels.numpy()[others] == label
-        if not relevant.any():
+        if label < 0 or not relevant.any():
             continue
         found = distances(embedding, gallery.numpy()[others], distance)
         worst_first = np.lexsort((relevant, found))  # among equals, the irrelevant before the relevant

@@ -43,6 +43,10 @@ def test_quality_is_map_where_labels_tell_what_is_relevant() -> None:
     recall = ("recall@10", recall_of_nearest(QUERY, GALLERY, QUERY, k=10))
     assert retrieval_quality(GALLERY, QUERY, None) == recall
     assert retrieval_quality(GALLERY, QUERY, torch.arange(N)) == recall  # every item a class of its own
+    unknown = torch.where(torch.arange(N) < 30, -1, torch.arange(N))
+    assert retrieval_quality(GALLERY, QUERY, unknown) == recall  # -1 is no class that items share
+    unknown[0] = N - 1
+    assert retrieval_quality(GALLERY, QUERY, unknown)[0] == "mAP"
     assert retrieval_quality(GALLERY[:5], QUERY[:5], None)[0] == "recall@4"
 
 

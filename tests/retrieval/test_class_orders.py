@@ -82,17 +82,22 @@ def test_knn_disagreement(
     assert [round(score[i], 4) for i in found] == [round(score[i], 4) for i in by_score(score)]
 
 
+@pytest.mark.parametrize("unknown", [0, 9])
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
-def test_the_oracle_loses_the_most_average_precision_first(distance: str) -> None:
-    h, new, labels, score = placed(TRANSFORMED, distance), placed(NEW, distance), LABELS.numpy(), []
+def test_the_oracle_loses_the_most_average_precision_first(distance: str, unknown: int) -> None:
+    labels = LABELS.where(torch.arange(N) >= unknown, -1).numpy()
+    h, new, score = placed(TRANSFORMED, distance), placed(NEW, distance), []
     for item in range(N):
         others = np.arange(N) != item
+        if labels[item] < 0:  # nothing is relevant to it
+            score.append(0.0)
+            continue
         relevant = labels[others] == labels[item]
         by_new, by_h = (
             average_precision_score(relevant, -((new[others] - query) ** 2).sum(1)) for query in (new[item], h[item])
         )
         score.append(float(by_new - by_h))
-    assert order("oracle", distance=distance).tolist() == by_score(score)
+    assert order("oracle", distance=distance, labels=torch.from_numpy(labels)).tolist() == by_score(score)
 
 
 @pytest.mark.parametrize("name", ORDERS_OF_CLASSES)

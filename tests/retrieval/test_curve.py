@@ -50,6 +50,7 @@ CASES = {
     "clustered": upgrade(80, 8, 6, seed=0),
     "half precision": tuple(t.half() if t.is_floating_point() else t for t in upgrade(60, 8, 6, seed=1)),
     "single-item classes": (*upgrade(50, 8, 6, seed=2)[:3], torch.arange(50).clamp(min=20)),
+    "negative labels": (*upgrade(50, 8, 6, seed=6)[:3], upgrade(50, 8, 6, seed=6)[3] - 2),
     "ties": grid(60, 3, 2, 5, seed=3),
     "duplicates": tuple(t.repeat(2, 1) if t.dim() == 2 else t.repeat(2) for t in upgrade(30, 4, 3, seed=4)),
     "nothing changes": (*[upgrade(50, 8, 6, seed=5)[0]] * 3, upgrade(50, 8, 6, seed=5)[3]),

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from retrieval import RetrievalMetrics, evaluate
 from tests.retrieval.oracle import evaluate_slowly, rank_slowly
+from utils.errors import UserError
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -39,11 +41,15 @@ CASES = {
     "all at one point": (torch.ones(30, 4), torch.randint(3, (30,), generator=seeded(9))),
     "single-item classes": (
         torch.randn(60, 8, generator=seeded(10)),
-        torch.cat([torch.arange(30), torch.full((30,), -7)]),
+        torch.cat([torch.arange(30), torch.full((30,), 10**6)]),
     ),
     "one big and many small classes": (
         torch.randn(200, 8, generator=seeded(11)),
         torch.cat([torch.zeros(120, dtype=torch.int64), torch.arange(80) // 2 + 10**12]),
+    ),
+    "a third of negative labels": (
+        clusters(150, 8, 6, seed=13)[0],
+        torch.where(torch.arange(150) % 3 == 0, -1 - torch.arange(150) % 2, clusters(150, 8, 6, seed=13)[1]),
     ),
     "two items": (torch.tensor([[0.0], [1.0]]), torch.tensor([3, 3])),
     "half precision": (clusters(120, 8, 6, seed=12)[0].half(), clusters(120, 8, 6, seed=12)[1]),
@@ -76,8 +82,8 @@ def test_agrees_with_oracle(distance: str, name: str) -> None:
 def test_agrees_with_oracle_on_any_small_grid(n: int, classes: int, values: int, d: int, seed: int) -> None:
     generator = seeded(seed)
     embeddings = torch.randint(values, (n, d), generator=generator).float()
-    labels = torch.randint(classes, (n,), generator=generator)
-    labels[1] = labels[0]
+    labels = torch.randint(-1, classes, (n,), generator=generator)  # -1: of no class
+    labels[:2] = 0
     figures: dict[str, Any] = {"recall_at": (1, 3), "precision_at": (2, 30)}
     metrics = evaluate(embeddings, embeddings, labels, **figures)
     assert metrics.to_json() == pytest.approx(evaluate_slowly(embeddings, embeddings, labels, **figures), abs=1e-6)
@@ -165,6 +171,40 @@ def test_queries_without_relevant_items_are_counted() -> None:
     assert metrics.num_skipped == 2
     assert metrics.num_gallery == 7
     assert metrics.distance_metric == "l2"
+
+
+def test_negative_labels_are_no_class_and_stay_in_the_gallery() -> None:
+    """60 of 300 items of ten clear classes are labelled -1. As one more class they cost 30 points of mAP."""
+    random = np.random.default_rng(3)
+    true = random.integers(0, 10, 300)
+    items = np.random.default_rng(99).normal(size=(10, 12))[true] + 0.3 * random.normal(size=(300, 12))
+    embeddings = torch.from_numpy(items @ np.random.default_rng(8).normal(size=(12, 24))).float()
+    labels = torch.where(torch.arange(300) < 60, -1, torch.from_numpy(true))
+    metrics, expected = evaluate(embeddings, embeddings, labels), evaluate_slowly(embeddings, embeddings, labels)
+    assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
+    assert (metrics.num_queries, metrics.num_skipped, metrics.num_gallery) == (240, 60, 300)
+    as_class = evaluate(embeddings, embeddings, labels.where(labels >= 0, 99)).mean_average_precision
+    known = labels >= 0
+    without = evaluate(embeddings[known], embeddings[known], labels[known]).mean_average_precision
+    assert metrics.mean_average_precision is not None
+    assert as_class is not None
+    assert without is not None
+    assert as_class == pytest.approx(0.694, abs=0.002)
+    assert without > 0.99
+    assert as_class + 0.1 < metrics.mean_average_precision < without - 0.1  # they stand in the way of their own kind
+
+
+def test_nothing_but_negative_labels_is_refused() -> None:
+    with pytest.raises(
+        UserError, match=r"none of the 6 queries has an item of .* itself \(negative labels are no class\)"
+    ):
+        evaluate(torch.randn(6, 2), torch.randn(6, 2), torch.full((6,), -1))
+
+
+def test_labels_beyond_int64_do_not_become_negative() -> None:
+    labels = torch.tensor([2**64 - 1] * 4, dtype=torch.uint64)
+    with pytest.raises(UserError, match=r"query_labels: should be below 2\^63"):
+        evaluate(torch.randn(4, 2), torch.randn(4, 2), labels)
 
 
 def test_ties_do_not_depend_on_the_order_of_the_gallery() -> None:

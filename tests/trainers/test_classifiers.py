@@ -34,3 +34,10 @@ def test_smoothing_pulls_the_logits_together_and_a_class_without_items_is_not_ch
     sharp, smooth = (fit_classifier(EMBEDDINGS, LABELS, C + 1, smoothing) for smoothing in (0.0, 0.3))
     assert smooth.norm() < sharp.norm()
     assert (EMBEDDINGS @ sharp.T).argmax(1).max() < C
+
+
+def test_items_with_a_negative_label_are_left_out() -> None:
+    known = torch.arange(N) % 3 > 0
+    expected = fit_classifier(EMBEDDINGS[known], LABELS[known], C, 0.1)
+    strange = EMBEDDINGS.where(known[:, None], 100.0)
+    assert torch.equal(fit_classifier(strange, LABELS.where(known, -1), C, 0.1), expected)

@@ -69,6 +69,26 @@ def test_a_function_of_its_numbers() -> None:
     assert first[1].side_info is None
 
 
+def test_an_item_without_a_label_has_no_share_and_no_part_in_the_discriminative_loss() -> None:
+    before = batch()
+    before = before._replace(labels=before.labels.where(torch.arange(40) % 3 > 0, -1))
+    (after,) = mixed([before], 1.0, CLASSES, 7)
+    params = ObjectiveParams(SimilarityLoss(mu_similarity=0.0), DiscriminativeLoss(label_smoothing=0.1))
+    objective = TransformationObjective(params, torch.randn(CLASSES, 6, generator=GENERATOR))
+    expected = 0.0
+    for i, (other, share) in enumerate(shares(after.old, before.old)):
+        share = 0.5 if other == i else share  # it was drawn for itself: both halves are its own
+        for item, weight in ((i, share), (other, 1 - share)):
+            label = before.labels[item, None]
+            if label >= 0:
+                expected += weight * float(objective(Transformed(after.old[None, i], None), after.new[None, i], label))
+    found = objective(Transformed(after.old, None), after.new, after.labels)
+    assert float(found) == pytest.approx(expected / 40, rel=1e-4)
+    assert not after.labels[
+        [i for i, (j, _) in enumerate(shares(after.old, before.old)) if max(before.labels[[i, j]]) < 0]
+    ].any()
+
+
 def test_the_discriminative_loss_of_a_mixture_is_the_mixture_of_its_losses() -> None:
     before = batch()
     params = ObjectiveParams(SimilarityLoss(mu_similarity=0.0), DiscriminativeLoss(label_smoothing=0.1))

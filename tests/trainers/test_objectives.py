@@ -17,6 +17,9 @@ GENERATOR = torch.Generator().manual_seed(0)
 H, NEW = torch.randn(B, D, generator=GENERATOR), torch.randn(B, D, generator=GENERATOR)
 CLASSIFIER = torch.randn(C, D, generator=GENERATOR)
 LABELS = torch.randint(C, (B,), generator=GENERATOR)
+PARTLY = LABELS.where(
+    torch.tensor([False, True, True, False, True, True, False]), torch.tensor([-1, -7, -1, -1, -1, -1, -2])
+)
 SCALAR, VECTOR = torch.randn(B, 1, generator=GENERATOR), torch.randn(B, D, generator=GENERATOR)
 
 
@@ -37,15 +40,15 @@ def smoothed_cross_entropy(h: list[float], label: int, smoothing: float) -> floa
     return -sum(t * math.log(math.exp(logit) / total) for t, logit in zip(target, logits, strict=True))
 
 
-def naive(params: ObjectiveParams, s: torch.Tensor | None) -> float:
+def naive(params: ObjectiveParams, s: torch.Tensor | None, labels: torch.Tensor = LABELS) -> float:
     """The objective as the papers give it: a mean over samples, and over dimensions where s has some."""
     total = 0.0
     for i in range(B):
         terms = similarity(params.similarity_loss.name, H[i].tolist(), NEW[i].tolist())
         terms = [params.similarity_loss.mu_similarity * term for term in terms]
-        if params.discriminative_loss is not None:
+        if params.discriminative_loss is not None and labels[i] >= 0:
             disc = params.discriminative_loss
-            entropy = smoothed_cross_entropy(H[i].tolist(), int(LABELS[i]), disc.label_smoothing)
+            entropy = smoothed_cross_entropy(H[i].tolist(), int(labels[i]), disc.label_smoothing)
             terms = [term + disc.mu_disc * entropy for term in terms]
         if params.uncertainty_loss is None:
             total += sum(terms) / D
@@ -61,16 +64,19 @@ def naive(params: ObjectiveParams, s: torch.Tensor | None) -> float:
     return total / B
 
 
+@pytest.mark.parametrize("labels", [LABELS, PARTLY], ids=["labelled", "partly"])
 @pytest.mark.parametrize("name", ["mse", "l1", "cosine"])
 @pytest.mark.parametrize("disc", [None, DiscriminativeLoss(), DiscriminativeLoss(label_smoothing=0.0, mu_disc=0.3)])
 @pytest.mark.parametrize("s", [None, SCALAR, VECTOR], ids=["certain", "scalar", "vector"])
-def test_the_objective_is_the_naive_loop(name: Any, disc: DiscriminativeLoss | None, s: torch.Tensor | None) -> None:
+def test_the_objective_is_the_naive_loop(
+    name: Any, disc: DiscriminativeLoss | None, s: torch.Tensor | None, labels: torch.Tensor
+) -> None:
     uncertainty = None if s is None else UncertaintyLoss(mu_uncertainty=0.7)
     params = ObjectiveParams(SimilarityLoss(name, mu_similarity=1.5), disc, uncertainty)
     objective = TransformationObjective(params, None if disc is None else CLASSIFIER)
-    loss = objective(Transformed(H, s), NEW, LABELS)
+    loss = objective(Transformed(H, s), NEW, labels)
     assert loss.shape == ()
-    assert loss.item() == pytest.approx(naive(params, s), rel=1e-5)
+    assert loss.item() == pytest.approx(naive(params, s, labels), rel=1e-5)
 
 
 def test_fastfill_with_the_published_weights() -> None:
@@ -86,21 +92,25 @@ def test_fastfill_with_the_published_weights() -> None:
 
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 @pytest.mark.parametrize("name", ["InfoNCE", "SupCon"])
-def test_without_a_classifier_each_new_embedding_is_contrasted_with_the_batch(name: Any, temperature: float) -> None:
+@pytest.mark.parametrize("labels", [LABELS, PARTLY], ids=["labelled", "partly"])
+def test_without_a_classifier_each_new_embedding_is_contrasted_with_the_batch(
+    labels: torch.Tensor, name: Any, temperature: float
+) -> None:
     def cosine(a: list[float], b: list[float]) -> float:
         return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
 
-    assert len(LABELS.unique()) < B  # or both losses are the same
+    assert len(labels.unique()) < B  # or both losses are the same
     expected = 0.0
     for i in range(B):
         terms = [math.exp(cosine(H[i].tolist(), NEW[j].tolist()) / temperature) for j in range(B)]
-        positive = [j for j in range(B) if (LABELS[j] == LABELS[i] if name == "SupCon" else j == i)]
+        by_class = name == "SupCon" and labels[i] >= 0
+        positive = [j for j in range(B) if (labels[j] == labels[i] if by_class else j == i)]
         expected -= sum(math.log(terms[j] / sum(terms)) for j in positive) / len(positive) / B
     params = ObjectiveParams(
         SimilarityLoss(mu_similarity=0.0), DiscriminativeLoss(name=name, temperature=temperature, mu_disc=2.0)
     )
     objective = TransformationObjective(params, None)
-    assert float(objective(Transformed(H, None), NEW, LABELS)) == pytest.approx(2 * expected, rel=1e-5)
+    assert float(objective(Transformed(H, None), NEW, labels)) == pytest.approx(2 * expected, rel=1e-5)
 
 
 def test_fct_is_the_mean_squared_error() -> None:

@@ -120,6 +120,21 @@ def test_class_means_are_means() -> None:
     torch.testing.assert_close(means[CLASSES], NEW.mean(0))  # a class without an item
 
 
+def test_class_means_are_of_labelled_items_alone() -> None:
+    known = torch.arange(N) % 5 > 0
+    means = class_means(NEW, LABELS.where(known, -3), CLASSES)
+    torch.testing.assert_close(means, class_means(NEW[known], LABELS[known], CLASSES))
+
+
+def test_held_out_items_without_a_label_are_no_queries_of_the_choice() -> None:
+    material = material_of_classes(RefinementParams(held_out=0.25))
+    junk = material.held_out.labels.where(torch.arange(20) > 4, -1)
+    partly = material._replace(held_out=material.held_out._replace(labels=junk))
+    found = refine(identity(), partly, upgrade_quality, World()).record["quality"]
+    as_class = partly._replace(held_out=partly.held_out._replace(labels=junk.where(junk >= 0, CLASSES)))
+    assert found != refine(identity(), as_class, upgrade_quality, World()).record["quality"]
+
+
 def test_what_is_known_is_of_the_training_items_first_view() -> None:
     material = material_of_classes(RefinementParams(held_out=0.25))
     new, labels = material.training.views[0].embeddings["new"], material.training.views[0].labels
@@ -189,6 +204,20 @@ def test_the_published_recipe_holds_out_for_a_refinement_alone() -> None:
     held_out = divide(pairs, config, World()).held_out
     assert held_out is not None
     assert torch.equal(held_out.new, sample_of(views=2, held_out=0.25).held_out.new)  # type: ignore[union-attr]
+
+
+def test_labels_may_be_those_of_a_part() -> None:
+    """The first item has none: what is known of the sample does not hang on it."""
+    labels = torch.where(torch.arange(N) % 4 == 0, -1, LABELS)
+    pairs = PairedEmbeddings({"old": NEW, "new": NEW}, labels, None, normalised=False)
+    sample = divide(pairs, config_of_files(), World())
+    assert sample.training.views[0].labels[0] == -1
+    assert sample.has_labels
+    assert sample.classifier is not None
+    assert sample.classifier.shape == (CLASSES, DIMENSION)
+    unknown = divide(replace(pairs, labels=torch.full((N,), -1)), config_of_files(), World())
+    assert not unknown.has_labels
+    assert unknown.classifier is None
 
 
 def test_what_a_sample_of_files_lacks() -> None:
