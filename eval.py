@@ -58,7 +58,7 @@ def main() -> None:
             query, gallery, classes = embed_queries_and_gallery(config, world)
         else:
             query, gallery = read_query_and_gallery(files, world.device)
-            gallery, classes = transform_gallery(gallery, files)
+            gallery, classes = transform_gallery(gallery, files, world)
         if config.eval_params.subset is not None:
             query, gallery = take_subset(query, gallery, config.eval_params.subset, config.seed)
         try:

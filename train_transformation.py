@@ -110,7 +110,7 @@ def fit_to_embedding_files(config: TransformationConfig, world: World, preemptio
     """From a sample of paired embeddings -> a transformation with uncertainty; with `arch: auto`, the best of all."""
     assert config.embeddings_params is not None
     check_formats(config.export_formats)
-    sample = divide(read_paired_embeddings(config.embeddings_params), config, world)
+    sample = divide(read_paired_embeddings(config.embeddings_params, world), config, world)
     material = material_of(sample, config.refinement_params)
     fitted = fit_methods(config, sample, retrieval_quality, world, preemption)
     best, path = choose(fitted), config.output_transformation_path

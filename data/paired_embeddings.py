@@ -9,12 +9,12 @@ import torch
 from torch.nn import functional as F
 
 from data.embeddings import EmbeddingSet, as_labels, read_embeddings
+from data.lengths import CHUNK, Lengths, about_zeros, lengths_of
+from utils.distributed import World
 from utils.errors import UserError
 from utils.sections import PairedEmbeddingsParams
 
 FEWEST = 20  # pairs to fit anything to and hold some out
-LENGTH_TOLERANCE = 5e-3  # of a length of 1: more than the rounding of float16 moves it
-CHUNK = 1 << 16  # rows looked at at once
 
 
 @dataclass(frozen=True)
@@ -50,26 +50,30 @@ class PairedEmbeddings:
         return replace(self, embeddings=embeddings, labels=labels)
 
 
-def read_paired_embeddings(params: PairedEmbeddingsParams) -> PairedEmbeddings:
+def read_paired_embeddings(params: PairedEmbeddingsParams, world: World = World()) -> PairedEmbeddings:  # noqa: B008
     """Read what `embeddings_params` of a transformation names.
 
+    Zero vectors stay zero, and do not count where the lengths of the new embeddings tell whether they are normalised.
+
     Raises:
-        UserError: a file that is no embedding file, embeddings that are not finite, files of different items, too few
-            items, or labels and a classifier that do not fit.
+        UserError: a file that is no embedding file, embeddings that are not finite or all zero, files of different
+            items, too few items, or labels and a classifier that do not fit.
     """
     paths = {"old": params.old, "new": params.new, "side_info": params.side_info}
     sets: dict[str, EmbeddingSet] = {}
+    lengths: dict[str, Lengths] = {}
     for role, path in paths.items():
         if path is not None:
             sets[role] = read_embeddings(path, where=f"embeddings_params.{role}")
             _check_finite(sets[role].embeddings, f"embeddings_params.{role}: {path}")
+            lengths[role] = _look_at_lengths(sets[role].embeddings, f"embeddings_params.{role}: {path}", world)
     for role, items in sets.items():
         _check_same_items(items, sets["old"], f"embeddings_params.{role}: {paths[role]}", params.old)
     count = len(sets["old"])
     if count < FEWEST:
         raise UserError(f"embeddings_params.old: {params.old} has {count} pairs; at least {FEWEST} are needed")
     new = sets["new"].embeddings
-    normalised = _have_length_one(new) if params.normalised == "auto" else params.normalised == "on"
+    normalised = _are_normalised(params, lengths["new"], world)
     embeddings = {role: items.embeddings for role, items in sets.items()}
     if normalised:
         embeddings["new"] = F.normalize(new.float(), dim=1)
@@ -111,9 +115,31 @@ def _check_same_items(items: EmbeddingSet, old: EmbeddingSet, where: str, old_pa
         )
 
 
-def _have_length_one(embeddings: torch.Tensor) -> bool:
-    chunks = (embeddings[start : start + CHUNK].float() for start in range(0, len(embeddings), CHUNK))
-    return all(bool(((chunk.norm(dim=1) - 1).abs() <= LENGTH_TOLERANCE).all()) for chunk in chunks)
+def _look_at_lengths(embeddings: torch.Tensor, where: str, world: World) -> Lengths:
+    """The lengths of embeddings (n, d); a line says how many of them are zero.
+
+    Raises:
+        UserError: all of them are.
+    """
+    found = lengths_of(embeddings)
+    if found.zero == found.rows:
+        raise UserError(f"{where}: all {found.rows} rows are zero vectors")
+    if found.zero and world.is_main:
+        print(about_zeros(where, found.zero, found.first_zero), flush=True)
+    return found
+
+
+def _are_normalised(params: PairedEmbeddingsParams, new: Lengths, world: World) -> bool:
+    """Whether the new space is one of embeddings of length 1: as the config says, or as its own, but for zeros, are."""
+    if params.normalised != "auto":
+        return params.normalised == "on"
+    if not new.are_one and new.unit > (new.rows - new.zero) / 2 and world.is_main:
+        print(
+            f"embeddings_params.new: {params.new}: not normalised: {new.unit} of {new.rows - new.zero} embeddings have "
+            f"length 1, but not that of row {new.first_other}; embeddings_params.normalised=on declares it",
+            flush=True,
+        )
+    return new.are_one
 
 
 def _read_labels(params: PairedEmbeddingsParams, sets: dict[str, EmbeddingSet], count: int) -> torch.Tensor | None:

@@ -14,7 +14,7 @@ class RefinedTransformation(Transformation):
     V, b are the new model's classifier and m_c the mean new embedding of class c over the training set. Where there is
     no classifier m_c are k-means centroids and p(h) their soft assignment (`soft_assignment`). An item is pulled as far
     as its class is clear: between classes it would come near to the queries of all of them. The uncertainty is that of
-    the transformation within.
+    the transformation within, and so is the length: where that gives h the length 1, h' has it too.
     """
 
     classifier: torch.Tensor
@@ -26,6 +26,7 @@ class RefinedTransformation(Transformation):
     ) -> None:
         super().__init__()
         self.transformation, self.strength = transformation, strength
+        self.normalised = transformation.normalised
         for name in ("classifier", "class_means"):
             self.register_buffer(name, torch.zeros(num_classes, new_embedding_dim))
         self.register_buffer("bias", torch.zeros(num_classes))
@@ -38,10 +39,13 @@ class RefinedTransformation(Transformation):
 
     def transform(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
         h, log_variance = self.transformation(old, side_info)
-        return Transformed(self.refine(h), log_variance)
+        return Transformed(self._pulled(h), log_variance)
 
     def refine(self, h: torch.Tensor) -> torch.Tensor:
-        """h (B, d) -> h' (B, d), float32."""
+        """h (B, d) of the transformation within -> h' (B, d) of this one, float32."""
+        return self.placed(self._pulled(h))
+
+    def _pulled(self, h: torch.Tensor) -> torch.Tensor:
         h = h.float()
         probabilities = F.linear(h, self.classifier, self.bias).softmax(1)  # (B, d) -> (B, C)
         confidence = probabilities.amax(1, keepdim=True)  # (B, 1)

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from models.baselines import ProcrustesTransformation, ResidualMLP, RidgeTransformation
+from models.standardisation import Standardisation
 from models.transformed import Transformation, Transformed
 from utils.config import unknown_choice
 from utils.errors import UserError
@@ -96,13 +97,22 @@ TRANSFORMATIONS: dict[str, type[Transformation]] = {
 }
 
 
+DIMENSIONS = {"old": "old_embedding_dim", "side_info": "side_info_dim", "new": "new_embedding_dim"}  # by role
+
+
 def build_transformation(
-    arch: str, *, normalised: bool | int = False, residual_inputs: int = 0, **options: int
+    arch: str,
+    *,
+    normalised: bool | int = False,
+    standardised: bool | int = False,
+    residual_inputs: int = 0,
+    **options: int,
 ) -> Transformation:
     """Build the transformation that the registry knows as `arch`, by its own name or ml-fct's.
 
     Args:
         normalised: give h the length 1.
+        standardised: make room for the means and scales of the embeddings.
         residual_inputs: dimension of what a residual head takes, old embedding and side-information; 0 for no head.
         options: of the transformation's own: dimensions and widths.
 
@@ -114,6 +124,9 @@ def build_transformation(
         raise UserError(f"arch_params.sigma_dim: {arch} has no uncertainty; use fastfill or leave the key out")
     transformation = kind(**options)
     transformation.normalised = bool(normalised)
+    if standardised:
+        dims = {role: options[name] for role, name in DIMENSIONS.items()}
+        transformation.standards = nn.ModuleDict({role: Standardisation(dim) for role, dim in dims.items()})
     if residual_inputs:
         transformation.residual_head = nn.Linear(residual_inputs, 1)
     return transformation

@@ -1,10 +1,12 @@
 """What every transformation takes and gives."""
 
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, cast
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from models.standardisation import Standardisation
 
 
 class Transformed(NamedTuple):
@@ -21,6 +23,9 @@ class Transformation(nn.Module):
 
     With `normalised`, for spaces that are searched by cosine, h has length 1. With a `residual_head` that gives the log
     variance, linear in the inputs: the expected log of the squared error a dimension (`trainers.residuals`).
+
+    With `standards`, one `Standardisation` by role, what lies within works on inputs and outputs of zero mean and unit
+    scale, whatever those of the embeddings are.
     """
 
     inner_dim: ClassVar[int | None] = None  # default width of its hidden layers; None where it has none
@@ -32,6 +37,7 @@ class Transformation(nn.Module):
         super().__init__()
         self.normalised = False
         self.residual_head: nn.Linear | None = None
+        self.standards: nn.ModuleDict | None = None  # old, side_info, new
 
     def forward(self, old: torch.Tensor, side_info: torch.Tensor | None = None) -> Transformed:
         """Old embeddings (B, d_old), side-information (B, d_side) -> h (B, d_new), log variance (B, sigma_dim).
@@ -39,13 +45,27 @@ class Transformation(nn.Module):
         (B, d, 1, 1) inputs are taken too.
         """
         old, side_info = old.flatten(1), None if side_info is None else side_info.flatten(1)
-        h, log_variance = self.transform(old, side_info)
+        h, log_variance = self._in_its_scale(old, side_info)
         if self.residual_head is not None:
             log_variance = self.residual_head(joined(old, side_info))
-        return Transformed(F.normalize(h, dim=1) if self.normalised else h, log_variance)
+        return Transformed(self.placed(h), log_variance)
+
+    def placed(self, h: torch.Tensor) -> torch.Tensor:
+        """h (B, d) as it is given: of length 1 where `normalised`."""
+        return F.normalize(h, dim=1) if self.normalised else h
+
+    def _in_its_scale(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
+        if self.standards is None:
+            return self.transform(old, side_info)
+        side_info = None if side_info is None else self.standards["side_info"](side_info)
+        h, log_variance = self.transform(self.standards["old"](old), side_info)
+        return Transformed(cast(Standardisation, self.standards["new"]).inverse(h), log_variance)
 
     def transform(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
-        """As `forward`, of (B, d) inputs, with h as it is and a log variance of the transformation's own or none."""
+        """As `forward`, of (B, d) inputs, with h as it is and a log variance of the transformation's own or none.
+
+        Inputs and h are standardised where there are `standards`.
+        """
         raise NotImplementedError
 
 

@@ -3,7 +3,9 @@
 import torch
 from torch.nn import functional as F
 
-PENALTY = 1e-3  # of the mean squared weight of a class, on embeddings of mean square 1 a dimension
+from models.standardisation import mean_and_scale
+
+PENALTY = 1e-3  # of the squared weights, on embeddings of variance 1 a dimension
 ITERATIONS = 200
 
 
@@ -11,7 +13,8 @@ def fit_classifier(embeddings: torch.Tensor, labels: torch.Tensor, num_classes: 
     """The bias-free softmax classifier of the least label-smoothed cross-entropy with a small L2 penalty.
 
     It minimises mean cross-entropy + PENALTY / 2 sum W^2 by L-BFGS, starting at zero: the problem is convex, and the
-    result a function of the arguments alone.
+    result a function of the arguments alone. W is penalised in units of the embeddings' variance, about their mean:
+    classes are no harder to tell apart far from the origin, where the mean takes the place of a bias.
 
     Args:
         embeddings: (n, d), float16 or float32.
@@ -23,7 +26,7 @@ def fit_classifier(embeddings: torch.Tensor, labels: torch.Tensor, num_classes: 
     """
     known = labels >= 0
     features, labels = embeddings[known].float(), labels[known]
-    unit = features.square().mean().sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    unit = mean_and_scale(features)[1] or 1.0
     features = features / unit
     weight = features.new_zeros(num_classes, features.shape[1], requires_grad=True)
     optimizer = torch.optim.LBFGS([weight], max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe")

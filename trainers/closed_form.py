@@ -11,13 +11,13 @@ from typing import Any, NamedTuple
 import torch
 
 from models.baselines import AffineTransformation
+from models.standardisation import CONSTANT
 from models.transformed import joined
 from trainers.pairs import PairBatch, Pairs
 from utils.distributed import World
 from utils.errors import UserError
 from utils.runs import Run
 
-CONSTANT = 1e-12  # share of the inputs' mean square below which their variance is rounding
 # Strengths of the ridge, relative to the mean variance of an input dimension: four a decade.
 STRENGTHS = tuple(10 ** (exponent / 4) for exponent in range(-32, 9))
 

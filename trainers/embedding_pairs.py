@@ -3,12 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
+from torch import nn
 
+from data.lengths import zeros_kept
 from data.paired_embeddings import PairedEmbeddings
 from models.baselines import AffineTransformation
+from models.standardisation import Standardisation, mean_and_scale
 from models.transformations import build_transformation, transformation_arguments
 from models.transformed import Transformation
 from trainers.batches import share_of_batch
@@ -23,7 +26,7 @@ from utils.files import sha256_of
 from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import TransformationConfig
-from utils.sections import DiscriminativeLoss, ObjectiveParams, PairedEmbeddingsParams
+from utils.sections import CLOSED_FORMS, DiscriminativeLoss, ObjectiveParams, PairedEmbeddingsParams
 from utils.seeds import generator
 
 FEWEST_HELD_OUT = 10  # pairs, whatever the share
@@ -148,8 +151,11 @@ def fit_on_sample(
 ) -> Fitted:
     """Fit the transformation that `config` names, with uncertainty, and try it on the held-out pairs.
 
-    With `embeddings_params.held_out` 0 this is the papers' recipe: the losses as they are given, every epoch, and no
-    uncertainty but the transformation's own. What is held out for a refinement is then for that alone.
+    A network works on standardised embeddings, and its losses do not hang on their scale either (`in_units_of`), nor,
+    but where h has length 1, on their mean (`origin`): so embeddings of any scale and offset train alike.
+
+    With `embeddings_params.held_out` 0 this is the papers' recipe: embeddings and losses as they are, every epoch, and
+    no uncertainty but the transformation's own. What is held out for a refinement is then for that alone.
 
     Args:
         score: the quality of retrieval.
@@ -162,16 +168,23 @@ def fit_on_sample(
     torch.manual_seed(config.seed)
     arguments = transformation_arguments(config.arch_params, sample.dims)
     arguments["normalised"] = sample.normalised
+    as_published = sample.held_out is None or not config.embeddings_params.held_out
+    if not as_published and config.arch_params.arch not in CLOSED_FORMS:
+        arguments["standardised"] = True
     transformation = build_transformation(**arguments)
+    origin = None
+    if transformation.standards is not None:
+        standardise(transformation.standards, sample)
+        if not sample.normalised:
+            origin = cast(Standardisation, transformation.standards["new"]).mean
     disc = config.objective_params.discriminative_loss
     if disc is not None and disc.name in ("LabelSmoothing", "SupCon") and not sample.has_labels:
         raise UserError(
             f"objective_params.discriminative_loss.name: {disc.name} needs embeddings_params.labels; "
             "InfoNCE does without"
         )
-    as_published = sample.held_out is None or not config.embeddings_params.held_out
     params = config.objective_params if as_published else in_units_of(sample, config.objective_params)
-    objective = objective_of(params, sample.classifier, transformation)
+    objective = objective_of(params, sample.classifier, transformation, origin)
     run = Run(config.output_transformation_path, config, world)
     if as_published:
         fit_transformation(transformation, objective, config, sample.training, run, world, preemption)
@@ -188,9 +201,26 @@ def fit_on_sample(
         arguments["residual_inputs"] = transformation.residual_head.in_features
     with torch.no_grad():
         h = transformation(sample.held_out.old, sample.held_out.side_info).embedding
+        h = zeros_kept(h, sample.held_out.old)
         error = float(squared_errors(transformation, sample.held_out).mean())
     measure, value = score(h, sample.held_out.new, sample.held_out.labels if sample.has_labels else None)
     return Fitted(arguments, transformation, run, Trial(measure, value, error))
+
+
+def standardise(standards: nn.ModuleDict, sample: Sample) -> None:
+    """Set the means and scales of a transformation's `standards` to those of the pairs to train on.
+
+    Raises:
+        UserError: the old embeddings, and any side-information, are the same for all items.
+    """
+    (view,) = sample.training.views
+    found = {role: mean_and_scale(table) for role, table in view.embeddings.items()}
+    if not any(scale for role, (_, scale) in found.items() if role != "new"):
+        raise UserError("embeddings_params.old: the old embeddings are all the same")
+    for role, (mean, scale) in found.items():
+        standard = cast(Standardisation, standards[role])
+        standard.mean.copy_(mean)
+        standard.scale.fill_(scale or 1.0)  # of what never varies, the mean is all there is to take away
 
 
 def in_units_of(sample: Sample, params: ObjectiveParams) -> ObjectiveParams:
@@ -199,11 +229,11 @@ def in_units_of(sample: Sample, params: ObjectiveParams) -> ObjectiveParams:
     So L_sim and L_disc keep their balance whatever the scale of the embeddings, length 1 included.
     """
     (view,) = sample.training.views
-    variance = float(view.embeddings["new"].float().var(0, correction=0).mean())
-    similarity = params.similarity_loss
-    unit = {"mse": variance, "l1": variance**0.5, "cosine": 1.0}[similarity.name]
-    if unit == 0:
+    _, scale = mean_and_scale(view.embeddings["new"])
+    if not scale:
         raise UserError("embeddings_params.new: the new embeddings are all the same")
+    similarity = params.similarity_loss
+    unit = {"mse": scale**2, "l1": scale, "cosine": 1.0}[similarity.name]
     return replace(params, similarity_loss=replace(similarity, mu_similarity=similarity.mu_similarity / unit))
 
 

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from data.datasets import open_images
 from data.embeddings import ClassVectors, EmbeddingSet, read_class_vectors, read_embeddings
 from data.images import Batch
+from data.lengths import about_zeros, lengths_of, zeros_kept
 from models.embedding import TransformedModel, embed
 from models.model_files import build_model, classifier_of, load_model, read_description
 from models.refinement import RefinedTransformation
@@ -124,10 +125,13 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
     )
 
 
-def transform_gallery(gallery: EmbeddingSet, files: EmbeddingsParams) -> tuple[EmbeddingSet, ClassVectors]:
+def transform_gallery(
+    gallery: EmbeddingSet, files: EmbeddingsParams, world: World
+) -> tuple[EmbeddingSet, ClassVectors]:
     """Put a gallery of old embeddings through the transformation that `embeddings_params` names, if any.
 
-    The second is what is known of the classes: of a refined transformation, else of the files.
+    Zero vectors stay zero, and a line says how many there are. The second is what is known of the classes: of a refined
+    transformation, else of the files.
 
     Raises:
         UserError: the file holds no transformation, or embeddings or side-information do not fit it; see also
@@ -153,19 +157,24 @@ def transform_gallery(gallery: EmbeddingSet, files: EmbeddingsParams) -> tuple[E
             for start in range(0, len(gallery), TRANSFORMED_AT_ONCE):
                 rows = slice(start, start + TRANSFORMED_AT_ONCE)
                 side = None if side_info is None else side_info[rows].float()
-                parts.append(transformation(gallery.embeddings[rows].float(), side))
+                old = gallery.embeddings[rows].float()
+                transformed = transformation(old, side)
+                parts.append(transformed._replace(embedding=zeros_kept(transformed.embedding, old)))
     except RuntimeError:
         raise UserError(
             f"{where}: {files.transformation} does not take embeddings of dimension {gallery.embeddings.shape[1]} "
             f"with {'no side-information' if side_info is None else f'side-information of {side_info.shape[1]}'}"
         ) from None
+    zero = lengths_of(gallery.embeddings)
+    if zero.zero and world.is_main:
+        print(about_zeros(f"embeddings_params.gallery: {files.gallery}", zero.zero, zero.first_zero), flush=True)
     log_variances = [part.log_variance for part in parts if part.log_variance is not None]
-    transformed = replace(
+    in_new_space = replace(
         gallery,
         embeddings=torch.cat([part.embedding for part in parts]),
         log_variance=torch.cat(log_variances) if log_variances else None,
     )
-    return transformed, _classes_of(transformation) or classes
+    return in_new_space, _classes_of(transformation) or classes
 
 
 def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, EmbeddingSet, ClassVectors]:

@@ -79,13 +79,18 @@ class TransformationObjective(nn.Module):
     Args:
         params: which losses, and their weights.
         classifier: (C, d_new) weight of the new model's `fc`, frozen; None for a contrast or no L_disc.
+        origin: (d_new,) from which the cosines of a contrast are taken; None: 0.
     """
 
     classifier: torch.Tensor | None
+    origin: torch.Tensor | None
 
-    def __init__(self, params: ObjectiveParams, classifier: torch.Tensor | None) -> None:
+    def __init__(
+        self, params: ObjectiveParams, classifier: torch.Tensor | None, origin: torch.Tensor | None = None
+    ) -> None:
         super().__init__()
         self.params = params
+        self.register_buffer("origin", None if origin is None else origin.detach().clone())
         self.register_buffer("classifier", None if classifier is None else classifier.detach().clone())
 
     @property
@@ -107,7 +112,8 @@ class TransformationObjective(nn.Module):
                 entropy = cross_entropy(logits, labels, disc.label_smoothing)
             else:
                 alike = labels if disc.name == "SupCon" else torch.arange(len(h), device=h.device)  # each its own
-                entropy = contrast(h, new, alike, disc.temperature)
+                origin = 0.0 if self.origin is None else self.origin
+                entropy = contrast(h - origin, new - origin, alike, disc.temperature)
             loss = loss + disc.mu_disc * entropy.unsqueeze(1)
         if (uncertainty := self.params.uncertainty_loss) is not None:
             assert transformed.log_variance is not None
@@ -148,9 +154,15 @@ def build_objective(
 
 
 def objective_of(
-    params: ObjectiveParams, classifier: torch.Tensor | None, transformation: Transformation
+    params: ObjectiveParams,
+    classifier: torch.Tensor | None,
+    transformation: Transformation,
+    origin: torch.Tensor | None = None,
 ) -> TransformationObjective:
     """The objective that `objective_params` describes, by the classifier (C, d_new) where L_disc has use for it.
+
+    Args:
+        origin: see `TransformationObjective`.
 
     Raises:
         UserError: uncertainty and transformation do not go together.
@@ -160,4 +172,4 @@ def objective_of(
         raise UserError("objective_params.uncertainty_loss: needs a transformation with uncertainty, arch fastfill")
     if params.uncertainty_loss is None and uncertain:
         raise UserError("objective_params.uncertainty_loss: is missing, so fastfill's uncertainty would not be trained")
-    return TransformationObjective(params, classifier if params.needs_classifier else None)
+    return TransformationObjective(params, classifier if params.needs_classifier else None, origin)

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
+from models.standardisation import mean_and_scale
 from models.transformed import Transformation, joined
 from trainers.closed_form import Moments, ridge
 from trainers.pairs import PairBatch
 from utils.distributed import World
 
-SMALLEST = 1e-12  # squared error whose logarithm is still taken
+SMALLEST = 1e-12  # squared error whose logarithm is still taken, of the new embeddings' variance
 
 
 def squared_errors(transformation: Transformation, batch: PairBatch) -> torch.Tensor:
@@ -38,10 +39,11 @@ def fit_residual_head(
         UserError: see `Moments.of`.
     """
     transformation.eval()
+    smallest = SMALLEST * (mean_and_scale(held_out.new)[1] ** 2 or 1.0)
 
     def batches() -> Iterator[PairBatch]:
         for batch in pairs:
-            logs = squared_errors(transformation, batch).clamp_min(SMALLEST).log()
+            logs = squared_errors(transformation, batch).clamp_min(smallest).log()
             yield PairBatch(batch.old, batch.side_info, logs.unsqueeze(1), batch.labels)
 
     solution = ridge(Moments.of(batches(), world))
@@ -49,7 +51,7 @@ def fit_residual_head(
     head = nn.Linear(inputs.shape[1], 1).to(inputs.device)
     head.weight.copy_(solution.weight)
     head.bias.copy_(solution.bias)
-    errors = squared_errors(transformation, held_out).clamp_min(SMALLEST)
+    errors = squared_errors(transformation, held_out).clamp_min(smallest)
     ratios = errors.log() - head(inputs).squeeze(1)
     head.bias.add_(ratios.logsumexp(0) - math.log(len(ratios)))
     transformation.residual_head = head

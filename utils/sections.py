@@ -347,5 +347,7 @@ class PairedEmbeddingsParams:
     )
     batch_size: int = key(256, doc="pairs a step, summed over all processes", minimum=2)
     normalised: Literal["auto", "on", "off"] = key(
-        "auto", doc="give transformed embeddings length 1, for search by cosine; auto: where the new ones have it"
+        "auto",
+        doc="give transformed embeddings length 1, for search by cosine; auto: where the new ones, but for zero "
+        "vectors, have it",
     )

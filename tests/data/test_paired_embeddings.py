@@ -103,6 +103,44 @@ def test_embeddings_of_length_one_are_recognised_or_declared(
     torch.testing.assert_close(norms, torch.ones(N), rtol=0, atol=1e-6 if expected else 5e-3)
 
 
+@pytest.mark.parametrize("row", [0, 17])
+def test_a_zero_vector_is_kept_and_does_not_hide_that_the_others_have_length_one(
+    tmp_path: Path, row: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = (NEW / np.linalg.norm(NEW.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
+    new[row] = 0
+    old = OLD.copy()
+    old[[3, 5]] = 0
+    paired = read(tmp_path, {"embeddings": new}, old={"embeddings": old, "ids": IDS})
+    assert paired.normalised
+    assert not paired.embeddings["new"][row].any()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        f"embeddings_params.old: {tmp_path / 'old.npz'}: 2 zero vectors, the first in row 3; kept as zero",
+        f"embeddings_params.new: {tmp_path / 'new.npz'}: 1 zero vector, the first in row {row}; kept as zero",
+    ]
+
+
+@pytest.mark.parametrize(("choice", "said"), [("auto", True), ("on", False), ("off", False)])
+def test_a_few_embeddings_of_other_lengths_are_named(
+    tmp_path: Path, choice: Any, said: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = (NEW / np.linalg.norm(NEW.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
+    new[[11, 20]] *= 0.5
+    assert read(tmp_path, {"embeddings": new}, normalised=choice).normalised == (choice == "on")
+    line = "not normalised: 28 of 30 embeddings have length 1, but not that of row 11; embeddings_params.normalised=on"
+    assert (line in capsys.readouterr().out) == said
+
+
+@pytest.mark.parametrize("role", ["old", "new", "side_info"])
+def test_a_file_of_nothing_but_zero_vectors(tmp_path: Path, role: str) -> None:
+    zeros: dict[str, Any] = {"embeddings": np.zeros((N, 3), np.float32), "ids": IDS}
+    params: dict[str, Any] = {"side_info": write(tmp_path, "side", **zeros)} if role == "side_info" else {}
+    params |= {"old": zeros} if role == "old" else {}
+    with pytest.raises(UserError, match=rf"embeddings_params\.{role}: .*: all 30 rows are zero vectors"):
+        read(tmp_path, zeros if role == "new" else None, **params)
+
+
 def nan_at(row: int) -> np.ndarray:
     broken = NEW.copy()
     broken[row, 1] = np.nan

@@ -142,6 +142,79 @@ def test_labels_of_a_part_of_the_items(folder: Path, mixup: tuple[str, ...]) -> 
     assert first["chosen"] == again["chosen"]
 
 
+@pytest.mark.parametrize("arch", ["residual_mlp", "fct", "fastfill", "contrast"])
+@pytest.mark.parametrize(
+    ("role", "offset", "scale"),
+    [("new", 0, 1e4), ("new", 0, 1e-4), ("new", 100, 1), ("old", 0, 1e-4), ("old", 100, 1)],
+)
+def test_embeddings_of_any_scale_and_offset_train_alike(
+    folder: Path, arch: str, role: str, offset: float, scale: float
+) -> None:
+    arguments = {"fastfill": [*FASTFILL, "embeddings_params.labels=labels.npy"], "contrast": FASTFILL}.get(
+        arch, [f"arch_params.arch={arch}"]
+    )
+    arguments = [*arguments, "optimizer_params={algorithm: adam, lr: 0.01}"]
+    fit(folder, *arguments)
+    (plain, sigma), measured = apply(folder), origin(folder)["held_out"]
+    content = dict(np.load(folder / f"{role}.npz"))
+    moved = (content["embeddings"].astype(np.float64) * scale + offset).astype(np.float32)
+    write(folder / "moved.npz", **{**content, "embeddings": moved})
+    fit(folder, *arguments, f"embeddings_params.{role}=moved.npz")
+    h, s = apply(folder, **({"old": "moved.npz"} if role == "old" else {}))
+    there = (h.double() - offset) / scale if role == "new" else h.double()
+    if not (
+        arch == "fastfill" and role == "new" and offset
+    ):  # a classifier without bias: one of 4 dimensions makes one
+        assert (there - plain).norm() < 0.05 * (plain - plain.mean(0)).norm()  # rounding grows in training
+        log_unit = 2 * np.log(scale) if role == "new" and arch in ("residual_mlp", "fct") else 0  # of squared errors
+        assert float((s - log_unit - sigma).abs().mean()) < 0.2 * float(sigma.std()) + 0.05
+    (now,), (before,) = origin(folder)["held_out"].values(), measured.values()
+    measure = next(iter(before))
+    assert now[measure] == pytest.approx(before[measure], abs=0.05)
+
+
+@pytest.mark.parametrize("arch", ["procrustes", "ridge", "residual_mlp", "fct", "fastfill"])
+def test_the_file_says_of_every_fit_whether_the_space_is_normalised(folder: Path, arch: str) -> None:
+    """A zero vector does not hide it, and every length is 1 after a refinement too."""
+    new = np.load(folder / "new_unit" / "embeddings.npy")
+    new[[0, 50]] = 0
+    np.save(folder / "new_unit" / "embeddings.npy", new)
+    arguments = FASTFILL if arch == "fastfill" else [f"arch_params.arch={arch}"]
+    refining = ["refinement_params={clusters: 5, strengths: [0.6]}", "export_formats=[torchscript]"]
+    for role, normalised in (("new_unit", True), ("new.npz", False)):
+        output = fit(folder, *arguments, *refining, f"embeddings_params.new={role}")
+        line = "embeddings_params.new: new_unit: 2 zero vectors, the first in row 0; kept as zero\n"
+        assert (line in output) == normalised
+        content = torch.load(folder / "out" / "h.pt", weights_only=True)
+        assert content["transformation"]["arguments"]["normalised"] is normalised
+        h, log_variance = apply(folder)
+        exported = torch.jit.load(folder / "out" / "h.torchscript.pt")
+        found = exported(torch.from_numpy(np.load(folder / "old.npz")["embeddings"]))
+        torch.testing.assert_close(found, (h, log_variance), rtol=1e-4, atol=1e-4)
+        lengths = h.norm(dim=1)
+        assert torch.allclose(lengths, torch.ones(N)) == normalised
+
+
+def test_a_zero_vector_of_the_old_gallery_stays_one(folder: Path) -> None:
+    fit(folder, "arch_params.arch=ridge")
+    old = dict(np.load(folder / "old.npz"))
+    old["embeddings"][[7, 100]] = 0
+    labels = np.load(folder / "labels.npy")
+    write(folder / "gallery.npz", **old, labels=labels)
+    write(folder / "query.npz", **np.load(folder / "new.npz"), labels=labels)
+    (folder / "eval.yaml").write_text(
+        "embeddings_params: {query: query.npz, gallery: gallery.npz, transformation: out/h.pt}\n"
+        "eval_params: {embeddings_output_dir: kept}\n"
+    )
+    output = succeed("eval.py", "--config", "eval.yaml", cwd=folder, processes=None)
+    line = "embeddings_params.gallery: gallery.npz: 2 zero vectors, the first in row 7; kept as zero"
+    assert output.splitlines()[0] == line
+    h = apply(folder)[0].clone()
+    h[[7, 100]] = 0
+    kept = torch.from_numpy(np.load(folder / "kept" / "gallery.npz")["embeddings"])
+    torch.testing.assert_close(kept, h)
+
+
 def test_training_stops_early_and_stays_at_its_best(folder: Path) -> None:
     fit(
         folder,
@@ -221,6 +294,7 @@ def test_what_is_refused_before_anything_is_written(folder: Path, arguments: lis
 
 
 def test_constant_embeddings_are_refused(folder: Path) -> None:
+    """And what is constant in some dimensions, or beside others that are not, is not."""
     for role in ("old", "new"):
         content = dict(np.load(folder / f"{role}.npz"))
         write(folder / f"constant_{role}.npz", **{**content, "embeddings": np.ones_like(content["embeddings"])})
@@ -230,3 +304,11 @@ def test_constant_embeddings_are_refused(folder: Path) -> None:
     old = ["embeddings_params.old=constant_old.npz", "arch_params.arch=ridge"]
     error = fail(*command, *old, cwd=folder, processes=None, leaves=("out", "out/h.config.yaml"))
     assert "the old embeddings are the same for all 90 items, so there is nothing to fit" in error
+    old = ["embeddings_params.old=constant_old.npz", "arch_params.arch=fct"]
+    error = fail(*command, *old, cwd=folder, processes=None)
+    assert "embeddings_params.old: the old embeddings are all the same" in error
+    fit(folder, *old, "embeddings_params.side_info=side.npz")
+    side = dict(np.load(folder / "side.npz"))
+    side["embeddings"][:, 0] = 3
+    write(folder / "partly.npz", **side)
+    fit(folder, "arch_params.arch=fct", "embeddings_params.side_info=partly.npz")

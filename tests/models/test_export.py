@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from models.embedding import TransformedModel
 from models.export import ONNX_PACKAGES, SUFFIXES, check_formats, export_model
+from models.refinement import RefinedTransformation
 from models.resnet import build_backbone
 from models.transformations import build_transformation
 from tests.tiny import write_torchscript
@@ -33,12 +34,24 @@ def with_torchscript(folder: Path) -> nn.Module:
     return transformed("fastfill", torch.jit.load(folder / "side.pt"), side_info_dim=6)
 
 
+def standardised_and_refined() -> nn.Module:
+    """h' of length 1, of a transformation that works in a scale of its own."""
+    h = build_transformation("fct", **DIMS, side_info_dim=8, normalised=True, standardised=True)
+    for buffer in h.standards.buffers():  # type: ignore[union-attr]
+        nn.init.uniform_(buffer, 0.5, 2.0)
+    refined = RefinedTransformation(h, num_classes=5, new_embedding_dim=12, strength=0.5)
+    for buffer in refined.buffers(recurse=False):
+        nn.init.normal_(buffer)
+    return TransformedModel(backbone(), None, refined)
+
+
 MODELS: dict[str, Callable[[Path], nn.Module]] = {
     "backbone": lambda folder: backbone(),
     "fct": lambda folder: transformed("fct", None, side_info_dim=8),
     "fastfill": lambda folder: transformed("fastfill", backbone(6), side_info_dim=6),
     "vector sigma": lambda folder: transformed("fastfill", None, side_info_dim=8, sigma_dim=12),
     "torchscript side-information": with_torchscript,
+    "refined": lambda folder: standardised_and_refined(),
 }
 
 
@@ -72,7 +85,9 @@ needs_onnx = pytest.mark.skipif(
     [
         *(("torchscript", kind) for kind in MODELS),
         ("pt2", "fastfill"),  # has each kind of part: two backbones and the transformation
+        ("pt2", "refined"),
         pytest.param("onnx", "fastfill", marks=needs_onnx),
+        pytest.param("onnx", "refined", marks=needs_onnx),
     ],
 )
 def test_an_export_computes_what_the_model_does(format_: str, kind: str, tmp_path: Path) -> None:
@@ -93,6 +108,8 @@ def test_an_export_computes_what_the_model_does(format_: str, kind: str, tmp_pat
         assert len(outputs) == len(expected)
         for output, right in zip(outputs, expected, strict=True):
             torch.testing.assert_close(output, right, rtol=1e-4, atol=1e-4)
+        if kind == "refined":
+            torch.testing.assert_close(outputs[0].norm(dim=1), torch.ones(batch))
 
 
 def test_a_format_that_cannot_hold_torchscript_shows_before_the_training() -> None:

@@ -19,9 +19,9 @@ CLASSIFIER, MEANS = torch.randn(2, 5, 4, generator=GENERATOR)
 BIAS = torch.randn(5, generator=GENERATOR)
 
 
-def refined(strength: float, arch: str = "fastfill") -> RefinedTransformation:
+def refined(strength: float, arch: str = "fastfill", normalised: bool = False) -> RefinedTransformation:
     torch.manual_seed(0)
-    inner = build_transformation(arch, **DIMENSIONS, inner_dim=8)
+    inner = build_transformation(arch, **DIMENSIONS, inner_dim=8, normalised=normalised)
     model = RefinedTransformation(inner, num_classes=5, new_embedding_dim=4, strength=strength)
     for name, value in (("classifier", CLASSIFIER), ("bias", BIAS), ("class_means", MEANS)):
         getattr(model, name).copy_(value)
@@ -50,6 +50,16 @@ def test_no_strength_changes_nothing() -> None:
     assert model(OLD).log_variance is None
 
 
+@torch.no_grad()
+def test_where_h_has_length_one_it_keeps_it() -> None:
+    model, plain = refined(0.7, normalised=True), refined(0.7)
+    expected = plain.refine(model.transformation(OLD).embedding)
+    expected = expected / expected.square().sum(1, keepdim=True).sqrt()
+    torch.testing.assert_close(model(OLD).embedding, expected)
+    torch.testing.assert_close(model.refine(model.transformation(OLD).embedding), expected)
+    assert float((plain(OLD).embedding.norm(dim=1) - 1).abs().min()) > 1e-2
+
+
 def test_soft_assignment_is_the_posterior_of_equal_gaussians() -> None:
     h = torch.randn(6, 4, generator=GENERATOR)
     weight, bias = soft_assignment(MEANS, variance=0.3)
@@ -59,12 +69,15 @@ def test_soft_assignment_is_the_posterior_of_equal_gaussians() -> None:
 
 
 @torch.no_grad()
-def test_a_file_gives_the_same_model(tmp_path: Path) -> None:
-    model, path = refined(0.7), tmp_path / "refined.pt"
-    inner = describe_transformation(model.transformation, {"arch": "fastfill", **DIMENSIONS, "inner_dim": 8})
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_file_gives_the_same_model(tmp_path: Path, normalised: bool) -> None:
+    model, path = refined(0.7, normalised=normalised), tmp_path / "refined.pt"
+    arguments = {"arch": "fastfill", **DIMENSIONS, "inner_dim": 8, "normalised": normalised}
+    inner = describe_transformation(model.transformation, arguments)
     save_model(path, describe_refined(model, inner, {"quality": 0.5}), config={}, seed=0)
     again = load_model(path)
     assert isinstance(again, RefinedTransformation)
+    assert again.normalised == normalised
     assert torch.equal(again(OLD).embedding, model(OLD).embedding)
     assert read_torch(path)["chosen"] == {"quality": 0.5}
     with pytest.raises(UserError, match="is a transformation alone; this place needs a model that takes images"):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
+from torch.nn import functional as F
 
 from trainers.classifiers import PENALTY, fit_classifier
 
@@ -14,7 +15,7 @@ EMBEDDINGS = torch.randn(C, D, generator=GENERATOR)[LABELS] + 0.7 * torch.randn(
 
 
 def test_without_smoothing_it_is_scikit_learns() -> None:
-    unit = float(EMBEDDINGS.square().mean().sqrt())
+    unit = float(EMBEDDINGS.var(0, correction=0).mean().sqrt())
     oracle = LogisticRegression(C=1 / (N * PENALTY), fit_intercept=False, tol=1e-8, max_iter=2000)
     oracle.fit(EMBEDDINGS.numpy() / unit, LABELS.numpy())
     weight = fit_classifier(EMBEDDINGS, LABELS, C, 0.0)
@@ -41,3 +42,13 @@ def test_items_with_a_negative_label_are_left_out() -> None:
     expected = fit_classifier(EMBEDDINGS[known], LABELS[known], C, 0.1)
     strange = EMBEDDINGS.where(known[:, None], 100.0)
     assert torch.equal(fit_classifier(strange, LABELS.where(known, -1), C, 0.1), expected)
+
+
+def test_far_from_the_origin_it_tells_classes_apart_as_well() -> None:
+    """But for the direction of the offset, which it needs for a bias; of the mean square, classes are nothing there."""
+    here, there = EMBEDDINGS, EMBEDDINGS + 100
+    losses = [
+        float(F.cross_entropy(at @ fit_classifier(at, LABELS, C, 0.1).T, LABELS, label_smoothing=0.1))
+        for at in (here, there)
+    ]
+    assert losses[1] < losses[0] + 0.1

@@ -90,6 +90,14 @@ def test_fastfill_with_the_published_weights() -> None:
     assert loss.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", ["InfoNCE", "SupCon"])
+def test_cosines_of_a_contrast_may_be_taken_from_another_origin(name: Any) -> None:
+    params = ObjectiveParams(SimilarityLoss(mu_similarity=0.0), DiscriminativeLoss(name=name))
+    there = TransformationObjective(params, None, origin=torch.full((D,), 100.0))
+    expected = TransformationObjective(params, None)(Transformed(H, None), NEW, LABELS)
+    torch.testing.assert_close(there(Transformed(H + 100, None), NEW + 100, LABELS), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 @pytest.mark.parametrize("name", ["InfoNCE", "SupCon"])
 @pytest.mark.parametrize("labels", [LABELS, PARTLY], ids=["labelled", "partly"])

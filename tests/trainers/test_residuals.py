@@ -1,5 +1,9 @@
 """Uncertainty from residuals: it ranks errors that can be foreseen, and its level is that of held-out errors."""
 
+import math
+from typing import cast
+
+import pytest
 import torch
 from scipy.stats import spearmanr
 
@@ -53,6 +57,23 @@ def test_its_level_is_that_of_the_held_out_errors() -> None:
         shift = s - plain(held_out.old).log_variance[:, 0]
     assert abs(float(ratio.mean()) - 1) < 1e-4
     torch.testing.assert_close(shift, torch.full_like(shift, 9.0).log(), rtol=0, atol=0.2)
+
+
+@pytest.mark.parametrize("scale", [1e-7, 1e6])
+def test_in_other_units_it_is_the_same_uncertainty(scale: float) -> None:
+    def log_variance(units: float) -> torch.Tensor:
+        model = build_transformation("ridge", old_embedding_dim=D, new_embedding_dim=D, side_info_dim=0)
+        with torch.no_grad():
+            model.get_parameter("affine.weight").copy_(units * torch.eye(D))
+            model.get_parameter("affine.bias").zero_()
+        views = [pairs_of(count, seed)[0] for count, seed in ((400, 0), (200, 1))]
+        parts = [PairBatch(view.embeddings["old"], None, units * view.embeddings["new"], view.labels) for view in views]
+        fit_residual_head(model, parts[:1], parts[1], World())
+        with torch.no_grad():
+            return cast(torch.Tensor, model(parts[1].old).log_variance)
+
+    expected = log_variance(1.0) + 2 * math.log(scale)
+    torch.testing.assert_close(log_variance(scale), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_no_error_at_all_is_very_certain() -> None:

@@ -1,0 +1,90 @@
+"""Transformations that bring their inputs to zero mean and unit scale: the same function, seen from another scale."""
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import nn
+
+from models.folding import folded
+from models.model_files import describe_transformation, load_model, save_model
+from models.standardisation import Standardisation, mean_and_scale
+from models.transformations import build_transformation
+from models.transformed import Transformation
+from utils.precision import Resolved
+
+ARGUMENTS: dict[str, Any] = {"old_embedding_dim": 6, "new_embedding_dim": 8, "side_info_dim": 4, "inner_dim": 32}
+GENERATOR = torch.Generator().manual_seed(0)
+OLD, SIDE = torch.randn(50, 6, generator=GENERATOR), torch.randn(50, 4, generator=GENERATOR)
+PLACES = {"old": (100.0, 1.0), "side_info": (-3e-4, 1e-4), "new": (100.0, 1e4)}  # role -> offset, scale
+
+
+def both(arch: str, **options: Any) -> tuple[Transformation, Transformation]:
+    """A transformation of embeddings of zero mean and unit scale, and the same one of embeddings elsewhere."""
+    models = []
+    for standardised in (False, True):
+        torch.manual_seed(0)
+        model = build_transformation(arch, **ARGUMENTS, standardised=standardised, **options)
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm1d):  # statistics that matter
+                nn.init.uniform_(cast(torch.Tensor, module.running_mean), -0.5, 0.5)
+        models.append(model.eval())
+    plain, elsewhere = models
+    assert elsewhere.standards is not None
+    for role, (offset, scale) in PLACES.items():
+        standard = cast(Standardisation, elsewhere.standards[role])
+        standard.mean.fill_(offset)
+        standard.scale.fill_(scale)
+    return plain, elsewhere
+
+
+def placed(embeddings: torch.Tensor, role: str) -> torch.Tensor:
+    offset, scale = PLACES[role]
+    return (embeddings.double() * scale + offset).float()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("arch", ["fct", "fastfill", "residual_mlp"])
+def test_it_gives_what_it_would_of_standardised_embeddings(arch: str) -> None:
+    plain, elsewhere = both(arch)
+    expected, found = plain(OLD, SIDE), elsewhere(placed(OLD, "old"), placed(SIDE, "side_info"))
+    torch.testing.assert_close(found.embedding, placed(expected.embedding, "new"), rtol=1e-4, atol=1e-1)
+    if arch == "fastfill":
+        torch.testing.assert_close(found.log_variance, expected.log_variance, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 3e-2)])
+def test_folded_in_half_precision_it_loses_no_more(precision: Resolved, tolerance: float) -> None:
+    """+100 leaves bfloat16 steps of 0.5: what is subtracted has to be in float32."""
+    plain, elsewhere = both("fastfill")
+    expected = plain(OLD, SIDE)
+    found = folded(elsewhere, precision)(placed(OLD, "old"), placed(SIDE, "side_info"))
+    offset, scale = PLACES["new"]
+    h = (found.embedding.double() - offset) / scale
+    assert (h - expected.embedding).norm() <= tolerance * expected.embedding.norm()
+    assert (found.log_variance - expected.log_variance).norm() <= tolerance * expected.log_variance.norm()
+
+
+@torch.no_grad()
+def test_a_file_holds_means_and_scales_and_one_without_them_loads_as_ever(tmp_path: Path) -> None:
+    for model, standardised in zip(both("fastfill"), (False, True), strict=True):
+        arguments = {"arch": "fastfill", **ARGUMENTS} | ({"standardised": True} if standardised else {})
+        description = describe_transformation(model, arguments)
+        assert any(name.startswith("standards.") for name in description["state_dict"]) == standardised
+        save_model(tmp_path / "h.pt", description, config={}, seed=0)
+        old, side = placed(OLD, "old"), placed(SIDE, "side_info")
+        for found, expected in zip(load_model(tmp_path / "h.pt")(old, side), model(old, side), strict=True):
+            assert torch.equal(found, expected)
+
+
+def test_mean_and_scale() -> None:
+    rows = torch.randn(200, 5, dtype=torch.float64, generator=GENERATOR) * torch.tensor([1.0, 2.0, 3.0, 0.0, 1.0]) + 7
+    mean, scale = mean_and_scale(rows)
+    standardised = (rows - mean.double()) / scale
+    assert standardised.mean(0).abs().max() < 1e-6
+    assert float(standardised.square().mean()) == pytest.approx(1, rel=1e-5)
+    assert mean_and_scale(torch.full((100, 3), 0.1))[1] == 0
+    assert mean_and_scale(torch.zeros(100, 3))[1] == 0
+    assert mean_and_scale(1e-6 * rows)[1] == pytest.approx(1e-6 * scale, rel=1e-5)
