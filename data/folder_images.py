@@ -25,7 +25,7 @@ from data.folders import ImageList
 from data.images import Batch, Feed, ViewPairs, evenly_spaced, shuffled_batches
 from data.normalisation import Normalisation
 from utils.errors import UserError
-from utils.seeds import generator, seed_of
+from utils.seeds import Stream, generator, seed_of
 
 MIN_AREA, ASPECT = 0.08, [3 / 4, 4 / 3]  # of the random crop: share of the image, width over height (Inception's)
 
@@ -87,7 +87,7 @@ class FolderImages:
         shares = shuffled_batches(len(self), batch_size, self.feed.world, seed=self.feed.seed, epoch=epoch)
         flip = 0.5 if recipe.flip else 0.0
         jobs = [Job(rows.tolist(), True, flip, epoch, recipe.min_area, views=2) for rows in shares]
-        colours = recipe.draw_colours(2 * len(self), generator(self.feed.seed, epoch, 2))
+        colours = recipe.draw_colours(2 * len(self), generator(self.feed.seed, Stream.COLOURS, epoch))
         for pixels, indices in self._decoded(jobs):
             views = torch.cat([indices, indices + len(self)])
             images = recolour(pixels.float().contiguous(), colours.take(views))
@@ -144,7 +144,7 @@ class Decoder(Dataset[Decoded]):
                     unreadable.append(index)
                     continue
                 # The CPU's generator alone: torch.manual_seed takes a hundred times as long to look for others.
-                torch.default_generator.manual_seed(seed_of(self.seed, job.epoch, 1, index))
+                torch.default_generator.manual_seed(seed_of(self.seed, Stream.AUGMENT, job.epoch, index))
                 for of_all in views:
                     of_all.append(self._view(pixels, job))
                 indices.append(index)

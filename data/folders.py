@@ -10,7 +10,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from utils.errors import UserError
-from utils.seeds import generator
+from utils.seeds import Stream, generator
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
 
@@ -80,7 +80,8 @@ def hold_out(training: ImageList, share: float) -> tuple[ImageList, ImageList]:
         count = max(1, round(share * len(of_class)))
         if count >= len(of_class):
             raise UserError(f"dataset_params.held_out: class {name} has {len(of_class)} training images, too few")
-        order = torch.randperm(len(of_class), generator=generator(len(of_class)))
+        # No seed of a run: in its place stands the number of images, which is what the draw may depend on.
+        order = torch.randperm(len(of_class), generator=generator(len(of_class), Stream.SHUFFLE))
         held += of_class[order[:count].sort().values].tolist()
         kept += of_class[order[count:].sort().values].tolist()
     return training.take(kept), training.take(held)

@@ -10,7 +10,7 @@ import torch
 from data.contrastive_views import ViewRecipe
 from utils.distributed import World
 from utils.errors import UserError
-from utils.seeds import generator
+from utils.seeds import Stream, generator
 
 
 class Batch(NamedTuple):
@@ -97,7 +97,7 @@ def shuffled_batches(count: int, batch_size: int, world: World, *, seed: int, ep
     A last batch that is not full is left out, unless it is the only one.
     """
     world.local_batch(batch_size)
-    order = torch.randperm(count, generator=generator(seed, epoch, 0))
+    order = torch.randperm(count, generator=generator(seed, Stream.SHUFFLE, epoch))
     batches = list(order.split(batch_size))
     if len(batches) > 1 and len(batches[-1]) < batch_size:
         batches.pop()

@@ -12,7 +12,7 @@ from data.folders import ImageList
 from data.images import Batch, Feed, Unreadable, ViewPairs, evenly_spaced, shuffled_batches
 from data.normalisation import Normalisation
 from utils.errors import UserError
-from utils.seeds import generator
+from utils.seeds import Stream, generator
 
 
 class MemoryImages:
@@ -38,14 +38,14 @@ class MemoryImages:
 
     def training_batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
         count, seed = len(self.pixels), self.feed.seed
-        views = self.augmentation.draw(count, generator(seed, epoch, 1))
+        views = self.augmentation.draw(count, generator(seed, Stream.AUGMENT, epoch))
         for rows in shuffled_batches(count, batch_size, self.feed.world, seed=seed, epoch=epoch):
             yield self._batch(rows, views[rows])
 
     def view_pairs(self, recipe: ViewRecipe, epoch: int, batch_size: int) -> Iterator[ViewPairs]:
         count, height, width, _ = self.pixels.shape
         seed = self.feed.seed
-        random = generator(seed, epoch, 1)
+        random = generator(seed, Stream.AUGMENT, epoch)
         # The first views of all images, then the second ones.
         crops = recipe.draw_crops(2 * count, height, width, random)
         colours = recipe.draw_colours(2 * count, random)

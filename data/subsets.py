@@ -5,7 +5,7 @@ import torch
 from data.embeddings import EmbeddingSet
 from utils.errors import UserError
 from utils.sections import Subset
-from utils.seeds import generator
+from utils.seeds import Stream, generator
 
 FEWEST = 2  # items a class, so that each of them has one to find
 
@@ -32,7 +32,7 @@ def choose_items(labels: torch.Tensor, subset: Subset, seed: int) -> torch.Tenso
         classes, chosen = classes[(classes >= first) & (classes < end)], []
         if not len(classes):
             raise UserError(f"eval_params.subset.classes: no item has a label from {first} to {end - 1}")
-    random = generator(seed, 3)
+    random = generator(seed, Stream.SUBSET)
     for place, label in enumerate(classes[torch.randperm(len(classes), generator=random)].tolist()):
         (items,) = (labels == label).nonzero(as_tuple=True)
         share = subset.imbalance ** (-place / max(1, len(classes) - 1))

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 
 from utils.errors import UserError
-from utils.seeds import generator
+from utils.seeds import Stream, generator
 
 ITERATIONS = 50
 CHUNK = 8192  # embeddings compared with all centroids at once
@@ -40,7 +40,7 @@ def k_means(new: torch.Tensor, clusters: int, seed: int) -> Centroids:
     if len(new) < clusters:
         raise UserError(f"refinement_params.clusters: {clusters} are more than the {len(new)} training embeddings")
     new = new.float()
-    points = _spread(new, clusters, generator(seed, 3))
+    points = _spread(new, clusters, generator(seed, Stream.CLUSTERS))
     nearest, squares = _assign(new, points)
     for _ in range(ITERATIONS):
         sums = torch.zeros_like(points).index_add_(0, nearest, new)

@@ -27,7 +27,7 @@ from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import TransformationConfig
 from utils.sections import CLOSED_FORMS, DiscriminativeLoss, ObjectiveParams, PairedEmbeddingsParams
-from utils.seeds import generator
+from utils.seeds import Stream, generator
 
 FEWEST_HELD_OUT = 10  # pairs, whatever the share
 FILES = ("old", "new", "side_info", "labels", "classifier")  # keys of `embeddings_params` that name one
@@ -92,7 +92,7 @@ def split(paired: PairedEmbeddings, config: TransformationConfig) -> tuple[Paire
     share = params.held_out
     if not share and config.refinement_params is not None:
         share = config.refinement_params.held_out
-    order = torch.randperm(count, generator=generator(config.seed, 2))
+    order = torch.randperm(count, generator=generator(config.seed, Stream.HELD_OUT))
     rest = max(FEWEST_HELD_OUT, round(share * count)) if share else 0
     held, kept = order[:rest].sort().values, order[rest:].sort().values
     kept = torch.cat([kept + view * count for view in range(params.views)])  # no view of what is held out

@@ -11,10 +11,12 @@ import torch
 from torch.nn import functional as F
 
 from trainers.pairs import PairBatch
-from utils.seeds import seed_of
+from utils.seeds import Stream, seed_of
 
 
-def mixed(batches: Iterable[PairBatch], alpha: float, num_classes: int | None, *numbers: int) -> Iterator[PairBatch]:
+def mixed(
+    batches: Iterable[PairBatch], alpha: float, num_classes: int | None, *, seed: int, epoch: int, rank: int
+) -> Iterator[PairBatch]:
     """Mix each item of a batch with another of it: lambda x_i + (1 - lambda) x_j for old, side-information and new.
 
     lambda is drawn for each item from Beta(alpha, alpha), and is at least 1/2, so that most of an item is its own.
@@ -24,9 +26,9 @@ def mixed(batches: Iterable[PairBatch], alpha: float, num_classes: int | None, *
         alpha: 0 leaves items nearly as they are, 1 draws lambda evenly.
         num_classes: C; labels become shares of classes (B, C), of which an item with a negative label has none. None:
             there are no labels, and they stay as they are.
-        numbers: what is drawn is a function of these.
+        seed, epoch, rank: what is drawn is a function of these.
     """
-    random = np.random.default_rng(seed_of(*numbers))
+    random = np.random.default_rng(seed_of(seed, Stream.MIXUP, epoch, rank))
     for batch in batches:
         count, device = len(batch.labels), batch.new.device
         other = torch.from_numpy(random.permutation(count)).to(device)

@@ -12,7 +12,7 @@ from trainers.embedding_cache import EmbeddingCache
 from utils.distributed import World
 from utils.precision import Resolved, autocast
 from utils.schema import TransformationConfig
-from utils.seeds import generator
+from utils.seeds import Stream, generator
 
 
 class PairBatch(NamedTuple):
@@ -74,7 +74,7 @@ class PairsInMemory:
 
     def hold_out(self, share: float) -> PairBatch:
         """Take a share of the items, drawn by the seed, out of the training for good -> their first view."""
-        order = torch.randperm(len(self), generator=generator(self.seed, 2))
+        order = torch.randperm(len(self), generator=generator(self.seed, Stream.HELD_OUT))
         count = max(1, round(share * len(self)))
         held, kept = (rows.sort().values.to(self.world.device) for rows in (order[:count], order[count:]))
         first = self._batch(self.views[0], held)
@@ -90,7 +90,7 @@ class PairsInMemory:
 
     def _mixed(self, epoch: int) -> View:
         """Every item in a view drawn for it, the same for every model."""
-        drawn = torch.randint(len(self.views), (len(self),), generator=generator(self.seed, epoch, 1))
+        drawn = torch.randint(len(self.views), (len(self),), generator=generator(self.seed, Stream.AUGMENT, epoch))
         mixed, drawn = dict(self.views[0].embeddings), drawn.to(self.world.device).unsqueeze(1)
         for number, view in enumerate(self.views[1:], start=1):
             for role, embeddings in view.embeddings.items():

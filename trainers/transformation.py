@@ -82,7 +82,8 @@ def train_transformation(
     def batches(epoch: int) -> Iterator[PairBatch]:
         if config.mixup is None:
             return pairs.batches(epoch)
-        return mixed(pairs.batches(epoch), config.mixup, objective.num_classes, config.seed, epoch, 2, world.rank)
+        draws = {"seed": config.seed, "epoch": epoch, "rank": world.rank}
+        return mixed(pairs.batches(epoch), config.mixup, objective.num_classes, **draws)
 
     def set_mode(model: nn.Module, epoch: int) -> None:
         model.train(not (config.switch_mode_to_eval and epoch >= epochs / 2))

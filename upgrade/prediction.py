@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from retrieval import backfilling_curve
-from utils.seeds import generator
+from utils.seeds import Stream, generator
 
 RESAMPLES = 100
 CHUNK_ELEMENTS = 2**22  # of distances, at a time
@@ -111,7 +111,7 @@ def predict_recall(
 
 def _weights(count: int, seed: int) -> list[Tensor]:
     """How often each of `count` items is drawn in each resample."""
-    random = generator(seed)
+    random = generator(seed, Stream.BOOTSTRAP)
     drawn = [torch.randint(count, (count,), generator=random) for _ in range(RESAMPLES)]
     return [torch.bincount(items, minlength=count).float() for items in drawn]
 

@@ -25,7 +25,7 @@ from utils.errors import UserError
 from utils.preemption import Preempted, Preemption
 from utils.runs import Run
 from utils.sections import OptimizerParams, Precision
-from utils.seeds import generator
+from utils.seeds import Stream, generator
 
 ITEMS, CLASSES, STEPS = 12, 3, 3
 SGD = OptimizerParams("sgd", lr=0.1, momentum=0.9, weight_decay=1e-3)
@@ -45,7 +45,7 @@ class Data(NamedTuple):
 
 def epoch_of(epoch: int) -> Iterator[Data]:
     for step in range(STEPS):
-        g = generator(0, epoch, step)
+        g = generator(0, Stream.SHUFFLE, epoch, step)
         yield Data(torch.randn(ITEMS, 3, 8, 8, generator=g), torch.randint(CLASSES, (ITEMS,), generator=g))
 
 

@@ -35,7 +35,7 @@ def shares(found: Tensor, own: Tensor) -> list[tuple[int, float]]:
 
 def test_everything_of_an_item_is_mixed_alike() -> None:
     before = batch()
-    (after,) = mixed([before], 1.0, CLASSES, 7)
+    (after,) = mixed([before], 1.0, CLASSES, seed=7, epoch=0, rank=0)
     assert after.side_info is not None
     assert before.side_info is not None
     assert after.labels.shape == (40, CLASSES)
@@ -51,7 +51,7 @@ def test_everything_of_an_item_is_mixed_alike() -> None:
 
 def test_shares_are_beta_distributed() -> None:
     before = batch(500)
-    (after,) = mixed([before], 0.4, CLASSES, 7)
+    (after,) = mixed([before], 0.4, CLASSES, seed=7, epoch=0, rank=0)
     found = sorted(share for _, share in shares(after.old, before.old))
     drawn = torch.distributions.Beta(0.4, 0.4).sample(torch.Size([20000]))
     expected = torch.maximum(drawn, 1 - drawn)
@@ -61,10 +61,14 @@ def test_shares_are_beta_distributed() -> None:
 
 def test_a_function_of_its_numbers() -> None:
     batches = [batch(), batch(side_info=False)]
-    first, again, other = (list(mixed(batches, 0.4, None, *numbers)) for numbers in ((1, 2), (1, 2), (1, 3)))
+    first, again, other, beside = (
+        list(mixed(batches, 0.4, None, seed=1, epoch=epoch, rank=rank))
+        for epoch, rank in ((2, 0), (2, 0), (3, 0), (2, 1))
+    )
     for one, two in zip(first, again, strict=True):
         assert torch.equal(one.old, two.old)
     assert not torch.equal(first[0].old, other[0].old)
+    assert not torch.equal(first[0].old, beside[0].old)
     assert torch.equal(first[0].labels, batches[0].labels)  # without classes they stay
     assert first[1].side_info is None
 
