@@ -55,7 +55,7 @@ class Turns:
     def __len__(self) -> int:
         return self.items
 
-    def training_batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
+    def training_batches(self, epoch: int, batch_size: int, *, keep_last: bool = False) -> Iterator[Batch]:
         if self.rival is not None:
             started = time.perf_counter()
             for _ in range(self.steps):

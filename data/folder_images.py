@@ -77,8 +77,9 @@ class FolderImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def training_batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
-        shares = shuffled_batches(len(self), batch_size, self.feed.world, seed=self.feed.seed, epoch=epoch)
+    def training_batches(self, epoch: int, batch_size: int, *, keep_last: bool = False) -> Iterator[Batch]:
+        seed, world = self.feed.seed, self.feed.world
+        shares = shuffled_batches(len(self), batch_size, world, seed=seed, epoch=epoch, keep_last=keep_last)
         resized_crop = self.feed.augmentation == "resized_crop_flip"
         flip = 0.5 if "flip" in self.feed.augmentation else 0.0
         yield from self._batches([Job(rows.tolist(), resized_crop, flip, epoch) for rows in shares])

@@ -37,10 +37,10 @@ class ImageSet(Protocol):
     def __len__(self) -> int:
         """The number of images listed, n."""
 
-    def training_batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
+    def training_batches(self, epoch: int, batch_size: int, *, keep_last: bool = False) -> Iterator[Batch]:
         """This process's share of an epoch: every image once, shuffled globally, in random views.
 
-        A function of (seed, epoch) alone. The last global batch is left out where it is not full.
+        A function of (seed, epoch) alone. The last global batch is left out where it is not full, unless `keep_last`.
         """
 
     def view_pairs(self, recipe: ViewRecipe, epoch: int, batch_size: int) -> Iterator[ViewPairs]:
@@ -91,15 +91,18 @@ class Unreadable:
             )
 
 
-def shuffled_batches(count: int, batch_size: int, world: World, *, seed: int, epoch: int) -> list[torch.Tensor]:
+def shuffled_batches(
+    count: int, batch_size: int, world: World, *, seed: int, epoch: int, keep_last: bool = False
+) -> list[torch.Tensor]:
     """This process's shares of an epoch's global batches: a list of index tensors, a function of (seed, epoch).
 
-    A last batch that is not full is left out, unless it is the only one.
+    A last batch that is not full is left out, unless it is the only one or `keep_last` says otherwise. ml-fct keeps it
+    in training: of CIFAR-100's 50,000 images in batches of 1,024 it takes 49 steps an epoch, here there are 48.
     """
     world.local_batch(batch_size)
     order = torch.randperm(count, generator=generator(seed, Stream.SHUFFLE, epoch))
     batches = list(order.split(batch_size))
-    if len(batches) > 1 and len(batches[-1]) < batch_size:
+    if not keep_last and len(batches) > 1 and len(batches[-1]) < batch_size:
         batches.pop()
     return [batch[world.share(len(batch))] for batch in batches]
 

@@ -36,10 +36,10 @@ class MemoryImages:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def training_batches(self, epoch: int, batch_size: int) -> Iterator[Batch]:
-        count, seed = len(self.pixels), self.feed.seed
+    def training_batches(self, epoch: int, batch_size: int, *, keep_last: bool = False) -> Iterator[Batch]:
+        count, seed, world = len(self.pixels), self.feed.seed, self.feed.world
         views = self.augmentation.draw(count, generator(seed, Stream.AUGMENT, epoch))
-        for rows in shuffled_batches(count, batch_size, self.feed.world, seed=seed, epoch=epoch):
+        for rows in shuffled_batches(count, batch_size, world, seed=seed, epoch=epoch, keep_last=keep_last):
             yield self._batch(rows, views[rows])
 
     def view_pairs(self, recipe: ViewRecipe, epoch: int, batch_size: int) -> Iterator[ViewPairs]:

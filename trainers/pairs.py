@@ -42,7 +42,7 @@ class Pairs(Epochs, Protocol):
 
 
 class View(NamedTuple):
-    """Embeddings of one view of every image, on the device."""
+    """Embeddings of one view of every image, on the device. A row is the same image in each of several views."""
 
     embeddings: dict[str, torch.Tensor]  # role -> (m, d)
     labels: torch.Tensor  # (m,) int64, negative where there is none
@@ -121,11 +121,13 @@ class CachedPairs(PairsInMemory):
         count = images.num_views if drawn_views is None else drawn_views
         assert count is not None
         views: list[View] = []
+        of_views: list[torch.Tensor] = []  # positions of each view's rows in the image list, ascending
         for view in range(count):
             if exhaustive:
                 title, batches = "view", images.view_batches(view, world.local_batch(batch_size))
             else:
-                title, batches = f"view drawn by seed {seed},", images.training_batches(view, batch_size)
+                title = f"view of every image drawn by seed {seed},"
+                batches = images.training_batches(view, batch_size, keep_last=True)
             embeddings, positions = cache.embed(
                 models,
                 batches,
@@ -134,7 +136,27 @@ class CachedPairs(PairsInMemory):
                 precision=precision,
             )
             views.append(View(embeddings, images.labels[positions].to(world.device)))
+            of_views.append(positions)
+        views = in_all_views(views, of_views)
         super().__init__(views, batch_size=batch_size, world=world, seed=seed, exhaustive=exhaustive)
+
+
+def in_all_views(views: Sequence[View], of_views: Sequence[torch.Tensor]) -> list[View]:
+    """The images that every view has: one may have become unreadable between two of them.
+
+    Args:
+        of_views: of each view, the positions of its rows in the image list, ascending, on the CPU.
+    """
+    common = of_views[0]
+    for positions in of_views[1:]:
+        common = common[torch.isin(common, positions)]
+    found = []
+    for view, positions in zip(views, of_views, strict=True):
+        if not torch.equal(positions, common):
+            rows = torch.searchsorted(positions, common).to(view.labels.device)
+            view = View({role: table[rows] for role, table in view.embeddings.items()}, view.labels[rows])
+        found.append(view)
+    return found
 
 
 class StreamedPairs:

@@ -61,20 +61,24 @@ def whole(batches: Any) -> Batch:
     size=st.integers(1, 5),
     seed=st.integers(0, 3),
     epoch=st.integers(0, 3),
+    keep_last=st.booleans(),
 )
 def test_processes_share_the_batches_that_one_process_has(
-    count: int, local: int, size: int, seed: int, epoch: int
+    count: int, local: int, size: int, seed: int, epoch: int, keep_last: bool
 ) -> None:
     batch_size = local * size
-    alone = shuffled_batches(count, batch_size, World(), seed=seed, epoch=epoch)
-    shares = [shuffled_batches(count, batch_size, World(r, size), seed=seed, epoch=epoch) for r in range(size)]
+
+    def shares_of(world: World) -> list[torch.Tensor]:
+        return shuffled_batches(count, batch_size, world, seed=seed, epoch=epoch, keep_last=keep_last)
+
+    alone, shares = shares_of(World()), [shares_of(World(rank, size)) for rank in range(size)]
     for step, batch in enumerate(alone):
         assert torch.equal(torch.cat([share[step] for share in shares]), batch)
     assert all(len(share) == len(alone) for share in shares)
     items = torch.cat(alone).tolist()
-    assert len(set(items)) == len(items) == (count // batch_size * batch_size or count)
+    assert len(set(items)) == len(items) == (count if keep_last else count // batch_size * batch_size or count)
     assert set(items) <= set(range(count))
-    assert all(len(batch) == batch_size for batch in alone) or len(alone) == 1
+    assert all(len(batch) == batch_size for batch in alone[: -1 if keep_last else None]) or len(alone) == 1
 
 
 def test_the_order_is_a_function_of_seed_and_epoch() -> None:

@@ -1,6 +1,7 @@
 """Pairs: what is cached is what streaming would compute, and every frozen model runs once a view."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from data.datasets import open_images
-from data.images import ImageSet, shuffled_batches
+from data.images import Batch, ImageSet, shuffled_batches
 from models.embedding import embed
 from tests.tiny import TRANSFORMATION, write_images
 from trainers.embedding_cache import HALF_TOLERANCE, EmbeddingCache, rounded
@@ -234,16 +235,68 @@ def test_drawn_views_take_turns_and_are_those_of_the_first_epochs(root: Path) ->
     models, images = make_models(), open_set(root, "crop_flip")
     pairs = cached_pairs(models, images, drawn_views=2)
     runs = [sum(model.runs) for model in models.values()]
-    assert runs == [2 * 18] * 3  # the last batch of an epoch is not full, and is left out
+    assert runs == [2 * ITEMS] * 3
     epochs = [list(pairs.batches(epoch)) for epoch in range(4)]
     assert [sum(model.runs) for model in models.values()] == runs
     for epoch, batches in enumerate(epochs):
-        drawn = torch.cat([embed(models["new"], b.images).embedding for b in images.training_batches(epoch % 2, BATCH)])
+        view = images.training_batches(epoch % 2, BATCH, keep_last=True)
+        drawn = torch.cat([embed(models["new"], b.images).embedding for b in view])
         mine = torch.cat([batch.new for batch in batches])
         nearest = torch.cdist(mine, drawn).argmin(1)
-        assert nearest.unique().tolist() == list(range(18))
+        assert len(nearest.unique()) == 18  # the last batch of an epoch is not full, and is left out
         assert all(near(row, drawn[match]) for row, match in zip(mine, nearest, strict=True))
     assert not torch.equal(epochs[0][0].new, epochs[2][0].new)  # the same views, shuffled anew
+
+
+class Numbered(nn.Module):
+    """A model whose embedding of an image is the number written on it."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images[:, 0].amax((1, 2)).unsqueeze(1)
+
+
+class NumberedImages:
+    """An image set whose images are their numbers, in random views that do not change them."""
+
+    num_views = None
+
+    def __init__(self, count: int, unreadable: dict[int, set[int]] | None = None) -> None:
+        self.labels, self.unreadable = torch.arange(count) % 3, unreadable or {}
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def training_batches(self, epoch: int, batch_size: int, *, keep_last: bool = False) -> Iterator[Batch]:
+        shares = shuffled_batches(len(self), batch_size, World(), seed=0, epoch=epoch, keep_last=keep_last)
+        for rows in shares:
+            rows = torch.tensor([row for row in rows.tolist() if row not in self.unreadable.get(epoch, set())])
+            yield Batch(rows.float()[:, None, None, None].expand(-1, 3, 2, 2), self.labels[rows], rows)
+
+
+@pytest.mark.parametrize("unreadable", [{}, {0: {3, 19}, 1: {0, 3}}])
+def test_what_is_held_out_is_in_no_drawn_view(unreadable: dict[int, set[int]]) -> None:
+    """Also where the batches do not divide the items, and where an image is unreadable in one of the views."""
+    model, images = Numbered(), NumberedImages(ITEMS, unreadable)
+    cache = EmbeddingCache(None, "", {"old": "", "new": ""}, World())
+    pairs = CachedPairs(
+        {"old": model, "new": model},
+        images,  # type: ignore[arg-type]
+        batch_size=BATCH,
+        cache=cache,
+        precision="fp32",
+        world=World(),
+        seed=0,
+        drawn_views=2,
+    )
+    readable = set(range(ITEMS)) - set().union(*unreadable.values())
+    assert len(pairs) == len(readable)
+    held = {int(number) for number in pairs.hold_out(0.25).new}
+    assert len(held) == round(0.25 * len(readable))
+    for view in pairs.views:
+        assert {int(number) for number in view.embeddings["new"]} == readable - held
+        assert torch.equal(view.labels, images.labels[view.embeddings["new"].flatten().long()])
+    trained = {int(number) for epoch in range(6) for batch in pairs.batches(epoch) for number in batch.new}
+    assert trained == readable - held
 
 
 def test_the_number_of_drawn_views_is_stated(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
