@@ -16,7 +16,7 @@ from trainers.acceleration import maybe_compiled
 from trainers.batches import split_batch
 from utils.distributed import World
 from utils.errors import UserError
-from utils.precision import tune_kernels
+from utils.precision import kernels
 from utils.preemption import Preempted, Preemption
 from utils.runs import Run
 from utils.sections import Compile
@@ -93,7 +93,6 @@ class Trainer(Generic[BatchT]):
         self.micro_batch, self.set_mode, self.validate = micro_batch, set_mode, validate
         self.patience = patience
         self.best: dict[str, torch.Tensor] = {}  # weights, where there is patience
-        tune_kernels(world.device)
         self.parallel = model
         if world.size > 1:
             self.parallel = DistributedDataParallel(model)
@@ -112,7 +111,8 @@ class Trainer(Generic[BatchT]):
             for epoch in range(len(history), self.epochs):
                 if self._has_lost_patience(history):
                     break
-                record = self._train_epoch(epoch, so_far, history, bar)
+                with kernels(self.world.device, fast=True):
+                    record = self._train_epoch(epoch, so_far, history, bar)
                 so_far = self._new_epoch()
                 found = self.validate(epoch)
                 record.update(found)

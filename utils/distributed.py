@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from utils.errors import UserError, expected_end
+from utils.precision import kernels
 
 POLL_SECONDS = 0.5  # between looks at whether another process has ended the run
 
@@ -97,6 +98,7 @@ class _GatherRows(torch.autograd.Function):
 def process_group() -> Iterator[World]:
     """Join the processes that torchrun or Slurm started (nccl on GPUs, gloo on CPUs), or be the only one.
 
+    Within it float32 is float32 on a GPU too, but where `kernels` says otherwise.
     Where one process ends early, so do the others, with its message and exit code: none waits for it in vain.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
@@ -106,14 +108,16 @@ def process_group() -> Iterator[World]:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if size == 1:
-        yield World(device=device)
+        with kernels(device, fast=False):
+            yield World(device=device)
         return
     store, rank, size = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # tensors on a GPU host go by gloo
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(hours=1))
     fate = _SharedFate(store, rank)
     try:
-        yield World(rank, size, device)
+        with kernels(device, fast=False):
+            yield World(rank, size, device)
         dist.barrier()  # the main process may be writing its results, and others may still fail
     except BaseException as error:
         fate.end(error)

@@ -1,5 +1,7 @@
-"""Arithmetic of the forward pass: bf16 autocast where the machine computes it fast, float32 otherwise."""
+"""Arithmetic: bf16 autocast where the machine computes it fast, float32 otherwise, and what float32 means on a GPU."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -27,12 +29,35 @@ def _cpu_has_fast_bf16() -> bool:
     return not FAST_BF16_FLAGS.isdisjoint(flags.split())
 
 
-def tune_kernels(device: torch.device) -> None:
-    """On a GPU: let cuDNN choose the fastest convolutions, and compute what stays float32 in TF32 (training only)."""
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cuda.matmul.allow_tf32 = True
+@contextmanager
+def kernels(device: torch.device, *, fast: bool) -> Iterator[None]:
+    """On a GPU, for as long as it lasts: what the kernels for float32 do.
+
+    Args:
+        fast: cuDNN measures which convolutions are the fastest, and products are TF32, which keeps 10 bits of each
+            factor's mantissa: for training steps. Else all 23 bits: for figures, orders, clusters, closed forms.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = _switches()
+    _set_switches(fast, fast, fast)
+    try:
+        yield
+    finally:
+        _set_switches(*before)
+
+
+# PyTorch's older switches: what `fp32_precision`, the newer way, sets cannot be read by them, and torch.compile does.
+def _switches() -> tuple[bool, bool, bool]:
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    return cudnn.benchmark, cudnn.allow_tf32, matmul.allow_tf32
+
+
+def _set_switches(benchmark: bool, tf32_convolutions: bool, tf32_products: bool) -> None:
+    torch.backends.cudnn.benchmark = benchmark
+    torch.backends.cudnn.allow_tf32 = tf32_convolutions
+    torch.backends.cuda.matmul.allow_tf32 = tf32_products
 
 
 def autocast(precision: Resolved, device: torch.device) -> torch.autocast:

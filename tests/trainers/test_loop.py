@@ -22,6 +22,7 @@ from trainers.optimizers import build_optimizer
 from utils.config import key
 from utils.distributed import World
 from utils.errors import UserError
+from utils.precision import kernels
 from utils.preemption import Preempted, Preemption
 from utils.runs import Run
 from utils.sections import OptimizerParams, Precision
@@ -242,6 +243,31 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, value: float, e
 def test_an_epoch_without_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="epoch 1: there is no image to train on"):
         trainer(tmp_path, small_resnet(), batches=lambda epoch: []).fit()
+
+
+def test_training_steps_alone_are_fast_and_less_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the flags are there without one."""
+    seen: dict[str, set[bool]] = {"step": set(), "validation": set()}
+
+    def note(where: str) -> None:
+        backends = torch.backends
+        seen[where] |= {backends.cudnn.benchmark, backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32}
+
+    def step(model: nn.Module, batch: Data) -> Step:
+        note("step")
+        return classify(model, batch)
+
+    def validate(epoch: int) -> dict[str, float]:
+        note("validation")
+        return {}
+
+    monkeypatch.setattr("trainers.loop.kernels", lambda device, fast: kernels(torch.device("cuda"), fast=fast))
+    with kernels(torch.device("cuda"), fast=False):  # as every script runs
+        training = trainer(tmp_path, small_resnet(), step=step, validate=validate)
+        note("validation")
+        training.fit()
+        note("validation")
+    assert seen == {"step": {True}, "validation": {False}}
 
 
 def train_a_share(world: World, folder: str, micro_batch: int | None = None, epochs: int = 2) -> None:

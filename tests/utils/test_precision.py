@@ -1,12 +1,14 @@
 """`auto` decides from what the machine has; fp32 is untouched arithmetic."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from utils.precision import autocast, resolve_precision, tune_kernels
+from utils.distributed import process_group
+from utils.precision import autocast, kernels, resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -45,18 +47,37 @@ def test_auto_asks_the_gpu(supported: bool, expected: str, monkeypatch: pytest.M
     assert resolve_precision("auto", torch.device("cuda")) == expected
 
 
-def test_kernels_are_tuned_on_gpus_alone() -> None:
-    def switches() -> list[bool]:
-        return [torch.backends.cudnn.benchmark, torch.backends.cuda.matmul.allow_tf32]
+def switches() -> list[bool]:
+    """Whether cuDNN measures, and whether convolutions and matrix products are TF32."""
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    precisions = [cudnn.conv.fp32_precision == "tf32", matmul.fp32_precision == "tf32"]  # type: ignore[attr-defined]
+    assert precisions == [cudnn.allow_tf32, matmul.allow_tf32]  # the older way to ask does not raise
+    return [cudnn.benchmark, *precisions]
 
+
+def test_kernels_are_fast_on_gpus_alone_and_no_longer_than_asked_for() -> None:
     before = switches()
-    tune_kernels(CPU)
-    assert switches() == before == [False, False]
-    try:
-        tune_kernels(torch.device("cuda"))
-        assert switches() == [True, True]
-    finally:
-        torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = False
+    assert before == [False, True, False]  # PyTorch's own
+    with kernels(CPU, fast=True):
+        assert switches() == before
+    with kernels(torch.device("cuda"), fast=False):
+        assert switches() == [False, False, False]
+        with suppress(KeyError), kernels(torch.device("cuda"), fast=True):
+            assert switches() == [True, True, True]
+            raise KeyError
+        assert switches() == [False, False, False]
+    assert switches() == before
+
+
+def test_a_script_on_a_gpu_computes_float32_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    before = switches()
+    with process_group() as world:
+        assert world.device.type == "cuda"
+        assert switches() == [False, False, False]
+    assert switches() == before
 
 
 def test_autocast_computes_in_bf16_or_does_nothing() -> None:
