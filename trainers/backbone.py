@@ -52,7 +52,7 @@ def train_backbone(
         old: the model to be compatible with; needed with `bct_params`.
 
     Raises:
-        UserError: `sync_bn` without GPUs; see `Trainer.fit`.
+        UserError: `sync_bn` over several processes without GPUs; see `Trainer.fit`.
         Preempted: see `Trainer.fit`.
     """
     objective: BackboneObjective
@@ -96,9 +96,15 @@ def train_backbone(
 def synchronise_batch_norms(model: nn.Module, world: World) -> None:
     """Let every batch normalisation use the statistics of all processes' images, in place; names stay as they are.
 
+    Of one process's images it does so anyway.
+
     Raises:
-        UserError: the processes have no GPUs.
+        UserError: several processes have no GPUs.
     """
+    if world.size == 1:
+        return
     if world.device.type != "cuda":
-        raise UserError("sync_bn: needs GPUs; on CPUs leave it out, each process then uses its own statistics")
+        raise UserError(
+            "sync_bn: needs GPUs; set it to False on CPUs, each process then uses its own statistics"
+        )
     nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -23,6 +23,7 @@ from utils.sections import Compile
 
 BatchT = TypeVar("BatchT", bound=tuple[torch.Tensor | None, ...])
 HELD_OUT = "held_out_loss"  # in a log record: what early stopping looks at
+TRAINING = ("loss", "accuracy")  # in a log record: what the bar shows
 REFRESH_SECONDS = 0.5  # between looks at the loss: each waits for the device
 
 
@@ -113,11 +114,13 @@ class Trainer(Generic[BatchT]):
                     break
                 with kernels(self.world.device, fast=True):
                     record = self._train_epoch(epoch, so_far, history, bar)
+                self.world.share_buffers(self.model)  # so that what is validated is what is saved
                 so_far = self._new_epoch()
                 found = self.validate(epoch)
+                shown = {**found, **({n: record[n] for n in TRAINING if n in record} if bar.disable else {})}
                 record.update(found)
-                if found and self.world.is_main:
-                    figures = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in found.items()]
+                if shown and self.world.is_main:
+                    figures = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items()]
                     tqdm.write(f"epoch {epoch + 1}: {', '.join(figures)}")
                 history.append(record)
                 if self.patience is not None and best_epoch(history) == epoch:
@@ -239,7 +242,7 @@ class Trainer(Generic[BatchT]):
             initial=epochs_done * self.items,
             unit="img",
             unit_scale=True,
-            disable=not self.world.is_main,
+            disable=None if self.world.is_main else True,  # None: where no terminal would show it
             mininterval=REFRESH_SECONDS,
         ) as bar:
             yield bar

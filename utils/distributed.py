@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from utils.errors import UserError, expected_end
 from utils.precision import kernels
@@ -53,6 +54,12 @@ class World:
         Gradients flow back: a process's rows get the sum of what all processes find for them.
         """
         return rows if self.size == 1 else _GatherRows.apply(rows, self)
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Give every process the main process's buffers, in place: batch statistics, of which each has its own."""
+        if self.size > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, 0)
 
     def barrier(self) -> None:
         """Wait until every process is here."""

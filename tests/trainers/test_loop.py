@@ -245,6 +245,16 @@ def test_an_epoch_without_images(tmp_path: Path) -> None:
         trainer(tmp_path, small_resnet(), batches=lambda epoch: []).fit()
 
 
+def test_a_log_file_gets_a_line_an_epoch_and_no_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trainer(tmp_path, small_resnet(), validate=lambda epoch: {"validation_accuracy": 0.5} if epoch else {}).fit()
+    shown = capsys.readouterr()
+    assert "img" not in shown.err
+    lines, records = shown.out.splitlines(), log_of(tmp_path)
+    for number, (line, record) in enumerate(zip(lines, records, strict=True), start=1):
+        validation = "validation accuracy 0.5, " if number > 1 else ""
+        assert line == f"epoch {number}: {validation}loss {record['loss']:.4g}, accuracy {record['accuracy']:.4g}"
+
+
 def test_training_steps_alone_are_fast_and_less_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU: the flags are there without one."""
     seen: dict[str, set[bool]] = {"step": set(), "validation": set()}

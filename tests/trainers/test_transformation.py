@@ -1,5 +1,6 @@
 """Training a transformation: from half of the epochs on, BN statistics may freeze; nothing else may."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,10 +9,12 @@ import torch
 from torch import nn
 
 from models.transformations import build_transformation
-from tests.tiny import TRANSFORMATION
+from tests.tiny import TRANSFORMATION, same_bits
+from tests.utils.processes import run_processes
+from trainers.loop import HELD_OUT
 from trainers.objectives import TransformationObjective
-from trainers.pairs import PairBatch
-from trainers.transformation import train_transformation
+from trainers.pairs import PairBatch, PairsInMemory, View
+from trainers.transformation import HeldOut, train_transformation
 from utils.config import build, parse_yaml
 from utils.distributed import World
 from utils.preemption import Preemption
@@ -55,3 +58,41 @@ def test_bn_statistics_freeze_half_way_while_the_weights_train_on(tmp_path: Path
         for name in before:
             is_statistic = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
             assert torch.equal(before[name], after[name]) == (is_statistic and frozen), (epoch, name)
+
+
+def pairs_of(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Old and new embeddings (count, 4), the later ones farther out."""
+    old = torch.randn(count, 4, generator=torch.Generator().manual_seed(3)) + torch.linspace(0, 3, count)[:, None]
+    return old, old.cumsum(1)
+
+
+def train_with_held_out_pairs(world: World, folder: str) -> None:
+    """Three epochs over 40 pairs, with 16 held out; every process saves its transformation."""
+    values = {**parse_yaml(TRANSFORMATION), "epochs": 3, "precision": "fp32", "switch_mode_to_eval": False}
+    config = build(TransformationConfig, values, source="tiny")
+    assert config.dataset_params is not None
+    config.dataset_params.batch_size = 8
+    torch.manual_seed(0)
+    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
+    objective = TransformationObjective(ObjectiveParams(), None)
+    old, new = pairs_of(40)
+    training = View({"old": old, "new": new}, torch.zeros(40, dtype=torch.int64))
+    pairs = PairsInMemory([training], batch_size=8, world=world, seed=0)
+    held_out = HeldOut(PairBatch(old[:16], None, new[:16], training.labels[:16]), patience=3)
+    run = Run(f"{folder}/t.pt", config, world)
+    train_transformation(model, objective, config, pairs, run, world, Preemption(), held_out)
+    torch.save(model.state_dict(), f"{folder}/{world.rank}.pt")
+
+
+def test_what_several_processes_validate_is_what_the_main_one_saves(tmp_path: Path) -> None:
+    """The held-out loss, by which training ends, is that of one transformation: its batch statistics are rank 0's."""
+    run_processes(train_with_held_out_pairs, 2, str(tmp_path))
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert same_bits(states[0], states[1])
+    records = [json.loads(line) for line in (tmp_path / "t.log.jsonl").read_text().splitlines()]
+    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8).eval()
+    model.load_state_dict(states[0])
+    old, new = pairs_of(40)
+    with torch.no_grad():
+        squared = (model(old[:16], None).embedding - new[:16]).square().mean()
+    assert min(record[HELD_OUT] for record in records) == pytest.approx(float(squared), rel=1e-5)
