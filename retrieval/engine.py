@@ -25,6 +25,7 @@ from retrieval.distances import DistanceTable
 from retrieval.metrics import average_precision, first_relevant_rank, hit_ranks, hits_within
 from retrieval.results import PerQuery, Wanted
 from retrieval.threads import run_chunks, worker_count
+from utils.memory import free_on_gpu
 
 # On a CPU a chunk's elements should stay in the last cache, but it has so many queries that the matrix product is
 # efficient; on a GPU it is as large as may be.
@@ -136,9 +137,7 @@ def _chunks(table: DistanceTable, relevant: Relevance, queries: Tensor, points: 
 def chunk_memory(device: torch.device) -> int:
     """The bytes that a chunk may take."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for use again
-        return min(MAX_BYTES, int(GPU_SHARE * (free + held)))
+        return min(MAX_BYTES, int(GPU_SHARE * free_on_gpu(device)))
     return MAX_BYTES // worker_count(device)
 
 

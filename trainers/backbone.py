@@ -6,12 +6,15 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from data.datasets import resolve_image_size
 from data.images import ImageSet
 from models.resnet import ResNet
+from trainers.batches import check_parts
 from trainers.classification import Classification
 from trainers.compatible import Compatible, OldModel
 from trainers.contrastive import SimCLR
 from trainers.loop import Step, Trainer
+from trainers.memory import even_part, most_that_train, trains_on
 from trainers.optimizers import build_optimizer, build_schedule
 from utils.distributed import World
 from utils.errors import UserError
@@ -52,7 +55,8 @@ def train_backbone(
         old: the model to be compatible with; needed with `bct_params`.
 
     Raises:
-        UserError: `sync_bn` over several processes without GPUs; see `Trainer.fit`.
+        UserError: `sync_bn` over several processes without GPUs, a batch too small for batch normalisation or too large
+            for the memory; see also `Trainer.fit`.
         Preempted: see `Trainer.fit`.
     """
     objective: BackboneObjective
@@ -62,21 +66,32 @@ def train_backbone(
         objective = Compatible(model, config, training, validation, run.precision, world, old)
     else:
         objective = Classification(model, config, training, validation, run.precision, world)
-    if config.sync_bn:
-        synchronise_batch_norms(objective.module, world)
     # Convolutions over channels-last images are the faster ones, in bf16 and in float32.
-    objective.module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = objective.module.to(world.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    size = resolve_image_size(config.dataset_params)
+    image, views = torch.zeros(1, 3, size, size, device=world.device), 2 if config.objective == "simclr" else 1
+    micro_batch = images_at_once(module, image, views, config, run, world)
+    check_parts(
+        len(training),
+        config.dataset_params.batch_size,
+        micro_batch,
+        world,
+        key="dataset_params.batch_size",
+        trains_on_one=lambda: (config.sync_bn and world.size > 1) or trains_on(module, image, views),
+    )
+    if config.sync_bn:
+        synchronise_batch_norms(module, world)
 
     def validate(epoch: int) -> dict[str, float]:
         every = config.validate_every
         if not every or ((epoch + 1) % every and epoch + 1 < config.epochs):
             return {}
-        objective.module.eval()
+        module.eval()
         return objective.validate()
 
     trainer: Trainer[Any] = Trainer(
-        objective.module,
-        build_optimizer(objective.module, config.optimizer_params),
+        module,
+        build_optimizer(module, config.optimizer_params),
         build_schedule(config.lr_policy_params, config.optimizer_params, config.epochs),
         epochs=config.epochs,
         items=len(training),
@@ -86,11 +101,53 @@ def train_backbone(
         run=run,
         world=world,
         preemption=preemption,
-        micro_batch=config.micro_batch,
+        micro_batch=micro_batch,
         compilation=config.compile,
         validate=validate,
     )
     trainer.fit()
+
+
+def images_at_once(
+    module: nn.Module, image: torch.Tensor, views: int, config: BackboneConfig, run: Run, world: World
+) -> int | None:
+    """How many images a process takes through `module` at once: `micro_batch`; None: its whole share of a batch.
+
+    Args:
+        image: (1, 3, H, W) of the kind that it takes.
+        views: of an image in a batch; where they are several, all of a batch are compared and must go through at once.
+
+    Raises:
+        UserError: the memory is too small.
+    """
+    share = world.local_batch(config.dataset_params.batch_size)
+
+    def fitting(count: int) -> int:
+        return most_that_train(module, image, count * views, run.precision, world) // views
+
+    if config.micro_batch is None:
+        return None
+    if views > 1:
+        if (most := fitting(share)) < share:
+            raise UserError(
+                f"dataset_params.batch_size: the {share} images of a process's batch do not fit into its memory, about "
+                f"{most} would, and simclr compares all of a batch; lower it"
+            )
+        return None
+    if config.micro_batch == "auto":
+        chosen = run.decide("micro_batch", lambda: even_part(share, fitting(share)))
+        if chosen == 0:
+            raise UserError(
+                f"dataset_params.image_size: not even one image of {image.shape[-1]} px fits into the memory in "
+                "training; take smaller images, or a narrower network"
+            )
+        if chosen < share and world.is_main:
+            print(f"micro_batch: {chosen} of {share} images fit at a time; batch statistics are theirs", flush=True)
+        return chosen
+    at_once = min(config.micro_batch, share)
+    if world.device.type != "cuda" and (most := fitting(at_once)) < at_once and world.is_main:  # a GPU says so itself
+        print(f"micro_batch: {at_once} images at a time may not fit into the memory; about {most} would", flush=True)
+    return at_once
 
 
 def synchronise_batch_norms(model: nn.Module, world: World) -> None:
@@ -104,7 +161,5 @@ def synchronise_batch_norms(model: nn.Module, world: World) -> None:
     if world.size == 1:
         return
     if world.device.type != "cuda":
-        raise UserError(
-            "sync_bn: needs GPUs; set it to False on CPUs, each process then uses its own statistics"
-        )
+        raise UserError("sync_bn: needs GPUs; set it to False on CPUs, each process then uses its own statistics")
     nn.SyncBatchNorm.convert_sync_batchnorm(model)

@@ -1,8 +1,10 @@
 """Parts of a batch: such as fit into memory, and a process's own."""
 
+from collections.abc import Callable
 from typing import Any
 
 from utils.distributed import World
+from utils.errors import UserError
 
 
 def split_batch(batch: Any, size: int | None) -> list[tuple[Any, int]]:
@@ -19,3 +21,42 @@ def share_of_batch(batch: Any, world: World) -> Any:
     """This process's rows of a named tuple of tensors (B, ...), or None, that every process has."""
     rows = world.share(len(next(field for field in batch if field is not None)))
     return type(batch)(*(None if field is None else field[rows] for field in batch))
+
+
+def check_parts(
+    items: int,
+    batch_size: int,
+    micro_batch: int | None,
+    world: World,
+    *,
+    key: str,
+    trains_on_one: Callable[[], bool],
+) -> None:
+    """Check, before any training, that batch normalisation gets two items in every forward pass, if it needs them.
+
+    Args:
+        items: in an epoch, over all processes.
+        batch_size: items a step, over all processes; a last batch that is not full is left out, unless it is the only.
+        micro_batch: items a forward pass of a process; None: all of its share.
+        key: of the batch size in the config.
+        trains_on_one: whether one item would do.
+
+    Raises:
+        UserError: a process gets no item, or one too few.
+    """
+    of_step = min(items, batch_size)
+    shares = {of_step // world.size, -(-of_step // world.size)}  # the parts of World.share
+    size = micro_batch or batch_size
+    smallest = min(share % size or min(share, size) for share in shares)
+    if smallest > 1 or (smallest == 1 and trains_on_one()):
+        return
+    if min(shares) > 1:
+        raise UserError(
+            f"micro_batch: parts of {size} of a process's {max(shares)} images leave one of a single image, and batch "
+            f"normalisation needs 2; choose one that divides {max(shares)}"
+        )
+    raise UserError(
+        f"{key}: {of_step} items a step over {world.size} processes leave one with {min(shares)}, and batch "
+        "normalisation needs 2; "
+        + (f"take at least {2 * world.size}" if items >= batch_size else "there are no more, so use fewer processes")
+    )

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from data.images import Batch, ImageSet
 from models.resnet import ResNet
 from trainers.loop import Step
+from trainers.memory import in_parts_that_fit
 from utils.distributed import World
 from utils.precision import Resolved, autocast
 from utils.schema import BackboneConfig
@@ -47,7 +48,8 @@ class Classification:
         counts = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         batch_size = self.world.local_batch(self.config.dataset_params.batch_size)
         with torch.inference_mode(), autocast(self.precision, self.world.device):
-            for batch in self.validation.view_batches(0, batch_size):
+            batches = self.validation.view_batches(0, batch_size)
+            for batch in in_parts_that_fit(batches, self.module, [self.module], self.world):
                 logits, _ = self.module(batch.images)
                 counts += torch.stack([(logits.argmax(1) == batch.labels).sum(), counts.new_tensor(len(batch.labels))])
         correct, count = self.world.sum(counts).tolist()

@@ -26,6 +26,7 @@ from models.resnet import ResNet
 from trainers.classification import Classification
 from trainers.extraction import freeze
 from trainers.loop import Step
+from trainers.memory import in_parts_that_fit
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import Resolved, autocast
@@ -117,7 +118,7 @@ def class_means(
     sums: torch.Tensor | None = None
     counts = torch.zeros(classes, dtype=torch.float64, device=world.device)
     with torch.inference_mode(), autocast(precision, world.device):
-        for batch in batches:
+        for batch in in_parts_that_fit(batches, model, [model], world):
             embeddings = embed(model, batch.images).embedding.double()
             if sums is None:
                 sums = embeddings.new_zeros(classes, embeddings.shape[1])

@@ -12,6 +12,7 @@ from data.images import Batch, ImageSet, ViewPairs
 from models.embedding import embed
 from models.resnet import ResNet
 from trainers.loop import Step
+from trainers.memory import in_parts_that_fit
 from trainers.neighbours import knn_predict
 from utils.distributed import World
 from utils.precision import Resolved, autocast
@@ -117,7 +118,7 @@ class SimCLR:
         """Embeddings (n, d) and labels (n,) of this process's share."""
         embeddings, labels = [], []
         with torch.inference_mode(), autocast(self.precision, self.world.device):
-            for batch in batches:
+            for batch in in_parts_that_fit(batches, self.backbone, [self.backbone], self.world):
                 embeddings.append(embed(self.backbone, batch.images).embedding)
                 labels.append(batch.labels)
         return torch.cat(embeddings), torch.cat(labels)

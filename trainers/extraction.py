@@ -15,6 +15,7 @@ from models.embedding import TransformedModel, embed
 from models.model_files import build_model, classifier_of, load_model, read_description
 from models.refinement import RefinedTransformation
 from models.transformed import Transformation, Transformed
+from trainers.memory import in_parts_that_fit
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import autocast, resolve_precision
@@ -60,18 +61,23 @@ def embed_images(
         the m readable images.
 
     Raises:
-        UserError: a process that decodes images died.
+        UserError: a process that decodes images died, or the memory is too small for a single image.
     """
     resolved = resolve_precision(precision, world.device)
     distinct = {id(model): model for model in models.values()}
     outputs: dict[int, list[Transformed]] = {key: [] for key in distinct}
     indices = []
+
+    def embed_with_all(images: torch.Tensor) -> None:
+        for model in distinct.values():
+            embed(model, images)
+
     with (
         torch.inference_mode(),
         autocast(resolved, world.device),
         tqdm(total=total, desc=title, unit="img", leave=False, disable=None if world.is_main else True) as bar,
     ):
-        for batch in batches:
+        for batch in in_parts_that_fit(batches, embed_with_all, distinct.values(), world):
             for key, model in distinct.items():
                 outputs[key].append(embed(model, batch.images))
             indices.append(batch.indices)

@@ -8,7 +8,7 @@ from torch import nn
 
 from models.baselines import AffineTransformation
 from models.transformed import Transformation
-from trainers.batches import share_of_batch, split_batch
+from trainers.batches import check_parts, share_of_batch, split_batch
 from trainers.closed_form import fit_closed_form
 from trainers.loop import HELD_OUT, Step, Trainer
 from trainers.mixup import mixed
@@ -66,11 +66,21 @@ def train_transformation(
     that it trains on are mixed, those held out are not.
 
     Raises:
-        UserError, Preempted: see `Trainer.fit`.
+        UserError: the batch is too small for batch normalisation; see also `Trainer.fit`.
+        Preempted: see `Trainer.fit`.
     """
     assert config.epochs is not None
     assert config.optimizer_params is not None
     epochs = config.epochs
+    of_files = config.embeddings_params is not None
+    check_parts(
+        len(pairs),
+        config.batch_size,
+        None,
+        world,
+        key=f"{'embeddings_params' if of_files else 'dataset_params'}.batch_size",
+        trains_on_one=lambda: not any(isinstance(module, nn.BatchNorm1d) for module in transformation.modules()),
+    )
     transformation.to(world.device)
     objective.to(world.device)
 

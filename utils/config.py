@@ -1,6 +1,7 @@
 """Typed configs: a YAML file and `key=value` overrides -> dataclasses, with errors that name the file and the key."""
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import math
@@ -185,6 +186,8 @@ def _spelling(field: dataclasses.Field[Any], values: dict[str, Any], where: str)
 
 def _check_bounds(value: Any, field: dataclasses.Field[Any], where: str) -> None:
     minimum, maximum = field.metadata.get("minimum"), field.metadata.get("maximum")
+    if isinstance(value, str):  # a choice beside the numbers
+        return
     if minimum is not None and value < minimum:
         raise UserError(f"{where}: should be at least {minimum}, got {value!r}")
     if maximum is not None and value > maximum:
@@ -215,8 +218,7 @@ def _convert(hint: Any, value: Any, source: str | Path, name: str) -> Any:
     if origin in (types.UnionType, typing.Union):
         if value is None and type(None) in options:
             return None
-        (hint,) = [option for option in options if option is not type(None)]
-        return _convert(hint, value, source, name)
+        return _convert_to_one_of([kind for kind in options if kind is not type(None)], value, source, name)
     if origin is Literal:
         # YAML 1.1 reads a bare on / off as a truth value.
         value = {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
@@ -245,6 +247,17 @@ def _convert(hint: Any, value: Any, source: str | Path, name: str) -> Any:
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)) or infinite:
         raise UserError(f"{source}: {name}: should be {TYPE_NAMES[hint]}, got {value!r}")
     return value
+
+
+def _convert_to_one_of(kinds: list[Any], value: Any, source: str | Path, name: str) -> Any:
+    """`value` as the first of several types that takes it."""
+    if len(kinds) == 1:
+        return _convert(kinds[0], value, source, name)
+    for kind in kinds:
+        with contextlib.suppress(UserError):
+            return _convert(kind, value, source, name)
+    names = [TYPE_NAMES[kind] if kind in TYPE_NAMES else " or ".join(typing.get_args(kind)) for kind in kinds]
+    raise UserError(f"{source}: {name}: should be {' or '.join(names)}, got {value!r}")
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ class Run:
     """The files of one training run, named after its output: `old.pt` has `old.config.yaml`, `old.log.jsonl`, ...
 
     Only the main process writes. A checkpoint belongs to one config and to the content of its input files. It also
-    holds `precision`, so that a run that goes on elsewhere computes as it began.
+    holds what the machine decided, `precision` among it, so that a run that goes on elsewhere computes as it began.
 
     Raises:
         UserError: there is a checkpoint that is damaged, or belongs to another config or other input files.
@@ -36,19 +37,26 @@ class Run:
         found = self._read_checkpoint()  # before anything is written: the run may not be ours to go on with
         self._found = None if found is None else (found["state"], found["history"])
         self.precision: Resolved = resolve_precision(config.precision, world.device)
+        self._decided: dict[str, int] = {}
         if found is not None:
-            self.precision = found["precision"]
+            self.precision, self._decided = found["precision"], found.get("decided", {})
         if world.is_main:
             outputs = [Path(path) for _, path in paths(config, "output")]
             for path in (self.config_path, self.log_path, self.checkpoint_path, *outputs):
                 remove_leftovers(path)
             write_text(self.config_path, to_yaml(config))
 
+    def decide(self, key: str, choose: Callable[[], int]) -> int:
+        """The value of a config key that says `auto`: as the run began with it, else what `choose` finds here."""
+        if key not in self._decided:
+            self._decided[key] = choose()
+        return self._decided[key]
+
     def save(self, state: dict[str, Any], history: list[dict[str, Any]]) -> None:
         """Write the checkpoint, then the log of the finished epochs: one JSON line each."""
         if self.world.is_main:
-            checkpoint = {"identity": self.identity, "precision": self.precision, "history": history, "state": state}
-            write_torch(self.checkpoint_path, checkpoint)
+            checkpoint = {"identity": self.identity, "precision": self.precision, "decided": self._decided}
+            write_torch(self.checkpoint_path, {**checkpoint, "history": history, "state": state})
         self.log(history)
 
     def log(self, history: list[dict[str, Any]]) -> None:

@@ -46,8 +46,11 @@ class BackboneConfig:
     seed: int = key(0, doc="of the initial weights, the shuffling and the augmentation", minimum=0)
     precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
     compile: Compile = key("auto", doc=COMPILE_DOC)
-    micro_batch: int | None = key(
-        None, doc="images a process takes through the network at once; more accumulate their gradients", minimum=1
+    micro_batch: int | Literal["auto"] | None = key(
+        "auto",
+        doc="images a process takes through the network at once, whose batch statistics it uses; more accumulate their "
+        "gradients; auto: all of its share of a batch, or as many as fit into the memory; none: all",
+        minimum=1,
     )
     sync_bn: bool = key(False, doc="batch statistics over all processes (GPUs), not over each one's share")
     resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
@@ -56,7 +59,7 @@ class BackboneConfig:
     def __post_init__(self) -> None:
         self.lr_policy_params.check_length(self.epochs)
         if self.objective == "simclr":
-            if self.micro_batch is not None:
+            if isinstance(self.micro_batch, int):
                 raise ValueError("micro_batch: does not go with simclr, which compares all images of a batch")
             if self.dataset_params.augmentation is not None:
                 raise ValueError("dataset_params.augmentation: simclr has its own (simclr_params); leave this one out")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from models.resnet import build_backbone
 from tests.tiny import BACKBONE, same_bits, write_images
 from tests.utils.processes import run_processes
 from trainers.backbone import synchronise_batch_norms, train_backbone
+from trainers.loop import EpochSoFar, Trainer
 from utils.config import build, parse_yaml, to_dict
 from utils.distributed import World
 from utils.errors import UserError
@@ -91,3 +93,108 @@ def test_batch_norms_of_several_gpus_can_share_their_statistics() -> None:
     synchronise_batch_norms(model, World(0, 2, torch.device("cuda")))
     assert kinds() == {nn.SyncBatchNorm}
     assert list(model.state_dict()) == names
+
+
+# ------------------------------------------------------------------------------------------------------- micro-batches
+
+
+def train(folder: Path, **values: Any) -> dict[str, torch.Tensor]:
+    """Train the tiny backbone on 32 images of `folder`/data, one batch an epoch -> its weights."""
+    config = build(BackboneConfig, {**parse_yaml(BACKBONE), "precision": "fp32", **values}, source="tiny")
+    config.dataset_params.data_root = str(folder / "data")
+    torch.manual_seed(0)
+    model = build_backbone(**to_dict(config.arch_params))
+    training, validation = (
+        open_images(config.dataset_params, split, World(), seed=0) for split in ("training", "validation")
+    )
+    run = Run(str(folder / config.output_model_path), config, World())
+    train_backbone(model, config, training, validation, run, World(), Preemption())
+    run.finish()
+    return model.state_dict()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    write_images(tmp_path / "data", classes=4, training=8, validation=2)
+    return tmp_path
+
+
+def leave(monkeypatch: pytest.MonkeyPatch, mebibytes: float) -> None:
+    monkeypatch.setattr("trainers.memory.free_bytes", lambda device: int(mebibytes * 2**20))
+
+
+def test_a_batch_that_fits_is_not_cut(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert same_bits(train(pictures), train(pictures, micro_batch=None, output_model_path="whole.pt"))
+    assert "micro_batch" not in capsys.readouterr().out
+
+
+def test_a_batch_that_does_not_fit_is_cut_evenly_and_said_so(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = train(pictures, micro_batch=8, output_model_path="explicit.pt")
+    leave(monkeypatch, 5.8)
+    assert same_bits(train(pictures), expected)
+    assert "micro_batch: 8 of 32 images fit at a time; batch statistics are theirs" in capsys.readouterr().out
+    train(pictures, micro_batch=32, output_model_path="other.pt")
+    assert "micro_batch: 32 images at a time may not fit into the memory; about " in capsys.readouterr().out
+
+
+def test_a_run_goes_on_with_the_parts_that_it_began_with(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = train(pictures, micro_batch=8, epochs=3, output_model_path="explicit.pt")
+
+    def stop(self: Trainer[Any], history: list[dict[str, Any]], so_far: EpochSoFar) -> None:
+        save(self, history, so_far)
+        if len(history) == 1:
+            raise KeyboardInterrupt
+
+    save = Trainer._save
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", stop)
+        leave(patch, 5.8)
+        with pytest.raises(KeyboardInterrupt):
+            train(pictures, epochs=3)
+    assert same_bits(train(pictures, epochs=3), expected)
+
+
+def test_no_memory_for_a_single_image_or_for_the_views_that_are_compared(
+    pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave(monkeypatch, 0.5)
+    with pytest.raises(
+        UserError, match=r"^dataset_params.image_size: not even one image of 16 px fits into the memory"
+    ):
+        train(pictures)
+    simclr: dict[str, Any] = {"objective": "simclr", "label_smoothing": 0.0, "validate_every": 0}
+    params = {**parse_yaml(BACKBONE)["dataset_params"]}
+    del params["augmentation"]
+    leave(monkeypatch, 12)
+    message = (
+        r"^dataset_params.batch_size: the 32 images of a process's batch do not fit into its memory, about \d+ would"
+    )
+    with pytest.raises(UserError, match=message):
+        train(pictures, **simclr, dataset_params=params)
+    leave(monkeypatch, 100)
+    fitting = train(pictures, **simclr, dataset_params=params)
+    leave(monkeypatch, 12)
+    tried = train(pictures, **simclr, dataset_params=params, micro_batch=None, output_model_path="tried.pt")
+    assert same_bits(tried, fitting)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"micro_batch": 31}, "micro_batch: parts of 31 of a process's 32 images leave one of a single image, and "),
+        ({"micro_batch": 1}, "micro_batch: parts of 1 of a process's 32 images leave one of a single image, and "),
+        ({"batch_size": 1}, "dataset_params.batch_size: 1 items a step over 1 processes leave one with 1, and "),
+    ],
+)
+def test_a_single_image_where_batch_normalisation_needs_two(
+    pictures: Path, values: dict[str, Any], message: str
+) -> None:
+    """Its last maps of 16 px images are 1 x 1 with the large stem; with the small one an image is enough."""
+    given = parse_yaml(BACKBONE)
+    if "batch_size" in values:
+        values = {"dataset_params": {**given["dataset_params"], **values}}
+    train(pictures, **values, epochs=1)
+    with pytest.raises(UserError, match=f"^{message}batch normalisation needs 2"):
+        train(pictures, **values, arch_params={**given["arch_params"], "stem": "imagenet"})

@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainers.batches import share_of_batch, split_batch
+from trainers.batches import check_parts, share_of_batch, split_batch
 from utils.distributed import World
+from utils.errors import UserError
 
 
 class Rows(NamedTuple):
@@ -35,3 +37,45 @@ def test_the_shares_of_all_processes_are_the_batch(rows: int, size: int) -> None
     assert all(isinstance(share, Rows) and share.absent is None for share in shares)
     assert torch.equal(torch.cat([share.values for share in shares]), batch.values)
     assert torch.equal(torch.cat([share.labels for share in shares]), batch.labels)
+
+
+def refused(items: int, batch_size: int, micro_batch: int | None, size: int, *, one: bool) -> str | None:
+    try:
+        check_parts(items, batch_size, micro_batch, World(0, size), key="batch_size", trains_on_one=lambda: one)
+    except UserError as error:
+        return str(error)
+    return None
+
+
+@given(
+    items=st.integers(1, 30),
+    local=st.integers(1, 8),
+    micro_batch=st.none() | st.integers(1, 9),
+    size=st.integers(1, 4),
+    one=st.booleans(),
+)
+def test_a_part_that_is_too_small_is_refused_and_no_other(
+    items: int, local: int, micro_batch: int | None, size: int, one: bool
+) -> None:
+    of_step = Rows(None, torch.zeros(min(items, local * size), 1), torch.zeros(min(items, local * size)))
+    shares = [share_of_batch(of_step, World(rank, size)) for rank in range(size)]
+    parts = [count for share in shares for _, count in split_batch(share, micro_batch)]
+    assert (refused(items, local * size, micro_batch, size, one=one) is None) == (min(parts) >= (1 if one else 2))
+
+
+NEEDED = "and batch normalisation needs 2"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((9, 2, None, 2), f"batch_size: 2 items a step over 2 processes leave one with 1, {NEEDED}; take at least 4"),
+        ((3, 4, None, 2), f"leave one with 1, {NEEDED}; there are no more, so use fewer processes"),
+        (
+            (9, 5, 2, 1),
+            f"parts of 2 of a process's 5 images leave one of a single image, {NEEDED}; choose one that divides 5",
+        ),
+    ],
+)
+def test_the_refusal_says_what_to_do(arguments: tuple[int, int, int | None, int], message: str) -> None:
+    assert message in (refused(*arguments, one=False) or "")

@@ -17,10 +17,11 @@ from trainers.pairs import PairBatch, PairsInMemory, View
 from trainers.transformation import HeldOut, train_transformation
 from utils.config import build, parse_yaml
 from utils.distributed import World
+from utils.errors import UserError
 from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import TransformationConfig
-from utils.sections import ObjectiveParams
+from utils.sections import ObjectiveParams, PairedEmbeddingsParams
 
 
 class Recorded:
@@ -96,3 +97,20 @@ def test_what_several_processes_validate_is_what_the_main_one_saves(tmp_path: Pa
     with torch.no_grad():
         squared = (model(old[:16], None).embedding - new[:16]).square().mean()
     assert min(record[HELD_OUT] for record in records) == pytest.approx(float(squared), rel=1e-5)
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_one_item_a_process_is_refused_before_any_training(tmp_path: Path, files: bool) -> None:
+    values = {**parse_yaml(TRANSFORMATION), "epochs": 1, "precision": "fp32"}
+    config = build(TransformationConfig, values, source="tiny")
+    assert config.dataset_params is not None
+    config.dataset_params.batch_size = 2
+    if files:
+        config.embeddings_params = PairedEmbeddingsParams("old.npz", "new.npz", batch_size=2)
+    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
+    world, objective = World(1, 2), TransformationObjective(ObjectiveParams(), None)
+    key = "embeddings_params.batch_size" if files else "dataset_params.batch_size"
+    with pytest.raises(UserError, match=rf"^{key}: 2 items a step over 2 processes .*; take at least 4"):
+        train_transformation(
+            model, objective, config, Recorded(model), Run(str(tmp_path / "t.pt"), config, world), world, Preemption()
+        )

@@ -42,6 +42,7 @@ class Outer:
     table: dict[str, float] = key({}, doc="numbers by name")
     inner: Inner = section(Inner, doc="a section")
     optional: Inner | None = key(None, doc="a section that may be absent")
+    size: int | Literal["auto"] | None = key("auto", doc="a number or a choice", minimum=2)
     output: str = key("out.pt", doc="the result", path="output")
 
     def __post_init__(self) -> None:
@@ -98,6 +99,10 @@ def load_file(folder: Path, text: str, *overrides: str) -> Outer:
         ({"inner": {"lr": float("inf")}}, "inner.lr: should be a number, got inf"),
         ({"inner": {"mode": "atuo"}}, "inner.mode: unknown 'atuo'; did you mean auto? (choices: auto, on, off)"),
         ({"inner": {"mode": 1}}, "inner.mode: unknown 1; (choices: auto, on, off)"),
+        ({"size": "otto"}, "size: should be a whole number or auto, got 'otto'"),
+        ({"size": 2.5}, "size: should be a whole number or auto, got 2.5"),
+        ({"size": True}, "size: should be a whole number or auto, got True"),
+        ({"size": 1}, "size: should be at least 2, got 1"),
         ({"name": "forbidden"}, "name: is taken"),
     ],
 )
@@ -147,6 +152,12 @@ def test_values_take_the_types_of_the_schema() -> None:
     assert config.optional is None
     assert load({"optional": {}}).optional == Inner()
     assert load({"inner": None}).inner == Inner()
+    assert [load(values).size for values in ({}, {"size": "auto"}, {"size": 7}, {"size": None})] == [
+        "auto",
+        "auto",
+        7,
+        None,
+    ]
 
 
 def test_defaults_are_not_shared() -> None:

@@ -90,6 +90,14 @@ def test_a_run_keeps_the_precision_that_it_began_with(config: Config, monkeypatc
     assert start(replace(config, resume=False)).precision == "fp32"
 
 
+def test_a_run_keeps_what_the_machine_decided_when_it_began(config: Config) -> None:
+    begun = start(config)
+    assert begun.decide("micro_batch", lambda: 8) == 8
+    begun.save({}, HISTORY)
+    assert start(config).decide("micro_batch", lambda: 16) == 8  # another machine
+    assert start(replace(config, resume=False)).decide("micro_batch", lambda: 16) == 16
+
+
 def test_temporary_files_of_a_killed_run_are_removed(config: Config, interrupted: Run) -> None:
     folder = Path(config.output).parent
     torn = [folder / f".my.model.{name}.1.tmp" for name in ("checkpoint.pt", "log.jsonl", "pt")]
