@@ -1,12 +1,19 @@
 #!/usr/bin/env bash
 # Fetch the published side-information models (SimCLR on the first 250 / 500 / 1000 ImageNet classes; TorchScript).
 #
-#     ./get_pretrained_models.sh
+#     ./get_pretrained_models.sh          or, with the same effect:          source get_pretrained_models.sh
 #
 # Files that are there already are skipped; an interrupted download goes on where it stopped. REFILL_MODELS_URL and
 # REFILL_MODELS_DIR name another server and another folder than checkpoints/.
+
+# Sourced: another shell does the work, so that nothing of it stays in this one, which goes on whatever comes of it.
+if (return 0 2>/dev/null); then
+    command bash "${BASH_SOURCE:-$0}"
+    return
+fi
+
 set -euo pipefail
-cd "$(dirname "$0")"
+CDPATH='' cd "$(dirname "$0")"
 
 url=${REFILL_MODELS_URL:-https://docs-assets.developer.apple.com/ml-research/models/fct}
 folder=${REFILL_MODELS_DIR:-checkpoints}

@@ -99,6 +99,64 @@ def test_fetches_all_then_nothing(server: Server, tmp_path: Path) -> None:
     assert again.stdout.count("is there already") == 3
 
 
+# Prints what a shell has of its own; what changes with every command is left out.
+WITNESS = """
+witness() {
+    pwd; shopt -p; set -o; trap; alias; declare -F
+    declare -p | grep -v -E '^declare \\S+ (_|BASH_[A-Z]+|FUNCNAME|LINENO|PIPESTATUS|S?RANDOM|SECONDS|EPOCH.*)='
+}
+"""
+
+
+@pytest.mark.parametrize("how", ["source ../repository/get_pretrained_models.sh", ". {script}"])
+def test_sourced_it_fetches_into_the_repository_and_leaves_the_shell_as_it_was(
+    server: Server, tmp_path: Path, how: str
+) -> None:
+    repository, elsewhere = tmp_path / "repository", tmp_path / "elsewhere"
+    for folder in (repository, elsewhere):
+        folder.mkdir()
+    command = how.format(script=shutil.copy(SCRIPT, repository))
+    commands = f"""{WITNESS}
+        cd {elsewhere}
+        alias mv='mv -i'
+        witness >before
+        {command}
+        echo "first $?"
+        witness >after
+        {command}
+        echo "again $?"
+        rm {repository}/checkpoints/{NAMES[1]}
+        REFILL_MODELS_URL=http://127.0.0.1:9/gone
+        {command}
+        echo "gone $?"
+        {command} && echo never || echo "or $?"
+    """
+    own = {"REFILL_MODELS_URL": address(server), "no_proxy": "127.0.0.1"}
+    shell = subprocess.run(
+        ["bash", "--norc", "-i"], input=commands, env=os.environ | own, capture_output=True, text=True, timeout=120
+    )
+    statuses = [line for line in shell.stdout.splitlines() if line.split(" ")[0] in ("first", "again", "gone", "or")]
+    assert statuses == ["first 0", "again 0", "gone 2", "or 2"], shell.stderr
+    assert (elsewhere / "before").read_text().count("\n") > 50
+    assert (elsewhere / "after").read_text() == (elsewhere / "before").read_text()
+    assert {path.name for path in elsewhere.iterdir()} == {"before", "after"}
+    fetched = {path.name: path.read_bytes() for path in (repository / "checkpoints").iterdir()}
+    assert fetched == {name: server.files[name] for name in (NAMES[0], NAMES[2])}
+
+
+@pytest.mark.parametrize("shell", ["bash", "sh", "zsh"])
+def test_run_by_a_shell_from_another_folder(server: Server, tmp_path: Path, shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"needs {shell}")
+    (tmp_path / "repository").mkdir()
+    shutil.copy(SCRIPT, tmp_path / "repository")
+    own = {"REFILL_MODELS_URL": address(server), "no_proxy": "127.0.0.1"}
+    command = [shell, "repository/get_pretrained_models.sh"]
+    result = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert sorted(path.name for path in (tmp_path / "repository" / "checkpoints").iterdir()) == sorted(NAMES)
+
+
 def test_resumes_where_a_download_stopped(server: Server, tmp_path: Path) -> None:
     content = server.files[NAMES[0]]
     (tmp_path / f"{NAMES[0]}.part").write_bytes(content[:1000])
