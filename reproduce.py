@@ -12,7 +12,6 @@ relative to the current directory, those of the scripts and configs themselves t
 
 import argparse
 import shlex
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,15 +35,20 @@ from utils.config import load_config
 from utils.data_roots import PACKED, has_packed_copy
 from utils.errors import UserError, run_script
 from utils.files import write_json, write_text
+from utils.preemption import Preemption
 from utils.schema import EvalConfig
 from utils.sections import DatasetParams
 
 
 def main() -> None:
     """Run the suite that the command line names."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a scheduler's signal ends a suite as Ctrl-C does
-    parser = argparse.ArgumentParser(description="Reproduce a suite of experiments.")
-    suite = load_config(SuiteConfig, parser)
+    suite = load_config(SuiteConfig, argparse.ArgumentParser(description="Reproduce a suite of experiments."))
+    with Preemption(before="the suite was done"):
+        run(suite)
+
+
+def run(suite: SuiteConfig) -> None:
+    """Run what is not up to date of a suite's stages, and write the report."""
     stages = plan(suite, root=Path(__file__).resolve().parent)
     records = {}
     for number, stage in enumerate(stages, start=1):

@@ -46,7 +46,7 @@ def report(results: list[Results], pictures: Mapping[str, str]) -> str:
         f"- Hardware: {_hardware(results)}",
         *(f"- Data: {root}: {_data(stamp)}" for root, stamp in first["data"].items()),
         f"- {_seeds(results)}",
-        f"- Git revision: {first['git_revision'] or 'unknown'}",
+        f"- {_revisions(results)}",
         f"- Time: {duration(sum(sum(times) for times in _times(results).values()))} in all",
         "",
         tables(summary),
@@ -170,6 +170,20 @@ def _hardware(results: list[Results]) -> str:
         if machine not in machines:
             machines.append(machine)
     return "; ".join(machines)
+
+
+def _revisions(results: list[Results]) -> str:
+    """The revision of the code that ran the stages, then any other with the stages that it ran."""
+    of_stage: dict[str, list[str]] = {}
+    for name, stage in [item for result in results for item in result["stages"].items()]:
+        known = stage["environment"].get("git_revisions", [None])
+        of_stage.setdefault(name, []).extend(revision or "unknown" for revision in known)
+    stages_of: dict[str, list[str]] = {}
+    for name, revisions in of_stage.items():
+        stages_of.setdefault(" and ".join(dict.fromkeys(revisions)), []).append(name)
+    most = max(stages_of, key=lambda revisions: len(stages_of[revisions]))
+    others = [f"{revisions} ({', '.join(names)})" for revisions, names in stages_of.items() if revisions != most]
+    return "; ".join([f"Git revision: {most}", *others])
 
 
 def _data(stamp: dict[str, Any] | None) -> str:

@@ -16,7 +16,8 @@ from suites.planning import PlannedStage
 from utils.data_roots import image_files
 from utils.errors import UserError
 from utils.files import sha256_of, write_json
-from utils.provenance import environment
+from utils.preemption import PREEMPTED, Preempted
+from utils.provenance import environment, git_revision
 from utils.runs import decisive_values
 
 INTERRUPTED = 130
@@ -41,6 +42,7 @@ class Record:
     status: Literal["started", "finished"] = "started"
     seconds: float = 0.0  # over all interruptions
     outputs: dict[str, str] = field(default_factory=dict)  # path -> hash of its content
+    # The machine; under `git_revisions` those of the code that ran it, more than one where it changed on the way.
     environment: dict[str, Any] = field(default_factory=environment)
 
 
@@ -53,7 +55,8 @@ def run_stage(stage: PlannedStage, heading: str) -> Record:
     Raises:
         StageFailed: the script failed.
         UserError: the script ended well without having written its outputs.
-        KeyboardInterrupt: the user or a signal interrupted the script.
+        KeyboardInterrupt: the user interrupted the script.
+        Preempted: a scheduler's SIGTERM ended it; a training has written its checkpoint.
     """
     fingerprint = fingerprint_of(stage)
     record = _read_record(stage.record)
@@ -63,13 +66,16 @@ def run_stage(stage: PlannedStage, heading: str) -> Record:
         return record
     if record is None or not unchanged or record.status == "finished":
         record = Record(fingerprint)
+        record.environment["git_revisions"] = []
         command = [*stage.command, "resume=false"] if stage.can_resume else stage.command
         print(f"{heading}: running", flush=True)
     else:
         command = stage.command
         print(f"{heading}: running again after an interruption", flush=True)
+    revisions = record.environment.setdefault("git_revisions", [None])
+    if (revision := git_revision()) not in revisions:
+        revisions.append(revision)
     write_json(stage.record, asdict(record))
-    before = _versions(stage.outputs)
     started = time.monotonic()
     try:
         code = _run(command)
@@ -77,11 +83,10 @@ def run_stage(stage: PlannedStage, heading: str) -> Record:
         record.seconds += time.monotonic() - started
         write_json(stage.record, asdict(record))
         content_of.cache_clear()
-    after = _versions(stage.outputs)
-    # A training that a scheduler's SIGTERM has ended exits with 0 too, without writing its outputs.
-    preempted = stage.can_resume and any(after[path] in (None, before[path]) for path in stage.outputs)
-    if code == INTERRUPTED or (code == 0 and preempted):
+    if code == INTERRUPTED:
         raise KeyboardInterrupt
+    if code in (PREEMPTED, 128 + signal.SIGTERM):  # the latter of a script that keeps no checkpoint
+        raise Preempted(f"stage {stage.label} was stopped by SIGTERM; run the same command again to go on")
     if code != 0:
         raise StageFailed(f"stage {stage.label} failed (exit code {code}); {stage.script} says why above", code)
     for path in stage.outputs:
@@ -140,12 +145,6 @@ def _read_record(path: Path) -> Record | None:
         return None
 
 
-def _versions(paths: list[str]) -> dict[str, tuple[int, int] | None]:
-    """What tells the files at `paths` from later ones of the same content; None where there is no file."""
-    statuses = {path: Path(path).stat() if Path(path).exists() else None for path in paths}
-    return {path: status and (status.st_ino, status.st_mtime_ns) for path, status in statuses.items()}
-
-
 def _outputs_unchanged(record: Record) -> bool:
     return all(Path(path).exists() and content_of(path) == content for path, content in record.outputs.items())
 
@@ -156,7 +155,7 @@ def _run(command: list[str]) -> int:
     process = subprocess.Popen(command, preexec_fn=_end_with_parent if sys.platform == "linux" else None)
     try:
         code = process.wait()
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Preempted):
         # The terminal has sent Ctrl-C to the stage as well; a scheduler's signal came here alone.
         if not _ends_in_time(process, GRACE_SECONDS):
             process.terminate()

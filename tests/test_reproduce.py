@@ -30,7 +30,6 @@ def root(tmp_path: Path) -> Path:
 def run(root: Path, *overrides: str) -> int:
     """Run reproduce.py in this process; returns its exit code."""
     content_of.cache_clear()
-    handler = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         patch.setattr(sys, "argv", ["reproduce.py", "--config", "configs/suite.yaml", *overrides])
@@ -38,8 +37,6 @@ def run(root: Path, *overrides: str) -> int:
             runpy.run_path(str(root / "reproduce.py"), run_name="__main__")
         except SystemExit as end:
             return int(end.code or 0)
-        finally:
-            signal.signal(signal.SIGTERM, handler)
     return 0
 
 
@@ -91,6 +88,12 @@ def test_a_part_of_a_suite_writes_no_report(root: Path, capfd: pytest.CaptureFix
     assert not (root / "results" / "fake" / "report.md").exists()
 
 
+def test_a_preempted_stage_ends_it_with_the_code_of_preemption(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (root / "train_backbone.fails").write_text("75")
+    assert run(root) == 75
+    assert capfd.readouterr().err == "stage old was stopped by SIGTERM; run the same command again to go on\n"
+
+
 @pytest.mark.parametrize("code", [1, 2])
 def test_a_failing_stage_ends_it_with_one_line_and_the_code(
     root: Path, code: int, capfd: pytest.CaptureFixture[str]
@@ -120,6 +123,48 @@ def test_a_mistake_in_the_suite_is_one_line(root: Path, capfd: pytest.CaptureFix
 def test_an_interrupt_ends_it_and_its_stage(root: Path, sent: signal.Signals, to_all: bool) -> None:
     """Ctrl-C goes to every process of the terminal; a scheduler's SIGTERM, or SIGKILL, to one."""
     (root / "train_backbone.hangs").touch()
+    process = start(root)
+    (os.killpg if to_all else os.kill)(process.pid, sent)
+    _, errors = process.communicate(timeout=30)  # its pipe closes only when the stage, of 60 s, is gone too
+    if sent == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        code, message = {
+            signal.SIGINT: (130, "interrupted; run the same command again to go on\n"),
+            signal.SIGTERM: (75, "stopped by SIGTERM before the suite was done; run the same command again\n"),
+        }[sent]
+        assert process.returncode == code
+        assert errors.endswith(message)
+    record = json.loads((root / "results" / "fake" / "stages" / "old.record.json").read_text())
+    assert record["status"] == "started"
+
+
+def test_sigterm_leaves_a_stage_the_time_for_its_checkpoint(root: Path) -> None:
+    script = root / "train_backbone.py"
+    script.write_text(TRAINING + script.read_text())
+    process = start(root)
+    process.terminate()
+    time.sleep(0.2)
+    process.terminate()  # as schedulers do that insist
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 75, errors
+    assert (root / "checkpoint").read_text() == "whole"
+
+
+TRAINING = """
+import signal, sys, time
+def write_checkpoint(*_):
+    time.sleep(1)
+    open("checkpoint", "w").write("whole")
+    sys.exit(75)
+signal.signal(signal.SIGTERM, write_checkpoint)
+open("calls.jsonl", "a").write("train_backbone")
+time.sleep(60)
+"""
+
+
+def start(root: Path) -> subprocess.Popen[str]:
+    """Start the suite, and wait until its first training is at work."""
     command = [sys.executable, "reproduce.py", "--config", "configs/suite.yaml"]
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
     process = subprocess.Popen(
@@ -136,12 +181,4 @@ def test_an_interrupt_ends_it_and_its_stage(root: Path, sent: signal.Signals, to
     deadline = time.monotonic() + 60
     while not (calls.exists() and "train_backbone" in calls.read_text()) and time.monotonic() < deadline:
         time.sleep(0.05)
-    (os.killpg if to_all else os.kill)(process.pid, sent)
-    _, errors = process.communicate(timeout=30)  # its pipe closes only when the stage, of 60 s, is gone too
-    if sent == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        assert process.returncode == 130
-        assert errors.endswith("interrupted; run the same command again to go on\n")
-    record = json.loads((root / "results" / "fake" / "stages" / "old.record.json").read_text())
-    assert record["status"] == "started"
+    return process

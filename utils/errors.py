@@ -1,13 +1,24 @@
 """The one error that a user sees, and how a script ends on it."""
 
 import errno
+import io
 import os
 import sys
 from collections.abc import Callable
 
-from utils.preemption import Preempted
+from utils.preemption import PREEMPTED, Preempted
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+# A path that is not what it is taken for, or that this user may not read or write.
+UNUSABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENAMETOOLONG,
+)
 
 
 class UserError(Exception):
@@ -16,6 +27,9 @@ class UserError(Exception):
 
 def run_script(main: Callable[[], None]) -> None:
     """Run a script's `main`; a user's mistake ends it with its message and exit code 2, without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="backslashreplace")  # file names may hold what the encoding does not
     try:
         main()
     except BaseException as error:
@@ -31,14 +45,17 @@ def expected_end(error: BaseException) -> tuple[str, int] | None:
         return f"error: {error}", 2
     if isinstance(error, OSError) and error.errno in NO_SPACE:
         return f"error: no space left on the disk while writing {error.filename or 'a file'}", 2
+    if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
+        return f"error: {error.filename}: cannot be used ({error.strerror})", 2
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again to go on", 130
     if isinstance(error, Preempted):
-        return str(error), 0
+        return str(error), PREEMPTED
     return None
 
 
 def _exit(message: str, code: int) -> None:
-    rank = f"[rank {os.environ['RANK']}] " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    alone = os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ
+    rank = "" if alone else f"[rank {os.environ['RANK']}] "
     print(f"{rank}{message}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -3,6 +3,8 @@
 import signal
 from types import FrameType, TracebackType
 
+PREEMPTED = 75  # exit code: EX_TEMPFAIL of <sysexits.h>, "try again later"
+
 
 class Preempted(Exception):
     """The run ends early because it was told to. The message says where it stands."""
@@ -12,9 +14,13 @@ class Preemption:
     """Within this context SIGTERM ends the script at once, or from `defer` on waits until the work is safe to leave.
 
     Outside of the context nothing ever sets `requested`.
+
+    Args:
+        before: what SIGTERM comes before, unless it is deferred.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, before: str = "training began") -> None:
+        self.before = before
         self.requested = False
         self._deferred = False
 
@@ -32,6 +38,6 @@ class Preemption:
         self._deferred = True
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
-        if not self._deferred:
-            raise Preempted("stopped by SIGTERM before training began; run the same command again")
+        first, self.requested = not self.requested, True
+        if first and not self._deferred:  # a later one finds the script on its way out
+            raise Preempted(f"stopped by SIGTERM before {self.before}; run the same command again")

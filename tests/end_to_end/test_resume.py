@@ -33,7 +33,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(trained: Path, interrupted: tuple
 def test_a_terminated_run_goes_on_to_the_same_bits(
     trained: Path, interrupted: tuple[str, Path], tmp_path: Path
 ) -> None:
-    """SIGTERM, as Slurm sends it: a checkpoint in the middle of an epoch, exit code 0 and a message."""
+    """SIGTERM, as Slurm sends it: a checkpoint in the middle of an epoch, exit code 75 and a message."""
     script, after_first_kill = interrupted
     resumed, again = tmp_path / "resumed", tmp_path / "again"
     for folder in (resumed, again):
@@ -42,7 +42,7 @@ def test_a_terminated_run_goes_on_to_the_same_bits(
     wait_for_epochs(script, resumed, process, 2)
     process.terminate()
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
+    assert process.returncode == 75, errors
     assert "stopped by SIGTERM after step " in errors.splitlines()[-1]
     assert f"go on from {OUTPUT[script]}.checkpoint.pt" in errors
     assert not (resumed / f"{OUTPUT[script]}.pt").exists()

@@ -83,6 +83,36 @@ def test_rows_with_backfilling(evaluations: dict[str, Any]) -> None:
     assert side_info[2:] == ["random", "not run", "64.7", "not run", "82.4", "not run", "42.6", "-", "-"]
 
 
+@pytest.mark.parametrize(
+    ("revisions", "line"),
+    [
+        ({}, "Git revision: unknown"),
+        ({name: ["a1"] for name in ("data", *CONFIGS)}, "Git revision: a1"),
+        (
+            {name: ["a1"] for name in CONFIGS} | {"h": ["b2"], "eval_new_old": ["b2"], "new": ["a1", "b2"]},
+            "Git revision: a1; unknown (data); a1 and b2 (new); b2 (h, eval_new_old)",
+        ),
+        ({name: ["a1"] for name in CONFIGS} | {"data": [None]}, "Git revision: a1; unknown (data)"),
+    ],
+)
+def test_the_revisions_are_those_that_ran_the_stages(
+    evaluations: dict[str, Any], revisions: dict[str, list[str | None]], line: str
+) -> None:
+    (result,) = results_of(suite_values(), evaluations)
+    for name, known in revisions.items():
+        result["stages"][name]["environment"] = MACHINE | {"git_revisions": known}
+    assert f"- {line}\n" in report([result], {})
+
+
+def test_seeds_that_ran_at_different_revisions(evaluations: dict[str, Any]) -> None:
+    results = results_of(suite_values(), evaluations) * 2
+    results = [json.loads(json.dumps(result)) for result in results]
+    for result, revision in zip(results, ("a1", "b2"), strict=True):
+        for name, stage in result["stages"].items():
+            stage["environment"] = MACHINE | {"git_revisions": [revision if name == "h" else "a1"]}
+    assert "- Git revision: a1; a1 and b2 (h)\n" in report(results, {})
+
+
 def test_columns_of_published_figures_only_where_there_are_any(evaluations: dict[str, Any]) -> None:
     values = suite_values()
     for rows in values["tables"].values():

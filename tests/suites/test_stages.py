@@ -12,6 +12,7 @@ from suites.stages import StageFailed, content_of, run_stage
 from tests.suites import fake_suite
 from tests.suites.fake_suite import calls, read_suite, suite_values, write_suite
 from utils.errors import UserError
+from utils.preemption import Preempted
 
 
 @pytest.fixture(scope="module")
@@ -127,22 +128,53 @@ def test_an_interrupted_stage_goes_on_from_its_checkpoint(root: Path) -> None:
     assert record_of("h")["seconds"] > seconds  # of both attempts
 
 
-@pytest.mark.parametrize("before", ["nothing", "an older model"])
-def test_a_training_that_ends_well_without_its_model_was_preempted(root: Path, before: str) -> None:
-    if before == "an older model":
+@pytest.mark.parametrize("code", [75, 143])
+def test_a_preempted_stage_is_no_failed_one_and_goes_on(root: Path, code: int) -> None:
+    (root / "train_transformation.fails").write_text(str(code))
+    with pytest.raises(Preempted, match="stage h was stopped by SIGTERM; run the same command again"):
         run(root)
-        values = suite_values()
-        values["overrides"] = {"seed": 7}
-    else:
-        values = suite_values()
-    script = root / "train_backbone.py"
-    whole = script.read_text()
-    script.write_text("")
-    with pytest.raises(KeyboardInterrupt):
-        run(root, values)
-    script.write_text(whole)
+    (root / "train_transformation.fails").unlink()
     calls(root)
-    assert run(root, values)[:2] == ["train_backbone", "train_backbone afresh"]  # the first one goes on
+    assert run(root) == ["train_transformation", "eval", "eval", "eval"]
+
+
+def test_a_training_that_ends_well_without_its_model_is_an_error(root: Path) -> None:
+    (root / "train_backbone.py").write_text("")
+    with pytest.raises(UserError, match=r"^stage old: train_backbone\.py ended without having written \S*quality0\.2"):
+        run(root)
+
+
+def test_a_record_keeps_the_revisions_that_ran_its_stage(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def at(revision: str) -> None:
+        monkeypatch.setattr("suites.stages.git_revision", lambda: revision)
+
+    at("first")
+    (root / "train_transformation.fails").write_text("75")
+    with pytest.raises(Preempted):
+        run(root)
+    (root / "train_transformation.fails").unlink()
+    at("second")
+    run(root)
+    at("third")
+    run(root)  # nothing to do
+    revisions = {name: record_of(name)["environment"]["git_revisions"] for name in ("old", "h", "eval_new_old")}
+    assert revisions == {"old": ["first"], "h": ["first", "second"], "eval_new_old": ["second"]}
+
+
+def test_the_revision_of_an_older_record_is_not_made_up(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suites.stages.git_revision", lambda: "now")
+    (root / "train_transformation.fails").write_text("75")
+    with pytest.raises(Preempted):
+        run(root)
+    for name in ("old", "h"):
+        record = record_of(name)
+        del record["environment"]["git_revisions"]
+        Path(f"results/fake/stages/{name}.record.json").write_text(json.dumps(record))
+    (root / "train_transformation.fails").unlink()
+    calls(root)
+    assert run(root)[0] == "train_transformation"
+    assert "git_revisions" not in record_of("old")["environment"]
+    assert record_of("h")["environment"]["git_revisions"] == [None, "now"]
 
 
 def test_an_interrupted_stage_with_another_config_starts_afresh(root: Path) -> None:
