@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 
 from upgrade.batches import apply_batch
-from upgrade.gallery import ORDER, Gallery, locked
+from upgrade.gallery import ORDER, PENDING, Gallery, locked
 from upgrade.manifest import read_manifest
 from upgrade.order import write_order
 from upgrade.planning import predict
@@ -118,8 +118,10 @@ def show(config: UpgradeConfig) -> None:
     folder = existing(config)
     print(status(folder))
     if config.verify:
-        with locked(folder):
-            finish_pending(folder)
+        if (folder / PENDING).exists():
+            with locked(folder):
+                finish_pending(folder)
+        with locked(folder, reading=True):
             verify(Gallery.open(folder))
         print("  every row is what transform or a batch made of it")
 

@@ -1,6 +1,5 @@
 """Data sets onto disk, whole or not at all: written beside the final place, stamped, and renamed at the end."""
 
-import fcntl
 import gzip
 import io
 import json
@@ -20,6 +19,7 @@ from PIL import Image
 
 from utils.data_roots import SPLITS, STAMP
 from utils.errors import NO_SPACE, UserError
+from utils.locks import hold
 
 
 @dataclass(frozen=True)
@@ -168,10 +168,10 @@ def _whole_folder(output: Path) -> Iterator[Path]:
 
 @contextmanager
 def _lock(partial: Path, output: Path) -> Iterator[None]:
-    """Hold `partial` against other processes. The system lets the lock go with the process, however that ends."""
+    """Hold `partial` against other processes."""
     descriptor = os.open(partial, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        hold(descriptor, output)
         # Another run may have renamed the folder between its opening and its locking here.
         if not (partial.exists() and os.path.samestat(os.fstat(descriptor), partial.stat())):
             raise BlockingIOError

@@ -1,6 +1,7 @@
 """Tiny data sets and configs that the tests make for themselves, and the scripts run on them."""
 
 import contextlib
+import ctypes
 import io
 import os
 import runpy
@@ -44,16 +45,31 @@ def command_of(script: str, *arguments: str, processes: int = 1) -> list[str]:
     return [*launcher, str(REPOSITORY / script), *arguments]
 
 
-def run_script(script: str, *arguments: str, cwd: Path, processes: int | None = 1) -> subprocess.CompletedProcess[str]:
+def obey_permissions() -> None:
+    """In a child that is to run a program: have that obey the permissions of files, even where root runs the tests."""
+    if sys.platform == "linux":
+        for capability in (1, 2):  # CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH; 24 is PR_CAPBSET_DROP
+            ctypes.CDLL(None).prctl(24, capability, 0, 0, 0)
+
+
+def run_script(
+    script: str, *arguments: str, cwd: Path, processes: int | None = 1, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run a script of the repository as a user does, in the folder `cwd`.
 
     With `processes` None it runs within this process: the same, but for the seconds that a start takes.
     """
     if processes is None:
         return _run_here(script, *arguments, cwd=cwd)
-    command, environment = command_of(script, *arguments, processes=processes), os.environ | ENVIRONMENT
     return subprocess.run(
-        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=TIMEOUT, check=False
+        command_of(script, *arguments, processes=processes),
+        cwd=cwd,
+        env=os.environ | ENVIRONMENT | environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+        preexec_fn=obey_permissions,
     )
 
 

@@ -16,7 +16,6 @@ transformation.pt   of the last refit
 refit/           a refit's training that is not finished
 """
 
-import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ import numpy as np
 from upgrade.manifest import Manifest, read_manifest
 from upgrade.rows import Array, RowFile, parts_of
 from utils.errors import UserError
+from utils.locks import hold
 
 TRANSFORMED, RE_EMBEDDED = 0, 1
 JOURNAL, PENDING, REFIT, ORDER, LOCK = "journal", "pending", "refit", "order.npy", "lock"
@@ -82,19 +82,35 @@ class Gallery:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the gallery's lock, which goes with this process however it ends, and clear what killed ones left behind.
+def locked(folder: Path, *, reading: bool = False) -> Iterator[None]:
+    """Make the folder of a gallery, hold its lock, and clear what killed processes left behind.
+
+    Args:
+        folder: of the gallery.
+        reading: write nothing, and let others read too.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds it, or it cannot be written.
     """
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+    if reading and not (folder / LOCK).exists():
+        yield
+        return
+    try:
+        if not reading:
+            folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDONLY if reading else os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        doing = "read" if reading else "written"
+        raise UserError(f"output: {folder} cannot be {doing} ({error.strerror})") from error
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hold(descriptor, folder, shared=reading)
         except BlockingIOError:
             holder = os.read(descriptor, 20).decode(errors="replace").strip() or "?"
             raise UserError(f"output: {folder} is in use by process {holder}; wait until that has ended") from None
+        if reading:
+            yield
+            return
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()}\n".encode())
         for leftover in folder.glob(".*.tmp"):
@@ -110,7 +126,7 @@ def is_locked(folder: Path) -> bool:
         return False
     with (folder / LOCK).open() as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            hold(file.fileno(), folder, shared=True)
         except BlockingIOError:
             return True
     return False
@@ -122,12 +138,3 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

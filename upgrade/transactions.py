@@ -23,12 +23,12 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-from upgrade.gallery import JOURNAL, PENDING, REFIT, remove, sync_folder
+from upgrade.gallery import JOURNAL, PENDING, REFIT, remove
 from upgrade.manifest import Manifest
 from upgrade.rows import RowFile, parts_of
 from upgrade.sources import MANIFEST
 from utils.errors import UserError
-from utils.files import NO_SPACE, write_json
+from utils.files import NO_SPACE, sync, write_json
 
 FILES = "files"  # the folder, within a transaction's, of files that take their place in the gallery
 
@@ -48,9 +48,9 @@ def transaction(folder: Path) -> Iterator[Path]:
         (temporary / FILES).mkdir(parents=True)
         yield temporary
         for path in (*temporary.rglob("*"), temporary):
-            _sync(path)
+            sync(path)
         temporary.rename(folder / PENDING)
-        sync_folder(folder)
+        sync(folder)
     except OSError as error:
         if error.errno in NO_SPACE:
             raise UserError(f"output: {folder}: no space left on the disk; the gallery is as it was") from error
@@ -58,14 +58,6 @@ def transaction(folder: Path) -> Iterator[Path]:
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def set_manifest(prepared: Path, manifest: Manifest) -> None:
@@ -85,13 +77,13 @@ def finish_pending(folder: Path) -> bool:
     replaced = [file.relative_to(pending / FILES) for file in pending.glob(f"{FILES}/**/*") if file.is_file()]
     for file in sorted(replaced, key=lambda file: file.name == MANIFEST):  # the manifest is the last
         (pending / FILES / file).replace(folder / file)
-        sync_folder((folder / file).parent)
+        sync((folder / file).parent)
     remove(pending / FILES)
     journal = folder / JOURNAL
     if record["step"] == "apply":
         journal.mkdir(exist_ok=True)
         pending.rename(journal / f"{record['batches']:05d}")
-        sync_folder(journal)
+        sync(journal)
     else:
         if record["step"] == "refit":
             remove(folder / REFIT)
@@ -101,7 +93,7 @@ def finish_pending(folder: Path) -> bool:
         done = folder / f".{PENDING}.done.tmp"  # so that it does not vanish piece by piece
         pending.rename(done)
         remove(done)
-    sync_folder(folder)
+    sync(folder)
     return True
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from models.folding import folded
 from upgrade.faiss_index import INDEX, write_index
-from upgrade.gallery import TRANSFORMED, Gallery, locked, remove, sync_folder
+from upgrade.gallery import TRANSFORMED, Gallery, locked, remove
 from upgrade.inputs import Inputs, open_inputs, read_checked
 from upgrade.lookup import write_ids
 from upgrade.manifest import Manifest, difference, read_manifest
@@ -26,7 +26,7 @@ from upgrade.spaces import unit_rows
 from upgrade.transactions import finish_pending
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import sync, write_json
 from utils.precision import Resolved
 from utils.provenance import timestamp
 
@@ -49,7 +49,6 @@ def transform_gallery(config: UpgradeConfig, world: World) -> Manifest:
     with ExitStack() as held:
         if world.is_main:
             _check_folder(folder)
-            folder.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(folder))
             finish_pending(folder)
             _prepare(folder, inputs)
@@ -93,7 +92,7 @@ def _prepare(folder: Path, inputs: Inputs) -> None:
     except (OSError, UserError):
         remove(folder)
         raise
-    sync_folder(folder)
+    sync(folder)
 
 
 def _transform_chunks(folder: Path, inputs: Inputs, world: World) -> None:

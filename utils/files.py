@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from utils.errors import NO_SPACE, UserError
+from utils.errors import NO_SPACE, UNUSABLE, UserError
 
-UNWRITABLE = (PermissionError, NotADirectoryError, IsADirectoryError, FileExistsError)
+# What file systems say that sync no folder: they keep its names safe themselves, or know no way to.
+NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -40,7 +41,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except OSError as error:
         if error.errno in NO_SPACE:
             raise UserError(f"{path}: no space left on the disk; free some and run the command again") from error
-        if isinstance(error, UNWRITABLE):
+        if error.errno in UNUSABLE:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from error
         raise
     finally:
@@ -63,6 +64,18 @@ def remove_leftovers(path: str | Path) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def sync(path: Path) -> None:
+    """Make the content of a file durable, or the names in a folder as far as its file system does that."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC or not path.is_dir():
+            raise
+    finally:
+        os.close(descriptor)
+
+
 def write_bytes(path: str | Path, content: bytes) -> None:
     """Write `content` to `path` atomically and durably."""
     with atomic_path(path) as temporary, temporary.open("wb") as file:
@@ -72,8 +85,8 @@ def write_bytes(path: str | Path, content: bytes) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write `text` to `path` atomically, as UTF-8."""
-    write_bytes(path, text.encode())
+    """Write `text` to `path` atomically, as UTF-8; what has no place there (of a file name) is escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -1,10 +1,12 @@
 """Folders are whole or absent, pickles execute nothing."""
 
 import errno
+import fcntl
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -56,6 +58,14 @@ class TestPrepare:
         with pytest.raises((UserError, KeyboardInterrupt), match=message):
             prepare(tmp_path / "toy", RECIPE, fail)
         assert names(tmp_path) == []
+
+    def test_a_file_system_without_locks(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=OSError(errno.ENOSYS, "Function not implemented")))
+        assert prepare(tmp_path / "toy", RECIPE, fill) is True
+        assert names(tmp_path) == ["toy"]
+        assert capsys.readouterr().err.startswith(f"note: {tmp_path}/toy is on a file system without locks")
 
     def test_what_a_killed_run_left_is_cleared(self, tmp_path: Path) -> None:
         stale = tmp_path / ".toy.partial" / "training" / "stale"

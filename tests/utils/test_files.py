@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.files import atomic_path, sha256_of, write_bytes, write_json, write_text, write_torch
+from utils.files import atomic_path, sha256_of, sync, write_bytes, write_json, write_text, write_torch
 
 
 def names(folder: Path) -> list[str]:
@@ -59,6 +59,44 @@ def test_a_full_disk_is_told_to_the_user(tmp_path: Path, monkeypatch: pytest.Mon
         write_torch(path, torch.zeros(3))
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP])
+def test_a_file_system_that_syncs_no_folders(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "file").touch()
+    sync(tmp_path)
+    sync(tmp_path / "file")
+    monkeypatch.setattr(os, "fsync", refuse)
+    sync(tmp_path)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        sync(tmp_path / "file")  # its content is not safe
+
+
+def test_a_disk_that_fails_to_sync_a_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        sync(tmp_path)
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EACCES, errno.ENAMETOOLONG])
+def test_a_file_system_that_may_not_be_written(tmp_path: Path, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, *arguments: object, **more: object) -> None:
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=rf"file: cannot be written \({os.strerror(code)}\)"):
+        write_text(tmp_path / "file", "a")
+
+
+def test_a_name_that_is_no_utf_8_is_escaped_in_a_text(tmp_path: Path) -> None:
+    write_text(tmp_path / "text", f"é {os.fsdecode(bytes([233]))}.png")
+    assert (tmp_path / "text").read_text(encoding="utf-8") == "é \\udce9.png"
 
 
 def test_where_nothing_can_be_written(tmp_path: Path) -> None:
