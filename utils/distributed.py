@@ -107,12 +107,15 @@ def process_group() -> Iterator[World]:
 
     Within it float32 is float32 on a GPU too, but where `kernels` says otherwise.
     Where one process ends early, so do the others, with its message and exit code: none waits for it in vain.
+
+    Raises:
+        UserError: the environment variables by which a launcher tells each process its place do not fit together.
     """
-    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    size, local_rank = _place_in_environment()
     device = torch.device("cpu")
     if torch.cuda.is_available():
         # Where a launcher shows each process its own GPU alone, that is number 0 whatever the rank.
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if size == 1:
         with kernels(device, fast=False):
@@ -131,6 +134,26 @@ def process_group() -> Iterator[World]:
         raise
     fate.leave()
     dist.destroy_process_group()
+
+
+def _place_in_environment() -> tuple[int, int]:
+    """The number of processes, and this one's among those of its machine; the rest is checked, and read by torch."""
+    size, rank, local_rank = _number("WORLD_SIZE", "1"), _number("RANK", "0"), _number("LOCAL_RANK", "0")
+    if rank >= size:
+        raise UserError(f"RANK: is {rank}, but WORLD_SIZE {size}; unset both to run one process, or use torchrun")
+    if size > 1:
+        for name in ("RANK", "MASTER_ADDR", "MASTER_PORT"):
+            if not os.environ.get(name):
+                raise UserError(f"{name}: is not set, but WORLD_SIZE is {size}; unset that too, or use torchrun")
+        _number("MASTER_PORT", "")
+    return size, local_rank
+
+
+def _number(name: str, default: str) -> int:
+    text = os.environ.get(name, default).strip()
+    if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) < 1):
+        raise UserError(f"{name}: the environment variable should be a whole number, got {text!r}; unset it or mend it")
+    return int(text)
 
 
 class _SharedFate:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.tiny import ENVIRONMENT, REPOSITORY
 from tests.utils.processes import free_port, run_processes
 from utils.distributed import World, process_group
-from utils.errors import UserError
+from utils.errors import UserError, run_script
 
 
 @settings(deadline=None)
@@ -40,6 +40,55 @@ def test_alone_every_collective_gives_its_input_back(monkeypatch: pytest.MonkeyP
         assert torch.equal(world.sum(rows.clone()), rows)
         assert world.any(True)
         assert not world.any(False)
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"WORLD_SIZE": ""}, "WORLD_SIZE: the environment variable should be a whole number, got ''"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE: the environment variable should be a whole number, got '0'"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE: the environment variable should be a whole number, got 'two'"),
+        ({"WORLD_SIZE": "-2"}, "WORLD_SIZE: the environment variable should be a whole number, got '-2'"),
+        ({"RANK": ""}, "RANK: the environment variable should be a whole number, got ''"),
+        ({"LOCAL_RANK": "gpu0"}, "LOCAL_RANK: the environment variable should be a whole number, got 'gpu0'"),
+        ({"WORLD_SIZE": "2"}, "RANK: is not set, but WORLD_SIZE is 2"),
+        ({"RANK": "1"}, "RANK: is 1, but WORLD_SIZE 1"),
+        ({"WORLD_SIZE": "2", "RANK": "2"}, "RANK: is 2, but WORLD_SIZE 2"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "MASTER_ADDR: is not set, but WORLD_SIZE is 2"),
+        ({"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a"}, "MASTER_PORT: is not set, but WORLD_SIZE is 2"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "a", "MASTER_PORT": "b"},
+            "MASTER_PORT: the environment variable should be a whole number, got 'b'",
+        ),
+    ],
+)
+def test_a_launcher_whose_variables_do_not_fit_together(
+    variables: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_place(variables, monkeypatch)
+
+    def main() -> None:
+        with process_group():
+            raise AssertionError("it should not begin")
+
+    with pytest.raises(SystemExit) as end:
+        run_script(main)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"error: {message}" in line
+
+
+def test_one_process_that_a_launcher_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_place({"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0"}, monkeypatch)
+    with process_group() as world:
+        assert (world.rank, world.size) == (0, 1)
+
+
+def set_place(variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
 
 
 def exchange(world: World, folder: str) -> None:
@@ -90,7 +139,7 @@ run_script(main)
     [
         (1, 'UserError("a.png: is broken")', "world.sum(torch.ones(1))", "error: a.png: is broken", 2),
         (0, 'ValueError("out of cheese")', "time.sleep(600)", "error: ValueError: out of cheese", 1),
-        (1, 'Preempted("stopped by SIGTERM")', "time.sleep(600)", "stopped by SIGTERM", 0),
+        (1, 'Preempted("stopped by SIGTERM")', "time.sleep(600)", "stopped by SIGTERM", 75),
     ],
 )
 def test_what_ends_one_process_ends_all_with_its_message(
