@@ -13,7 +13,7 @@ import argparse
 from data.embeddings import write_embeddings
 from models.model_files import build_model, classifier_of, read_description
 from trainers.extraction import embed_split, freeze
-from utils.config import load_config
+from utils.config import check_outputs, load_config
 from utils.distributed import process_group
 from utils.errors import UserError, run_script
 from utils.files import write_array
@@ -23,6 +23,8 @@ from utils.schema import EmbedConfig
 def main() -> None:
     config = load_config(EmbedConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     with process_group() as world:
+        if world.is_main:
+            check_outputs(config)
         description = read_description(config.model_path, where="model_path", transformation=False)
         model = freeze(build_model(description, where="model_path"), world)
         classifier = classifier_of(model, description)

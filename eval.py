@@ -41,7 +41,7 @@ from retrieval.report import (
     table,
 )
 from trainers.extraction import embed_queries_and_gallery, transform_gallery
-from utils.config import load_config
+from utils.config import check_outputs, load_config
 from utils.distributed import World, process_group
 from utils.errors import UserError, run_script
 from utils.files import write_array, write_arrays, write_json
@@ -53,6 +53,8 @@ def main() -> None:
     parser.add_argument("--output", metavar="FILE", help="result file (JSON)")
     config = load_config(EvalConfig, parser)
     with process_group() as world:
+        if world.is_main:
+            check_outputs(config)
         files = config.embeddings_params
         if files is None:
             query, gallery, classes = embed_queries_and_gallery(config, world)

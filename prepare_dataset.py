@@ -17,6 +17,7 @@ from data import cifar100, glyphs, imagenet, packed
 from data.preparation import Recipe, prepare, read_stamp
 from utils.data_roots import PACKED
 from utils.errors import UserError, run_script
+from utils.paths import expanded
 
 OUTPUTS = {
     "cifar100": "data_store/cifar-100-python",
@@ -60,8 +61,8 @@ def parse_arguments() -> argparse.Namespace:
     """The command line, with the flags that do not fit the data set refused."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=list(OUTPUTS), default="cifar100", help="default: %(default)s")
-    parser.add_argument("--source", type=Path, metavar="DIR_OR_ARCHIVE", help="a local copy of the original files")
-    parser.add_argument("--output", type=Path, metavar="DIR", help=f"default: {', '.join(OUTPUTS.values())}")
+    parser.add_argument("--source", type=_path, metavar="DIR_OR_ARCHIVE", help="a local copy of the original files")
+    parser.add_argument("--output", type=_path, metavar="DIR", help=f"default: {', '.join(OUTPUTS.values())}")
     parser.add_argument(
         "--pack", type=int, metavar="SIZE", help="also write a packed copy, larger images reduced to SIZE pixels"
     )
@@ -81,6 +82,10 @@ def parse_arguments() -> argparse.Namespace:
     if arguments.pack is not None and arguments.pack < 1:
         raise UserError(f"--pack: should be at least 1, got {arguments.pack}")
     return arguments
+
+
+def _path(text: str) -> Path:
+    return Path(expanded(text, "command line"))
 
 
 def _flag(name: str) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 
 from utils.errors import UserError
 from utils.files import write_bytes
+from utils.paths import without_suffix
 
 ONNX_PACKAGES = ("onnx", "onnxscript")
 SUFFIXES = {"torchscript": ".torchscript.pt", "pt2": ".pt2", "onnx": ".onnx"}
@@ -63,7 +64,7 @@ def export_model(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: str |
             warnings.simplefilter("ignore")  # the exporters' own deprecations
             content = exporters[name](_Outputs(model).eval(), inputs)
         # From memory: torch's own writer aborts the process where the disk is full.
-        write_bytes(path.with_name(path.stem + SUFFIXES[name]), content)
+        write_bytes(path.with_name(without_suffix(path).name + SUFFIXES[name]), content)
 
 
 def _torchscript(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:

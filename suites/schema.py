@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from utils.config import key, section, unknown_choice
+from utils.paths import without_suffix
 from utils.sections import BackfillingOrder
 
 DATA_SCRIPT, EVAL_SCRIPT = "prepare_dataset.py", "eval.py"
@@ -17,11 +18,13 @@ class Stage:
     script: Literal["prepare_dataset.py", "train_backbone.py", "train_transformation.py", "eval.py"] = key(
         doc="the script that this stage runs"
     )
-    config: str | None = key(None, doc="the script's config")
+    config: str | None = key(None, doc="the script's config", path="any")
     overrides: dict[str, Any] = key({}, doc="config keys of this stage alone, in sections; they win over the suite's")
     arguments: list[Any] = key([], doc="prepare_dataset.py: its arguments, texts and numbers, but for --output")
     output: str | None = key(
-        None, doc="prepare_dataset.py: the data root that it makes; where no stage reads it, the stage is left out"
+        None,
+        doc="prepare_dataset.py: the data root that it makes; where no stage reads it, the stage is left out",
+        path="any",
     )
     once: bool = key(False, doc="with several seeds: run with the first of them alone, and serve all of them")
 
@@ -67,13 +70,17 @@ class SuiteConfig:
 
     name: str = key(doc="the suite's name")
     title: str = key(doc="heading of the report")
-    output_dir: str = key(doc="folder for the results of each seed, the report and its pictures")
+    output_dir: str = key(doc="folder for the results of each seed, the report and its pictures", path="any")
     stages: dict[str, Stage] = key(doc="name -> run, in the order in which they run")
     old_old: str = key(doc="stage: old queries, old gallery; the figures before the upgrade")
     new_new: str = key(doc="stage: new queries, new gallery; the figures after full backfilling")
     examples: str | None = key(None, doc="stage: new queries, transformed gallery; retrieval_examples.png shows it")
-    report: str | None = key(None, doc="the report, with its pictures beside it; report.md in output_dir if left out")
-    demo: str | None = key(None, doc="also write an animation of the upgrade that `examples` shows to this file (.gif)")
+    report: str | None = key(
+        None, doc="the report, with its pictures beside it; report.md in output_dir if left out", path="any"
+    )
+    demo: str | None = key(
+        None, doc="also write an animation of the upgrade that `examples` shows to this file (.gif)", path="any"
+    )
     plot: Literal["curves", "areas"] = key("curves", doc="what backfilling.png shows: curves, or the areas under them")
     tables: Tables = section(Tables, doc="rows of report.md")
     notes: list[str] = key([], doc="what a reader of the tables must know, printed below them")
@@ -126,7 +133,7 @@ class SuiteConfig:
 
     def picture(self, name: str) -> Path:
         """Where a picture of the report goes: beside it, and named after it where its name is its own."""
-        prefix = "" if self.report is None else f"{self.report_path.stem}_"
+        prefix = "" if self.report is None else f"{without_suffix(self.report, ('.md',)).name}_"
         return self.report_path.with_name(prefix + name)
 
     @property

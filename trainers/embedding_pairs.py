@@ -23,6 +23,7 @@ from trainers.transformation import HeldOut, fit_transformation
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import sha256_of
+from utils.paths import without_suffix
 from utils.preemption import Preemption
 from utils.runs import Run
 from utils.schema import TransformationConfig
@@ -240,7 +241,8 @@ def in_units_of(sample: Sample, params: ObjectiveParams) -> ObjectiveParams:
 def output_of(config: TransformationConfig, arch: str) -> str:
     """The path, beside the output, by which a transformation that `auto` tries is known."""
     path = Path(config.output_transformation_path)
-    return str(path.with_name(f"{path.stem}.{arch}{path.suffix}"))
+    name = without_suffix(path).name
+    return str(path.with_name(f"{name}.{arch}{path.name.removeprefix(name)}"))
 
 
 def provenance(params: PairedEmbeddingsParams, sample: Sample, fitted: dict[str, Fitted]) -> dict[str, Any]:

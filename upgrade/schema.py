@@ -11,9 +11,13 @@ from utils.sections import Precision
 class PlanParams:
     """`plan_params`: the sample of pairs, and what to predict from it."""
 
-    old: str | None = key(None, doc="old embeddings of a sample of items that the transformation was not trained on")
-    new: str | None = key(None, doc="new embeddings of the same items, in the same order; with `labels` for mAP")
-    side_info: str | None = key(None, doc="side-information of the same items")
+    old: str | None = key(
+        None, doc="old embeddings of a sample of items that the transformation was not trained on", path="any"
+    )
+    new: str | None = key(
+        None, doc="new embeddings of the same items, in the same order; with `labels` for mAP", path="any"
+    )
+    side_info: str | None = key(None, doc="side-information of the same items", path="any")
     metric: Literal["recall", "map"] = key(
         "recall", doc="recall: of what the new model retrieves, without labels; map: mean average precision, by labels"
     )
@@ -38,14 +42,18 @@ class UpgradeConfig:
     step: Literal["transform", "plan", "apply", "refit", "status", "rollback"] = key(
         doc="what to do, from the command line"
     )
-    gallery: str = key(doc="old embeddings: .npy, .npz, a folder of .npy, a folder of shards, or a FAISS index")
-    transformation_path: str = key(doc="transformation, as train_transformation.py writes it")
-    output: str = key(doc="folder of the upgraded gallery")
+    gallery: str = key(
+        doc="old embeddings: .npy, .npz, a folder of .npy, a folder of shards, or a FAISS index", path="any"
+    )
+    transformation_path: str = key(doc="transformation, as train_transformation.py writes it", path="any")
+    output: str = key(doc="folder of the upgraded gallery", path="any")
     old_model: str = key(doc="name of the model of the old embeddings, for the manifest")
     new_model: str = key(doc="name of the model of the new embeddings, for the manifest")
-    ids: str | None = key(None, doc=".npy of ids (n,), where the gallery has none; else they are 0, 1, ..., n - 1")
+    ids: str | None = key(
+        None, doc=".npy of ids (n,), where the gallery has none; else they are 0, 1, ..., n - 1", path="any"
+    )
     side_info: str | None = key(
-        None, doc="side-information of the gallery's items, in its order and in any of its forms"
+        None, doc="side-information of the gallery's items, in its order and in any of its forms", path="any"
     )
     normalised: Literal["auto", "on", "off"] = key(
         "auto",

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import os
 import re
 import types
 import typing
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import yaml
 
 from utils.errors import UserError
+from utils.paths import expanded
 
 Config = TypeVar("Config")
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
@@ -27,12 +29,14 @@ def key(
     doc: str,
     minimum: float | None = None,
     maximum: float | None = None,
-    path: Literal["input", "output"] | None = None,
+    path: Literal["input", "output", "any"] | None = None,
     alias: str | None = None,
 ) -> Any:
-    """A config key: a dataclass field with its documentation, bounds, and whether it names a file read or written.
+    """A config key: a dataclass field with its documentation, its bounds, and whether it is a path.
 
-    `alias` is a second spelling of its name, which configs may use as well.
+    As a path, `~` and `$NAME` in it are expanded. That of an "input" must be there before the run begins, and what is
+    there decides its result; an "output" is what the run writes; of "any" other nothing more is asked. `alias` is a
+    second spelling of its name, which configs may use as well.
     """
     doc = doc if alias is None else f"{doc}; also spelt `{alias}`"
     metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "path": path, "alias": alias}
@@ -58,7 +62,7 @@ def load_config(schema: type[Config], parser: argparse.ArgumentParser, argv: lis
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML config")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override config keys, e.g. epochs=3")
     arguments = vars(parser.parse_intermixed_args(argv))
-    path, overrides = arguments.pop("config"), arguments.pop("overrides")
+    path, overrides = expanded(arguments.pop("config"), "--config"), arguments.pop("overrides")
     values = read_yaml(path)
     for override in overrides:
         apply_override(values, override)
@@ -68,15 +72,29 @@ def load_config(schema: type[Config], parser: argparse.ArgumentParser, argv: lis
     return config
 
 
+TAG = "tag:yaml.org,2002:"
+PLAIN_TAGS = {f"{TAG}{kind}" for kind in ("null", "bool", "int", "float", "str", "seq", "map")}
+
+
 class _Dumper(yaml.SafeDumper):
     """Writes what `_Loader` reads back: a text that looks like `5e-4` stands in quotes."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its two traps: `5e-4` is a number, and a key that stands twice is an error."""
+    """YAML of plain values without its traps: `5e-4` is a number, a date a text, a key that stands twice an error."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[Any] = set()
+    # The key None is the constructor of all other tags, which says that there is none.
+    yaml_constructors = {  # noqa: RUF012 - of PyYAML
+        tag: make for tag, make in yaml.SafeLoader.yaml_constructors.items() if tag is None or tag in PLAIN_TAGS
+    }
+    yaml_implicit_resolvers = {  # noqa: RUF012
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{TAG}timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen: set[str] = set()  # before merges, by which a key may well come again
         for key_node, _ in node.value:
             if not isinstance(key_node, yaml.ScalarNode):
                 raise yaml.MarkedYAMLError(problem="a key should be a text", problem_mark=key_node.start_mark)
@@ -84,12 +102,19 @@ class _Loader(yaml.SafeLoader):
                 problem = f"the key `{key_node.value}` stands twice"
                 raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             seen.add(key_node.value)
-        return super().construct_mapping(node, deep)
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=True)  # at once, so that what holds itself is refused
+        except (ValueError, LookupError):
+            problem = f"`{node.value}` is no value of the type {node.tag.removeprefix(TAG)}"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
 
 for _kind in (_Loader, _Dumper):
     _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+        f"{TAG}float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
     )
 
 
@@ -99,7 +124,10 @@ def parse_yaml(text: str) -> Any:
     >>> parse_yaml("lr: 5e-4")
     {'lr': 0.0005}
     """
-    return yaml.load(text, Loader=_Loader)
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -138,9 +166,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     for depth, parent in enumerate(parents):
         if values.get(parent) is None:
             values[parent] = {}
-        values = values[parent]
-        if not isinstance(values, dict):
+        if not isinstance(values[parent], dict):
             raise UserError(f"command line: {name}: `{'.'.join(parents[: depth + 1])}` is no section")
+        values[parent] = dict(values[parent])  # an alias in the file has made it another key's section too
+        values = values[parent]
     values[last] = value
 
 
@@ -160,9 +189,12 @@ def build(schema: type[Config], values: dict[str, Any], source: str | Path, pref
     for name, field in known.items():
         spelling = spellings[name]
         if spelling in values:
-            arguments[name] = _convert(hints[name], values[spelling], source, prefix + spelling)
-            if arguments[name] is not None:
-                _check_bounds(arguments[name], field, f"{source}: {prefix}{spelling}")
+            where = f"{source}: {prefix}{spelling}"
+            value = _convert(hints[name], values[spelling], source, prefix + spelling)
+            if value is not None:
+                _check_bounds(value, field, where)
+                value = expanded(value, where) if field.metadata.get("path") else value
+            arguments[name] = value
         elif field.default is MISSING and field.default_factory is MISSING:
             raise UserError(f"{source}: {prefix}{name}: is missing ({field.metadata['doc']})")
     try:
@@ -278,6 +310,22 @@ def paths(config: Any, role: Literal["input", "output"], prefix: str = "") -> It
             yield from paths(value, role, f"{prefix}{field.name}.")
         elif field.metadata.get("path") == role and value is not None:
             yield prefix + field.name, value
+
+
+def check_outputs(config: Any) -> None:
+    """Check, before any work, that there is or can be a folder for every file which the config writes.
+
+    Raises:
+        UserError: naming the key, the path and the folder in which nothing can be written.
+    """
+    for name, path in paths(config, "output"):
+        folder = Path(path).absolute()
+        folder = folder if folder.is_dir() else folder.parent
+        while not folder.exists():
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            reason = "may not be written to" if folder.is_dir() else "is no folder"
+            raise UserError(f"{name}: {path} cannot be written: {folder} {reason}")
 
 
 def check_inputs(config: Any, source: str | Path) -> None:

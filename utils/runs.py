@@ -7,10 +7,11 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config import paths, to_yaml
+from utils.config import check_outputs, paths, to_yaml
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import read_torch, remove_leftovers, sha256_of, write_text, write_torch
+from utils.paths import without_suffix
 from utils.precision import Resolved, resolve_precision
 
 # Keys that do not change the weights that a run ends with.
@@ -28,7 +29,7 @@ class Run:
     """
 
     def __init__(self, output: str, config: Any, world: World) -> None:
-        stem = Path(output).with_suffix("")
+        stem = without_suffix(output)
         self.config_path = stem.with_name(f"{stem.name}.config.yaml")
         self.log_path = stem.with_name(f"{stem.name}.log.jsonl")
         self.checkpoint_path = stem.with_name(f"{stem.name}.checkpoint.pt")
@@ -41,6 +42,7 @@ class Run:
         if found is not None:
             self.precision, self._decided = found["precision"], found.get("decided", {})
         if world.is_main:
+            check_outputs(config)
             outputs = [Path(path) for _, path in paths(config, "output")]
             for path in (self.config_path, self.log_path, self.checkpoint_path, *outputs):
                 remove_leftovers(path)

@@ -118,7 +118,7 @@ class TransformationConfig:
         minimum=1,
     )
     embeddings_dir: str | None = key(
-        None, doc="folder that keeps embeddings for other runs; `embeddings` beside the output if left out"
+        None, doc="folder that keeps embeddings for other runs; `embeddings` beside the output if left out", path="any"
     )
     seed: int = key(0, doc="of the initial weights, the shuffling and the augmentation", minimum=0)
     precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")

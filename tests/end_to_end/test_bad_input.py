@@ -13,7 +13,7 @@ import torch
 from models.model_files import describe_backbone, save_model
 from models.resnet import build_backbone
 from tests.end_to_end.conftest import LONG, OUTPUT
-from tests.tiny import fail, files_in, run_script, write_images, write_torchscript
+from tests.tiny import REPOSITORY, fail, files_in, run_script, write_images, write_torchscript
 
 CONFIGS = {
     "train_backbone.py": "backbone.yaml",
@@ -311,6 +311,58 @@ def test_an_output_that_cannot_be_written(work: Path, script: str) -> None:
     error = refuse(script, outputs[script].format("eval.yaml/below.pt"), cwd=work)
     assert "eval.yaml/below" in error
     assert "cannot be written" in error
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "key"),
+    [
+        ("train_backbone.py", ["--config", "backbone.yaml", "output_model_path=sealed/x.pt"], "output_model_path"),
+        (
+            "train_transformation.py",
+            ["--config", "transformation.yaml", "output_transformed_old_model_path=sealed/x.pt"],
+            "output_transformed_old_model_path",
+        ),
+        ("eval.py", ["--config", "eval.yaml", "--output", "sealed/x.json"], "output"),
+        (
+            "eval.py",
+            ["--config", "eval.yaml", "eval_params.embeddings_output_dir=sealed/x"],
+            "eval_params.embeddings_output_dir",
+        ),
+        ("embed.py", ["--config", "embed.yaml", "output_embeddings_path=sealed/x/y.npz"], "output_embeddings_path"),
+        ("prepare_dataset.py", ["--dataset", "glyphs", "--output", "sealed/x"], ""),
+        ("reproduce.py", ["--config", str(REPOSITORY / "configs/suites/quickstart.yaml"), "output_dir=sealed/x"], ""),
+    ],
+)
+def test_a_folder_that_may_not_be_written_to_shows_before_any_work(
+    work: Path, script: str, arguments: list[str], key: str
+) -> None:
+    (work / "sealed").mkdir(mode=0o555)
+    data = "dataset_params: {name: cifar100, data_root: data, batch_size: 32, image_size: 16}\n"
+    (work / "embed.yaml").write_text(f"model_path: checkpoints/new.pt\n{data}")
+    error = fail(script, *arguments, cwd=work)
+    assert error.startswith(f"error: {key}: sealed/x" if key else "error: "), error
+    assert "sealed/x" in error
+    assert ("may not be written to" if key else "Permission denied") in error
+
+
+def test_images_that_may_not_be_read(work: Path) -> None:
+    (work / "data").unlink()
+    write_images(work / "data", classes=6, training=2, validation=2)
+    (work / "data" / "training" / "1").chmod(0)
+    error = fail("train_backbone.py", "--config", "backbone.yaml", cwd=work)
+    assert error == "error: data/training/1: cannot be used (Permission denied)"
+
+
+def test_a_file_name_that_is_no_utf_8_on_a_strict_terminal(work: Path) -> None:
+    """The folder is read before the models, and holds no image that can be read."""
+    (work / "data").unlink()
+    write_images(work / "data", classes=6, training=3, validation=2)
+    (work / "data" / "training" / "1" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"no image")
+    arguments = ["--config", "backbone.yaml", "dataset_params.max_unreadable=0.5", "epochs=1"]
+    for encoding in ("utf-8:strict", "ascii"):
+        done = run_script("train_backbone.py", *arguments, cwd=work, PYTHONIOENCODING=encoding)
+        assert done.returncode == 0, done.stderr
+        assert "data/training/1/caf\\udce9.png" in done.stdout + done.stderr
 
 
 def fill_disk(folder: Path, file: str) -> Path:

@@ -221,6 +221,15 @@ def test_glyphs_again_and_after_a_kill(tmp_path: Path) -> None:
     assert not partial.exists()
 
 
+def test_paths_with_a_home_and_a_variable(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path / "home"), "WHERE": "there"}
+    few = ("--train-per-class", "1", "--validation-per-class", "1")
+    result = run(tmp_path, *GLYPHS, "--output=~/$WHERE", *few, **environment)
+    assert result.returncode == 0, result.stderr
+    assert read_stamp(tmp_path / "home" / "there")["dataset"] == "glyphs"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
 def test_bad_flags(tmp_path: Path) -> None:
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("precious")

@@ -112,6 +112,13 @@ def test_an_export_computes_what_the_model_does(format_: str, kind: str, tmp_pat
             torch.testing.assert_close(outputs[0].norm(dim=1), torch.ones(batch))
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_models_that_differ_behind_a_dot_have_exports_of_their_own(tmp_path: Path) -> None:
+    for name in ("fct_v1.0", "fct_v1.1"):
+        export_model(backbone().eval(), (torch.zeros(2, 3, SIZE, SIZE),), tmp_path / name, ["torchscript"])
+    assert {path.name for path in tmp_path.iterdir()} == {"fct_v1.0.torchscript.pt", "fct_v1.1.torchscript.pt"}
+
+
 def test_a_format_that_cannot_hold_torchscript_shows_before_the_training() -> None:
     check_formats(["torchscript"], torchscript_inside=True)
     with pytest.raises(UserError, match="export_formats: a model with a TorchScript archive in it"):

@@ -21,6 +21,30 @@ def test_data_that_no_stage_reads_is_not_prepared(root: Path) -> None:
     assert [stage.name for stage in plan(read_suite(values), root)] == list(fake_suite.CONFIGS)
 
 
+def test_reports_that_differ_behind_a_dot_have_pictures_of_their_own() -> None:
+    reports = ("docs/v1.0", "docs/v1.1", "docs/v1.2.md")
+    pictures = [str(read_suite(suite_values() | {"report": report}).picture("a.png")) for report in reports]
+    assert pictures == ["docs/v1.0_a.png", "docs/v1.1_a.png", "docs/v1.2_a.png"]
+
+
+def test_homes_and_variables_in_a_suite(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the plan reads and writes is where the stages, which get some of it as it is written, look for it."""
+    monkeypatch.setenv("HOME", str(root / "home"))
+    monkeypatch.setenv("DATA", "data_store")
+    values = suite_values() | {"output_dir": "~/results"}
+    values["stages"]["data"]["output"] = "$DATA/fake"
+    values["stages"]["h"]["overrides"] = {
+        "output_transformation_path": "~/h.pt",
+        "dataset_params": {"data_root": "$DATA/fake"},
+    }
+    stages = {stage.name: stage for stage in plan(read_suite(values), root)}
+    assert stages["data"].outputs == ["data_store/fake"]
+    assert stages["h"].inputs["dataset_params.data_root"] == "data_store/fake"
+    assert stages["h"].outputs[0] == f"{root}/home/h.pt"
+    assert stages["eval_old_old"].config.output == f"{root}/home/results/stages/eval_old_old.json"
+    assert stages["eval_old_old"].record == root / "home/results/stages/eval_old_old.record.json"
+
+
 def test_several_processes_run_by_torchrun(root: Path) -> None:
     commands = {stage.name: stage.command for stage in plan(read_suite(suite_values() | {"processes": 2}), root)}
     assert "--nproc_per_node=2" in commands["old"]

@@ -1,5 +1,6 @@
 """`auto`: what each transformation is trained for, and which is kept."""
 
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -52,6 +53,12 @@ def test_each_gets_the_losses_that_it_can_use(arch: str) -> None:
         assert losses.uncertainty_loss.mu_uncertainty == 0.5
     else:
         assert (losses.discriminative_loss, losses.uncertainty_loss) == (None, None)
+
+
+def test_of_outputs_that_differ_behind_a_dot_each_kind_has_files_of_its_own() -> None:
+    outputs = ("out/fct_v1.0", "out/fct_v1.1")
+    configs = [replace(config(), output_transformation_path=output) for output in outputs]
+    assert [config_of(one, "fct").output_transformation_path for one in configs] == [f"{out}.fct" for out in outputs]
 
 
 def test_the_best_score_wins_and_of_equal_ones_the_simplest() -> None:

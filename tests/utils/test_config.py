@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -260,6 +261,56 @@ def test_yaml_merges_sections(tmp_path: Path) -> None:
     assert config.optional == Inner(lr=3.0, mode="on")
 
 
+def test_what_is_merged_twice_is_no_key_that_stands_twice(tmp_path: Path) -> None:
+    text = "name: x\ninner: &a {lr: 1, mode: on}\noptional: &b {<<: *a, lr: 2}\ntable: {x: 3}\n"
+    config = load_file(tmp_path, text)
+    assert (config.inner, config.optional) == (Inner(lr=1.0, mode="on"), Inner(lr=2.0, mode="on"))
+    chain = "base: &b {lr: 1}\nmid: {in: &m {<<: *b, lr: 2}}\nlast: {<<: *m}\nboth: {<<: [*m, *b], mode: on}\n"
+    values = parse_yaml(chain)
+    assert values["mid"]["in"] == values["last"] == {"lr": 2}
+    assert values["both"] == {"lr": 2, "mode": True}
+    with pytest.raises(yaml.YAMLError, match="the key `lr` stands twice"):
+        parse_yaml("base: &b {lr: 1}\nlast: {<<: *b, lr: 2, lr: 3}\n")
+
+
+def test_an_override_of_one_of_two_sections_that_share_an_alias(tmp_path: Path) -> None:
+    config = load_file(tmp_path, "name: x\ninner: &shared {lr: 2}\noptional: *shared\n", "inner.lr=5")
+    assert (config.inner.lr, config.optional) == (5.0, Inner(lr=2.0))
+
+
+@pytest.mark.parametrize("text", ["2024-02-30", "2024-02-03", "0000-00-00", "2001-12-14t21:59:43.10-05:00"])
+def test_a_date_is_a_text(tmp_path: Path, text: str) -> None:
+    assert load_file(tmp_path, f"name: {text}\n").name == text
+    config = load_file(tmp_path, "name: x\n", f"name={text}")
+    assert config.name == text
+    assert build(Outer, parse_yaml(to_yaml(config)), source="resolved") == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("0b_", "line 1: is not valid YAML: `0b_` is no value of the type int"),
+        ("-0x_", "line 1: is not valid YAML: `-0x_` is no value of the type int"),
+        ("9" * 5000, "is no value of the type int"),
+        ("!!int many", "line 1: is not valid YAML: `many` is no value of the type int"),
+        ("!!int ''", "line 1: is not valid YAML: `` is no value of the type int"),
+        ("!!float ''", "line 1: is not valid YAML: `` is no value of the type float"),
+        ("!!bool maybe", "line 1: is not valid YAML: `maybe` is no value of the type bool"),
+        ("!!timestamp 2024-02-30", "line 1: is not valid YAML: could not determine a constructor"),
+        ("!!binary aGk=", "line 1: is not valid YAML: could not determine a constructor"),
+        ("!!set {a, b}", "line 1: is not valid YAML: could not determine a constructor"),
+        ("!!omap [a: 1]", "line 1: is not valid YAML: could not determine a constructor"),
+        ("&x [*x]", "line 1: is not valid YAML: found unconstructable recursive node"),
+        ("[" * 2000, "is not valid YAML: it is nested too deeply"),
+    ],
+)
+def test_what_yaml_cannot_make_a_value_of(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=r"config\.yaml.*" + re.escape(message)):
+        load_file(tmp_path, f"name: {text}\n")
+    with pytest.raises(UserError, match=r"command line: name: .* is not valid YAML"):
+        apply_override({}, f"name={text}")
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.builds(
@@ -270,12 +321,37 @@ def test_yaml_merges_sections(tmp_path: Path) -> None:
         tags=st.lists(st.sampled_from(["a", "b"])),
         table=st.dictionaries(st.text(), st.floats(allow_nan=False, allow_infinity=False)),
         inner=st.builds(Inner, lr=st.floats(0, 1e9), mode=st.sampled_from(["auto", "on", "off"])),
-        optional=st.none() | st.builds(Inner, file=st.none() | st.text()),
+        # A path that begins with `~`, or holds a variable, is in no config that was built.
+        optional=st.none() | st.builds(Inner, file=st.none() | st.text(st.characters(exclude_characters="~$"))),
     )
 )
 def test_the_resolved_config_loads_as_itself(config: Outer) -> None:
     assert build(Outer, parse_yaml(to_yaml(config)), source="resolved") == config
     assert build(Outer, to_dict(config), source="resolved") == config
+
+
+def test_paths_are_expanded_and_stay_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RUN", "seven")
+    (tmp_path / "in").touch()
+    config = load_file(
+        tmp_path, "name: ~/x$RUN\ninner: {file: ~/in}\n", "output=${HOME}/$RUN.pt", "optional.file=$HOME/in"
+    )
+    assert config.name == "~/x$RUN"  # no path
+    assert config.inner.file == f"{tmp_path}/in"
+    assert config.output == f"{tmp_path}/seven.pt"
+    assert config.optional == Inner(file=f"{tmp_path}/in")
+    monkeypatch.delenv("RUN")
+    monkeypatch.setenv("HOME", "/elsewhere")
+    assert build(Outer, parse_yaml(to_yaml(config)), source="resolved") == config
+    with pytest.raises(UserError, match=r"f\.yaml: inner\.file: \$RUN/x: the environment variable RUN is not set"):
+        build(Outer, {"name": "x", "inner": {"file": "$RUN/x"}}, source="f.yaml")
+
+
+def test_the_path_of_the_config_itself_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "c.yaml").write_text("name: x\n")
+    assert load_config(Outer, argparse.ArgumentParser(), ["--config=~/c.yaml"]).name == "x"
 
 
 def test_paths_by_role_and_the_check_of_inputs(tmp_path: Path) -> None:

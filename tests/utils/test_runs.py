@@ -59,6 +59,31 @@ def test_a_run_writes_its_files_beside_its_output(config: Config, interrupted: R
     assert {path.name for path in folder.iterdir()} == files - {"my.model.checkpoint.pt"}
 
 
+def test_outputs_that_differ_behind_a_dot_have_files_of_their_own(config: Config) -> None:
+    folder = Path(config.output).parent
+    runs = {name: start(replace(config, output=str(folder / name))) for name in ("fct_v1.0", "fct_v1.1")}
+    runs["fct_v1.0"].save({"step": 7}, HISTORY)
+    assert start(runs["fct_v1.1"].config).restore() is None
+    restored = start(runs["fct_v1.0"].config).restore()
+    assert restored is not None
+    assert restored[0] == {"step": 7}
+    assert {path.name for path in folder.iterdir()} == {
+        "fct_v1.0.config.yaml",
+        "fct_v1.1.config.yaml",
+        "fct_v1.0.log.jsonl",
+        "fct_v1.0.checkpoint.pt",
+    }
+
+
+def test_a_run_whose_other_output_cannot_be_written_does_not_begin(tmp_path: Path) -> None:
+    (tmp_path / "in.pt").write_text("a model")
+    (tmp_path / "file").touch()
+    config = Config(model=str(tmp_path / "in.pt"), output=str(tmp_path / "file" / "below.pt"))
+    with pytest.raises(UserError, match=rf"output: {config.output} cannot be written: {tmp_path}/file is no folder"):
+        Run(str(tmp_path / "mine.pt"), config, World())
+    assert {path.name for path in tmp_path.iterdir()} == {"in.pt", "file"}
+
+
 def test_the_same_run_goes_on(config: Config, interrupted: Run) -> None:
     restored = start(config).restore()
     assert restored is not None
