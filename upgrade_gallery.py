@@ -23,6 +23,7 @@ from upgrade.refit_pairs import UnfitPairs
 from upgrade.refitting import check_refit, refit_gallery
 from upgrade.rollback import finish_removal, give_up, roll_back
 from upgrade.schema import UpgradeConfig
+from upgrade.spaces import zero_line
 from upgrade.status import status, verify
 from upgrade.transactions import finish_pending
 from upgrade.transform import transform_gallery
@@ -51,6 +52,8 @@ def transform(config: UpgradeConfig) -> None:
             print(
                 f"{config.output}: {manifest.rows:,} items of {manifest.origin.model} are in {manifest.model}'s space"
             )
+            if manifest.last.get("zero_rows"):
+                print(zero_line(config.gallery, manifest.last["zero_rows"], manifest.last["first_zero_row"]))
 
 
 def plan(config: UpgradeConfig) -> None:
@@ -83,12 +86,17 @@ def apply(config: UpgradeConfig) -> None:
         if config.refit:
             check_refit(config, gallery)  # before the batch: a step that is refused changes nothing
         applied = apply_batch(gallery, config.batch)
+        if not applied.items:  # a filter that found nothing new is no mistake: exit code 0
+            print(f"{config.batch}: holds no item; the gallery is as it was")
+            return
         finish_pending(folder)
         manifest = read_manifest(folder, "output")
         if not applied.changed:
             print(f"{config.batch}: all of its {applied.items:,} items are in the gallery already")
         else:
             print(f"{config.batch}: {applied.items:,} items, {applied.newly:,} of them re-embedded for the first time")
+        if applied.zero is not None:
+            print(applied.zero)
         print(f"{folder}: {manifest.re_embedded:,} of {manifest.rows:,} items are re-embedded", flush=True)
         if config.refit and (applied.changed or manifest.last["step"] != "refit"):  # a refit may have been interrupted
             try:

@@ -12,7 +12,7 @@ from upgrade.gallery import ORDER, RE_EMBEDDED, Gallery
 from upgrade.order import count_of, write_shorter_order
 from upgrade.rows import Array, RowFile, check_finite, parts_of
 from upgrade.sources import Source, open_source, stated_space
-from upgrade.spaces import check_lengths, check_stated, have_unit_length
+from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length, zero_line
 from upgrade.transactions import FILES, set_manifest, transaction
 from utils.errors import UserError
 from utils.provenance import timestamp, tool_versions
@@ -27,6 +27,7 @@ class Applied:
     items: int
     newly: int  # of them, re-embedded for the first time
     changed: bool  # false: the gallery held all of it already
+    zero: str | None  # a line on those of its embeddings that are zero
 
 
 def apply_batch(gallery: Gallery, path: str) -> Applied:
@@ -34,16 +35,18 @@ def apply_batch(gallery: Gallery, path: str) -> Applied:
 
     Args:
         gallery: as it is now.
-        path: embeddings and ids, in any form of `open_source`.
+        path: embeddings and ids, in any form of `open_source`; a batch of no item changes nothing.
 
     Raises:
         UserError: the batch cannot be read, is of another model, dimension or type, holds NaN, an unknown id, or one
             id with two embeddings; or the disk is full. The gallery is as it was.
     """
-    batch = open_source(path, where="batch")
-    rows = _checked_rows(gallery, batch)
+    batch = open_source(path, where="batch", may_be_empty=True)
+    if not len(batch):
+        return Applied(0, 0, changed=False, zero=None)
+    rows, zero = _checked_rows(gallery, batch)
     if _is_applied(gallery, batch, rows):
-        return Applied(len(np.unique(rows)), 0, changed=False)
+        return Applied(len(np.unique(rows)), 0, changed=False, zero=zero)
     manifest = gallery.manifest
     with transaction(gallery.folder) as prepared:
         RowFile.create(prepared / "rows.npy", rows.shape, np.int64).write(0, rows)
@@ -75,7 +78,7 @@ def apply_batch(gallery: Gallery, path: str) -> Applied:
             prepared,
             replace(manifest, batches=manifest.batches + 1, re_embedded=re_embedded, last=last, tool=tool_versions()),
         )
-    return Applied(items, newly, changed=True)
+    return Applied(items, newly, changed=True, zero=zero)
 
 
 def copy_rows(source: RowFile, path: Path) -> RowFile:
@@ -91,8 +94,8 @@ def changes_of(gallery: Gallery, rows: Array, vectors: RowFile) -> Iterator[tupl
         yield ids.take(rows[start:stop]), vectors.read(start, stop)
 
 
-def _checked_rows(gallery: Gallery, batch: Source) -> Array:
-    """The gallery's row of each item of a batch, (m,), all of which has been looked at."""
+def _checked_rows(gallery: Gallery, batch: Source) -> tuple[Array, str | None]:
+    """The gallery's row of each item of a batch, (m,), all of which has been looked at; and a line on zero ones."""
     manifest, where = gallery.manifest, f"batch: {batch.path}"
     if batch.ids is None:
         raise UserError(f"{where} has no ids; give an .npz or a folder with `embeddings` and `ids`")
@@ -100,7 +103,10 @@ def _checked_rows(gallery: Gallery, batch: Source) -> Array:
         raise UserError(f"{where}: is {batch.dim}-d, but the gallery's embeddings are {manifest.dim}-d")
     stated = stated_space(batch.path, "batch")
     check_stated(stated, where, manifest.model, manifest.dim, manifest.normalised)
-    rows, all_unit = [], True
+    if batch.has_text_ids != gallery.has_text_ids:
+        kinds = ("text", "whole numbers") if batch.has_text_ids else ("whole numbers", "text")
+        raise UserError(f"{where}: its ids are {kinds[0]}, those of the gallery {kinds[1]}")
+    rows, all_unit, zeros = [], True, np.empty(0, np.int64)
     for start, stop in parts_of(len(batch)):
         vectors = batch.vectors.read(start, stop)
         check_finite(vectors, where, start)
@@ -109,18 +115,20 @@ def _checked_rows(gallery: Gallery, batch: Source) -> Array:
                 raise UserError(f"{where}: holds values beyond 65504, the largest of the gallery's float16")
         if manifest.normalised:
             check_lengths(vectors, where, start)
-        all_unit = all_unit and have_unit_length(vectors)
-        ids = batch.ids.read(start, stop).astype(np.int64)
+        zero = are_zero(vectors)
+        zeros = np.append(zeros, start + np.flatnonzero(zero))
+        all_unit = all_unit and (bool(zero.all()) or have_unit_length(vectors))
+        ids = batch.ids.read(start, stop)
         found = gallery.rows_of(ids)
         unknown = ids[found < 0]
         if len(unknown):
             raise UserError(f"{where}: the gallery has no id {unknown[0]} ({len(unknown)} unknown ids in this part)")
         rows.append(found)
-    if all_unit and not manifest.normalised and len(batch) >= FEW:
+    if all_unit and not manifest.normalised and len(batch) - len(zeros) >= FEW:
         raise UserError(
             f"{where}: its embeddings have length 1, those of the gallery do not: is it of {manifest.model}?"
         )
-    return np.concatenate(rows)
+    return np.concatenate(rows), zero_line(batch.path, len(zeros), zeros[0]) if len(zeros) else None
 
 
 def _is_applied(gallery: Gallery, batch: Source, rows: Array) -> bool:

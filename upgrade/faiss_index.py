@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from upgrade.rows import Array, Rows
+from upgrade.rows import Array, HeldRows, Rows
 from utils.errors import UserError
 
 SUFFIXES = (".faiss", ".index")
@@ -47,24 +47,9 @@ class IndexVectors:
         """The rows [start, stop), as an array of their own."""
         return self.index.reconstruct_batch(self.keys[start:stop])
 
-
-@dataclass(frozen=True)
-class HeldRows:
-    """An array that is in memory."""
-
-    array: Array
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return self.array.shape
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        return self.array.dtype
-
-    def read(self, start: int, stop: int) -> Array:
-        """The rows [start, stop)."""
-        return self.array[start:stop]
+    def take(self, index: Array) -> Array:
+        """The rows `index` (m,) -> (m, d)."""
+        return self.index.reconstruct_batch(self.keys[index])
 
 
 def open_index(path: Path, where: str) -> tuple[Rows, Rows]:

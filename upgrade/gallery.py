@@ -2,12 +2,13 @@
 
 manifest.json    what it is (manifest.py)
 embeddings.npy   (n, d) float16 or float32: transformed, or re-embedded by the new model
-ids.npy          (n,) int64, as in the old gallery and in its order
+ids.npy          (n,) int64 or text, as in the old gallery and in its order
 labels.npy       (n,) int64, where the old gallery has them
 sigma.npy        (n,) float32: mean log variance of the transformed embedding, where the transformation gives one
 state.npy        (n,) uint8: TRANSFORMED or RE_EMBEDDED
 chunks.json      SHA-256 of each chunk of embeddings.npy, as transform or a refit wrote it
 lookup_ids.npy, lookup_rows.npy   (n,) ids in rising order and their rows, where ids.npy is in no such order
+lookup_keys.npy, lookup_rows.npy   (n,) the keys of text in rising order (ids.py) and their rows
 order.npy        ids that are not re-embedded yet, most valuable first; from `plan` on
 gallery.faiss    the same embeddings as a FAISS index, if asked for
 journal/00001/   the first batch, with what its rows held before (transactions.py)
@@ -25,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from upgrade.ids import text_keys
 from upgrade.manifest import Manifest, read_manifest
 from upgrade.rows import Array, RowFile, parts_of
 from utils.errors import UserError
@@ -69,11 +71,32 @@ class Gallery:
         """The row of each id (m,) -> (m,) int64; -1 for an id that the gallery does not have."""
         if not len(ids):
             return np.empty(0, np.int64)
+        if self.has_text_ids:
+            return self._rows_of_text(ids)
         has_lookup = (self.folder / "lookup_ids.npy").exists()
         ordered = self.rows("lookup_ids" if has_lookup else "ids").mapped("r")
         place = np.minimum(np.searchsorted(ordered, ids), len(ordered) - 1)
         rows = self.rows("lookup_rows").take(place) if has_lookup else place
         return np.where(ordered[place] == ids, rows, -1)
+
+    def _rows_of_text(self, ids: Array) -> Array:
+        """As `rows_of`: texts of the same key stand together, and are compared one after the other."""
+        keys, rows, found = text_keys(ids), self.rows("lookup_rows"), np.full(len(ids), -1)
+        ordered = self.rows("lookup_keys").mapped("r")
+        left, place = np.arange(len(ids)), np.searchsorted(ordered, keys)
+        while len(left):
+            alike = ordered[np.minimum(place, len(ordered) - 1)] == keys[left]
+            left, place = left[alike & (place < len(ordered))], place[alike & (place < len(ordered))]
+            candidates = rows.take(place)
+            same = self.rows("ids").take(candidates) == ids[left]
+            found[left[same]] = candidates[same]
+            left, place = left[~same], place[~same] + 1
+        return found
+
+    @property
+    def has_text_ids(self) -> bool:
+        """Whether its ids are text."""
+        return self.rows("ids").dtype.kind == "U"
 
     def count(self, state: int) -> int:
         """How many rows are in a state."""

@@ -1,6 +1,8 @@
 """What a gallery is made from: the old embeddings, perhaps side-information, and the transformation."""
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -9,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.model_files import build_model, read_description
+from models.model_files import Description, build_model, read_description
 from models.transformed import Transformation
 from upgrade.manifest import Manifest, Origin, Refit
 from upgrade.rows import Array, Rows, check_finite
@@ -44,10 +46,13 @@ def open_inputs(config: UpgradeConfig, world: World) -> Inputs:
     old, side_info = _open_sources(config)
     unit = have_unit_length(_sample(old.vectors))
     check_stated(stated_space(old.path, "gallery"), config.gallery, config.old_model, old.dim, unit)
-    transformation = load_transformation(config.transformation_path)
-    normalised = config.normalised == "on"
-    if config.normalised == "auto":
-        normalised = unit or transformation.normalised
+    if config.faiss and old.has_text_ids:
+        raise UserError(
+            f"faiss: FAISS takes whole numbers alone, and the ids of {config.gallery} are text; set faiss=False"
+        )
+    description = _describe_transformation(config.transformation_path)
+    normalised = _is_normalised(config, description)
+    transformation = cast(Transformation, build_model(description, where="transformation_path"))
     dim, has_sigma = output_of(transformation, config, old, side_info)
     precision = resolve_precision(config.precision, world.device)
     origin = Origin(
@@ -78,12 +83,33 @@ def open_inputs(config: UpgradeConfig, world: World) -> Inputs:
     return Inputs(old, side_info, transformation, manifest)
 
 
+def _is_normalised(config: UpgradeConfig, description: Description) -> bool:
+    """Whether the embeddings of the new space have length 1: as the transformation's file records, if it does.
+
+    What was fitted to embedding files records it; of models and images nothing is recorded, and `normalised` decides.
+    The old embeddings say nothing of the new space.
+
+    Raises:
+        UserError: `normalised` contradicts the file.
+    """
+    while description["kind"] == "refined":
+        description = description["transformation"]
+    recorded = description["arguments"].get("normalised")
+    if recorded is None:
+        return config.normalised == "on"
+    if config.normalised not in ("auto", "on" if recorded else "off"):
+        lengths = "of length 1" if recorded else "of any length"
+        raise UserError(
+            f"normalised: {config.normalised} contradicts transformation_path: {config.transformation_path}, which was "
+            f"fitted to new embeddings {lengths}; leave it at auto, or fit anew with embeddings_params.normalised"
+        )
+    return bool(recorded)
+
+
 def _open_sources(config: UpgradeConfig) -> tuple[Source, Source | None]:
     old = open_source(config.gallery, where="gallery", ids=config.ids)
     side_info = None if config.side_info is None else open_source(config.side_info, where="side_info")
-    if side_info is not None and len(side_info) != len(old):
-        raise UserError(f"side_info: {config.side_info} has {len(side_info)} rows, {config.gallery} {len(old)}")
-    return old, side_info
+    return old, None if side_info is None else side_info.in_order_of(old, "side_info")
 
 
 def reopen_inputs(config: UpgradeConfig, manifest: Manifest) -> Inputs:
@@ -138,10 +164,14 @@ def load_transformation(path: str) -> Transformation:
     Raises:
         UserError: the file cannot be read, or holds a model that takes images.
     """
+    return cast(Transformation, build_model(_describe_transformation(path), where="transformation_path"))
+
+
+def _describe_transformation(path: str) -> Description:
     description = read_description(path, where="transformation_path", torchscript=False)
     if description["kind"] in ("backbone", "transformed"):
         raise UserError(f"transformation_path: {path} is a model that takes images; name the transformation alone")
-    return cast(Transformation, build_model(description, where="transformation_path"))
+    return description
 
 
 def output_of(module: nn.Module, config: UpgradeConfig, old: Source, side_info: Source | None) -> tuple[int, bool]:
@@ -152,7 +182,7 @@ def output_of(module: nn.Module, config: UpgradeConfig, old: Source, side_info: 
     """
     example = [torch.zeros(2, source.dim) for source in (old, side_info) if source is not None]
     try:
-        with torch.inference_mode():
+        with torch.inference_mode(), memory_named():
             output = module(*example)
     except RuntimeError:
         dims = " and ".join(f"{values.shape[1]}-d" for values in example)
@@ -161,6 +191,21 @@ def output_of(module: nn.Module, config: UpgradeConfig, old: Source, side_info: 
             f"transformation_path: {config.transformation_path} does not take the {dims} embeddings of {named}"
         ) from None
     return output.embedding.shape[1], output.log_variance is not None
+
+
+@contextmanager
+def memory_named() -> Iterator[None]:
+    """Make too little memory, of the GPU or the machine, a UserError."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or "allocate memory" in str(error)
+        if not is_memory:
+            raise
+        raise UserError(
+            "chunk_rows: too little memory for the transformation: free some on the GPU or the machine, or lower "
+            f"chunk_rows, in a new output ({(str(error) or type(error).__name__).splitlines()[0]})"
+        ) from None
 
 
 def _sample(rows: Rows) -> Array:
@@ -176,7 +221,7 @@ def sample_digest(source: Source) -> str:
     """SHA-256 of evenly spread rows and their ids: tells a gallery from another without reading all of it."""
     digest = hashlib.sha256(_sample(source.vectors).tobytes())
     if source.ids is not None:
-        digest.update(_sample(source.ids).astype(np.int64).tobytes())
+        digest.update(_sample(source.ids).tobytes())
     return digest.hexdigest()
 
 

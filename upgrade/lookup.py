@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from upgrade.gallery import remove
+from upgrade.ids import text_keys
 from upgrade.rows import Array, RowFile, parts_of
 from upgrade.sources import Source
 from utils.errors import UserError
@@ -16,23 +17,23 @@ SAMPLED_KEYS = 2**16
 
 
 def write_ids(folder: Path, source: Source, count: int) -> None:
-    """Write ids.npy and, if the source has them, labels.npy; and the look-up files if the ids are in no rising order.
+    """Write ids.npy and, if the source has them, labels.npy; and the look-up files of text and of unordered numbers.
 
     Raises:
-        UserError: an id occurs twice.
+        UserError: an id occurs twice, or is too large a number.
     """
-    ids = RowFile.create(folder / "ids.npy", (count,), np.int64)
-    rising, last = True, np.iinfo(np.int64).min
+    ids = RowFile.create(folder / "ids.npy", (count,), np.int64 if source.ids is None else source.ids.dtype)
+    rising, last = not source.has_text_ids, np.iinfo(np.int64).min
     for start, stop in parts_of(count):
-        part = np.arange(start, stop) if source.ids is None else source.ids.read(start, stop).astype(np.int64)
+        part = np.arange(start, stop) if source.ids is None else source.ids.read(start, stop)
         rising = rising and (start == 0 or part[0] > last) and bool((np.diff(part) > 0).all())
         last = part[-1]
         ids.write(start, part)
     if source.labels is not None:
         labels = RowFile.create(folder / "labels.npy", (count,), np.int64)
         for start, stop in parts_of(count):
-            labels.write(start, source.labels.read(start, stop).astype(np.int64))
-    for name in ("lookup_ids.npy", "lookup_rows.npy"):
+            labels.write(start, source.labels.read(start, stop))
+    for name in ("lookup_ids.npy", "lookup_keys.npy", "lookup_rows.npy"):
         remove(folder / name)
     if not rising:
         _write_lookup(folder, ids, source)
@@ -40,22 +41,37 @@ def write_ids(folder: Path, source: Source, count: int) -> None:
 
 def _write_lookup(folder: Path, ids: RowFile, source: Source) -> None:
     count = ids.shape[0]
-    ordered = RowFile.create(folder / "lookup_ids.npy", (count,), np.int64)
+    name, dtype = ("lookup_keys.npy", np.uint64) if source.has_text_ids else ("lookup_ids.npy", np.int64)
+    ordered = RowFile.create(folder / name, (count,), dtype)
     places = RowFile.create(folder / "lookup_rows.npy", (count,), np.int64)
     lowest = np.int64(np.iinfo(np.int64).min)
 
     def keys(start: int, stop: int) -> tuple[Array, Array]:
-        return (ids.read(start, stop) ^ lowest).view(np.uint64), np.arange(start, stop)
+        part = ids.read(start, stop)
+        return text_keys(part) if source.has_text_ids else (part ^ lowest).view(np.uint64), np.arange(start, stop)
 
     done = 0
     for part, rows in sorted_rows(keys, count):
-        twice = np.flatnonzero(part[1:] == part[:-1])
-        if len(twice):
-            first = part[twice[0] : twice[0] + 1].view(np.int64) ^ lowest
-            raise UserError(f"gallery: {source.path}: the id {first[0]} occurs more than once")
-        ordered.write(done, part.view(np.int64) ^ lowest)
+        same = part[1:] == part[:-1]
+        alike = rows[np.append(same, False) | np.append(False, same)]  # of texts, ids that may differ
+        found, counts = np.unique(read_scattered(ids, alike), return_counts=True)
+        if (counts > 1).any():
+            raise UserError(f"gallery: {source.path}: the id {found[counts > 1][0]} occurs more than once")
+        ordered.write(done, part if source.has_text_ids else part.view(np.int64) ^ lowest)
         places.write(done, rows)
         done += len(part)
+
+
+def read_scattered(values: RowFile, rows: Array) -> Array:
+    """The values of rows (m,) from all over the file, read from its start to its end: a map would hold all of it."""
+    order = rows.argsort()
+    ordered = rows[order]
+    found = np.empty(len(rows), values.dtype)
+    for start, stop in parts_of(values.shape[0], SORTED_ROWS):
+        low, high = np.searchsorted(ordered, (start, stop))
+        if low < high:
+            found[order[low:high]] = values.read(start, stop)[ordered[low:high] - start]
+    return found
 
 
 def sorted_rows(

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from upgrade.gallery import RE_EMBEDDED, TRANSFORMED, Gallery
-from upgrade.lookup import SORTED_ROWS, sorted_rows
+from upgrade.ids import scrambled
+from upgrade.lookup import read_scattered, sorted_rows
 from upgrade.rows import Array, RowFile, parts_of
 
 
@@ -32,37 +33,29 @@ def write_order(path: Path, gallery: Gallery, states: RowFile, *, seed: int, sig
         chosen = states.read(start, stop) == TRANSFORMED
         return (first << np.uint64(32) | rows.astype(np.uint64))[chosen], rows[chosen]
 
-    order = RowFile.create(path, (count - count_of(states, RE_EMBEDDED),), np.int64)
+    order = RowFile.create(path, (count - count_of(states, RE_EMBEDDED),), ids.dtype)
     done = 0
     for _, rows in sorted_rows(keys, count):
         if len(rows):
-            order.write(done, _read_scattered(ids, rows))
+            order.write(done, read_scattered(ids, rows))
         done += len(rows)
 
 
-def _read_scattered(values: RowFile, rows: Array) -> Array:
-    """The values of rows (m,) from all over the file, read from its start to its end: a map would hold all of it."""
-    order = rows.argsort()
-    ordered = rows[order]
-    found = np.empty(len(rows), values.dtype)
-    for start, stop in parts_of(values.shape[0], SORTED_ROWS):
-        low, high = np.searchsorted(ordered, (start, stop))
-        if low < high:
-            found[order[low:high]] = values.read(start, stop)[ordered[low:high] - start]
-    return found
-
-
 def write_shorter_order(path: Path, order: RowFile, gone: Array) -> None:
-    """Write an order less some of its ids, (m,); what is left keeps its order."""
-    kept = sum(int((~np.isin(order.read(*part), gone)).sum()) for part in parts_of(order.shape[0]))
-    shorter = RowFile.create(path, (kept,), np.int64)
+    """Write an order less some of its ids, (m,) rising; what is left keeps its order."""
+    kept = sum(len(_without(order.read(*part), gone)) for part in parts_of(order.shape[0]))
+    shorter = RowFile.create(path, (kept,), order.dtype)
     done = 0
     for part in parts_of(order.shape[0]):
-        ids = order.read(*part)
-        ids = ids[~np.isin(ids, gone)]
+        ids = _without(order.read(*part), gone)
         if len(ids):
             shorter.write(done, ids)
         done += len(ids)
+
+
+def _without(ids: Array, gone: Array) -> Array:
+    place = np.minimum(np.searchsorted(gone, ids), len(gone) - 1)
+    return ids[gone[place] != ids]
 
 
 def count_of(states: RowFile, state: int) -> int:
@@ -78,9 +71,7 @@ def _falling(values: Array) -> Array:
 
 
 def random_bits(rows: Array, seed: int) -> Array:
-    """(m,) -> (m,) uint64 below 2^32, a function of the row and the seed (the finaliser of SplitMix64)."""
+    """(m,) -> (m,) uint64 below 2^32, a function of the row and the seed."""
     with np.errstate(over="ignore"):
-        mixed = rows.astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return (mixed ^ (mixed >> np.uint64(31))) >> np.uint64(32)
+        first = rows.astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
+    return scrambled(first) >> np.uint64(32)

@@ -137,7 +137,8 @@ def read_sample(config: UpgradeConfig, manifest: Manifest) -> Sample:
     """
     params = config.plan_params
     sources = _open_pairs(params, manifest)
-    transformation = load_transformation(present_transformation(config, manifest))
+    transformation_path = present_transformation(config, manifest)
+    transformation = load_transformation(transformation_path)
     output_of(transformation, config, sources["old"], sources.get("side_info"))
     count = len(sources["old"])
     drawn = np.random.default_rng(config.seed).permutation(count)[: params.max_pairs]
@@ -147,13 +148,10 @@ def read_sample(config: UpgradeConfig, manifest: Manifest) -> Sample:
     labels = sources["new"].labels
     for start, stop in parts_of(count):
         here = chosen[start:stop]
-        numbers = [source.ids.read(start, stop) for source in sources.values() if source.ids is not None]
-        if any(not np.array_equal(numbers[0], others) for others in numbers[1:]):
-            raise UserError(f"plan_params: {params.old} and {params.new}: their ids differ; the rows should be pairs")
         for name, source in sources.items():
             columns[name].append(read_checked(source, f"plan_params.{name}", start, stop, unit=False)[here])
         if labels is not None:
-            columns["labels"].append(labels.read(start, stop).astype(np.int64)[here])
+            columns["labels"].append(labels.read(start, stop)[here])
     arrays = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
     if have_unit_length(arrays["new"]) != manifest.normalised:
         raise UserError(
@@ -161,7 +159,8 @@ def read_sample(config: UpgradeConfig, manifest: Manifest) -> Sample:
             "see `normalised`"
         )
     inputs = [arrays[name] for name in ("old", "side_info") if name in arrays]
-    vectors, sigma = transform_rows(transformation, inputs, manifest, torch.device("cpu"))
+    where = f"plan_params.old: {params.old}, drawn and transformed by {transformation_path}"
+    vectors, sigma = transform_rows(transformation, inputs, manifest, torch.device("cpu"), where, 0)
     return Sample(
         torch.from_numpy(vectors).float(),
         torch.from_numpy(arrays["new"]).float(),
@@ -171,7 +170,7 @@ def read_sample(config: UpgradeConfig, manifest: Manifest) -> Sample:
 
 
 def _open_pairs(params: PlanParams, manifest: Manifest) -> dict[str, Source]:
-    """The sources of the sample, by their keys, checked to be of the same number of items and the right dimensions."""
+    """The sources of the sample, by their keys, of the same items in the order of the new ones; dimensions checked."""
     named = {"old": params.old, "new": params.new, "side_info": params.side_info}
     sources = {name: open_source(path, where=f"plan_params.{name}") for name, path in named.items() if path is not None}
     new = sources["new"]
@@ -179,9 +178,7 @@ def _open_pairs(params: PlanParams, manifest: Manifest) -> dict[str, Source]:
         raise UserError(
             f"plan_params.new: {new.path} is {new.dim}-d, but the gallery's embeddings are {manifest.dim}-d"
         )
-    for name, source in sources.items():
-        if len(source) != len(new):
-            raise UserError(f"plan_params.{name}: {source.path} has {len(source)} rows, {new.path} {len(new)}")
     if (manifest.origin.side_info is None) != ("side_info" not in sources):
         raise UserError("plan_params.side_info: should be given if, and only if, the gallery has side-information")
-    return sources
+    del sources["new"]
+    return {name: source.in_order_of(new, f"plan_params.{name}") for name, source in sources.items()} | {"new": new}

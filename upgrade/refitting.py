@@ -159,7 +159,7 @@ def _write_rows(files: Path, gallery: Gallery, inputs: Inputs, device: torch.dev
     chunks = list(enumerate(parts_of(manifest.rows, manifest.chunk_rows)))
     hashes = []
     with tqdm(total=manifest.rows, desc="transforming", unit="row", unit_scale=True, leave=False) as bar:
-        for _, start, vectors, log_variance in transformed_chunks(
+        for _, start, vectors, log_variance, _ in transformed_chunks(
             inputs, chunks, "the refitted transformation", device
         ):
             stop = start + len(vectors)

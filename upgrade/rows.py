@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.lib import format as npy
@@ -32,6 +32,9 @@ class Rows(Protocol):
     def read(self, start: int, stop: int) -> Array:
         """The rows [start, stop), as an array of their own."""
 
+    def take(self, index: Array) -> Array:
+        """The rows `index` (m,) -> (m, ...)."""
+
 
 @dataclass(frozen=True)
 class RowFile:
@@ -47,12 +50,22 @@ class RowFile:
         """An existing `.npy` file.
 
         Raises:
-            ValueError, OSError: it is none, is cut short, or is not in row order.
+            ValueError, KeyError, OSError: it is none, is cut short, is not in row order, or holds Python objects.
         """
-        mapped = npy.open_memmap(path, mode="r")
-        if not mapped.flags.c_contiguous:
-            raise ValueError("its array is in column order; write numpy.ascontiguousarray of it")
-        return cls(path, mapped.shape, mapped.dtype, mapped.offset)
+        with path.open("rb") as file:
+            shape, dtype = _read_header(file)
+            return cls.within(path, shape, dtype, file.tell())
+
+    @classmethod
+    def within(cls, path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int) -> "RowFile":
+        """An array that lies in a file as it would in an `.npy`.
+
+        Raises:
+            ValueError: the file ends before it does.
+        """
+        if path.stat().st_size < offset + int(np.prod(shape)) * dtype.itemsize:
+            raise ValueError("the file ends before its array does")
+        return cls(path, shape, dtype, offset)
 
     @classmethod
     def create(cls, path: Path, shape: tuple[int, ...], dtype: Any) -> "RowFile":
@@ -113,6 +126,30 @@ class RowFile:
 
 
 @dataclass(frozen=True)
+class HeldRows:
+    """An array that is in memory, or mapped there."""
+
+    array: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.array.dtype
+
+    def read(self, start: int, stop: int) -> Array:
+        """The rows [start, stop)."""
+        return self.array[start:stop]
+
+    def take(self, index: Array) -> Array:
+        """The rows `index` (m,) -> (m, ...)."""
+        taken: Array = self.array[index]
+        return taken
+
+
+@dataclass(frozen=True)
 class Concatenated:
     """The rows of several files, one after the other."""
 
@@ -124,17 +161,51 @@ class Concatenated:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        return self.parts[0].dtype
+        return np.result_type(*(part.dtype for part in self.parts))  # of text: the widest
 
     def read(self, start: int, stop: int) -> Array:
         """The rows [start, stop), as an array of their own."""
-        found, first = [], 0
+        found, first = np.empty((stop - start, *self.shape[1:]), self.dtype), 0
         for part in self.parts:
             low, high = max(start - first, 0), min(stop - first, part.shape[0])
             if low < high:
-                found.append(part.read(low, high))
+                found[first + low - start : first + high - start] = part.read(low, high)
             first += part.shape[0]
-        return np.concatenate(found)
+        return found
+
+    def take(self, index: Array) -> Array:
+        """The rows `index` (m,) -> (m, ...)."""
+        found, first = np.empty((len(index), *self.shape[1:]), self.dtype), 0
+        for part in self.parts:
+            here = (index >= first) & (index < first + part.shape[0])
+            if here.any():
+                found[here] = part.take(index[here] - first)
+            first += part.shape[0]
+        return found
+
+
+@dataclass(frozen=True)
+class Reordered:
+    """Rows in another order: `index` (m,) tells where each of them is."""
+
+    rows: Rows
+    index: Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (len(self.index), *self.rows.shape[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.rows.dtype
+
+    def read(self, start: int, stop: int) -> Array:
+        """The rows [start, stop), as an array of their own."""
+        return self.rows.take(self.index[start:stop])
+
+    def take(self, index: Array) -> Array:
+        """The rows `index` (m,) -> (m, ...)."""
+        return self.rows.take(self.index[index])
 
 
 def archive_member(path: Path, name: str) -> RowFile | None:
@@ -150,15 +221,23 @@ def archive_member(path: Path, name: str) -> RowFile | None:
         if info.compress_type != zipfile.ZIP_STORED:
             raise ValueError("its arrays are compressed and cannot be streamed; write it with numpy.savez")
         with archive.open(info) as member:
-            header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-            shape, column_order, dtype = header[npy.read_magic(member)](member)
-            if column_order and len(shape) > 1:
-                raise ValueError("its array is in column order; write numpy.ascontiguousarray of it")
+            shape, dtype = _read_header(member)
             data = member.tell()
     with path.open("rb") as file:
         file.seek(info.header_offset + 26)  # the lengths of the local header's name and extra field
         lengths = np.frombuffer(file.read(4), "<u2")
     return RowFile(path, shape, dtype, info.header_offset + 30 + int(lengths.sum()) + data)
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """The shape and type of an `.npy` array, whose numbers follow in the file."""
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    shape, column_order, dtype = headers[npy.read_magic(file)](file)
+    if column_order and len(shape) > 1:
+        raise ValueError("its array is in column order; write numpy.ascontiguousarray of it")
+    if dtype.hasobject:
+        raise ValueError("its array holds Python objects; write ids that are text with ids.astype(str)")
+    return shape, dtype
 
 
 def parts_of(count: int, size: int = PART_ROWS) -> Iterator[tuple[int, int]]:

@@ -15,9 +15,11 @@ class PlanParams:
         None, doc="old embeddings of a sample of items that the transformation was not trained on", path="any"
     )
     new: str | None = key(
-        None, doc="new embeddings of the same items, in the same order; with `labels` for mAP", path="any"
+        None,
+        doc="new embeddings of the same items, told by their ids or, without any, in order; with `labels` for mAP",
+        path="any",
     )
-    side_info: str | None = key(None, doc="side-information of the same items", path="any")
+    side_info: str | None = key(None, doc="side-information of the same items, likewise", path="any")
     metric: Literal["recall", "map"] = key(
         "recall", doc="recall: of what the new model retrieves, without labels; map: mean average precision, by labels"
     )
@@ -43,28 +45,42 @@ class UpgradeConfig:
         doc="what to do, from the command line"
     )
     gallery: str = key(
-        doc="old embeddings: .npy, .npz, a folder of .npy, a folder of shards, or a FAISS index", path="any"
+        doc="old embeddings: .npy, .npz, .parquet, .safetensors, .pt, a folder of .npy or of shards, or a FAISS index",
+        path="any",
     )
     transformation_path: str = key(doc="transformation, as train_transformation.py writes it", path="any")
     output: str = key(doc="folder of the upgraded gallery", path="any")
     old_model: str = key(doc="name of the model of the old embeddings, for the manifest")
     new_model: str = key(doc="name of the model of the new embeddings, for the manifest")
     ids: str | None = key(
-        None, doc=".npy of ids (n,), where the gallery has none; else they are 0, 1, ..., n - 1", path="any"
+        None,
+        doc=".npy of ids (n,), whole numbers or text, where the gallery has none; else they are 0, 1, ..., n - 1",
+        path="any",
     )
     side_info: str | None = key(
-        None, doc="side-information of the gallery's items, in its order and in any of its forms", path="any"
+        None,
+        doc="side-information of the gallery's items, in any of its forms: told by their ids, in any order, or in the "
+        "gallery's order where neither file has ids",
+        path="any",
     )
     normalised: Literal["auto", "on", "off"] = key(
         "auto",
-        doc="whether the new embeddings have length 1; auto: if the old ones do, or the transformation was fitted so",
+        doc="whether the new embeddings have length 1; auto: as the transformation records, which on and off must not "
+        "contradict; off where it records nothing, being fitted to models and images",
     )
     dtype: Literal["float16", "float32"] = key("float16", doc="type in which the upgraded embeddings are kept")
-    faiss: bool = key(False, doc="also keep gallery.faiss, an IndexIDMap2 of exact search (pip install faiss-cpu)")
+    faiss: bool = key(
+        False,
+        doc="also keep gallery.faiss, an IndexIDMap2 of exact search (pip install faiss-cpu); not with text as ids",
+    )
     chunk_rows: int = key(65536, doc="rows a chunk: what an interrupted transform repeats at most", minimum=1)
     precision: Precision = key("auto", doc="of the transformation's hidden layers")
     plan_params: PlanParams = section(PlanParams, doc="the prediction")
-    batch: str | None = key(None, doc="apply: new embeddings with their ids, from the command line", path="input")
+    batch: str | None = key(
+        None,
+        doc="apply: new embeddings with their ids, from the command line; one of no item changes nothing",
+        path="input",
+    )
     refit: bool = key(
         False, doc="apply: also fit the transformation again, with the re-embedded items, as the step refit does"
     )

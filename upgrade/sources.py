@@ -1,18 +1,23 @@
-"""Embeddings that a user brings: `.npy`, `.npz`, a folder of `.npy` arrays, a folder of shards, or a FAISS index."""
+"""Embeddings that a user brings, in any form: opened and checked, to be read in parts."""
 
 import json
+import re
 import zipfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from upgrade.faiss_index import SUFFIXES, open_index
-from upgrade.rows import Concatenated, RowFile, Rows, archive_member
+from upgrade.formats import ARRAYS, open_parquet, open_safetensors, open_torch
+from upgrade.ids import WholeNumbers, matching_rows
+from upgrade.rows import Concatenated, Reordered, RowFile, Rows, archive_member, parts_of
 from utils.errors import UserError
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
 MANIFEST = "manifest.json"
+FILES = (".npy", ".npz", ".safetensors", ".pt", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -21,8 +26,8 @@ class Source:
 
     path: Path
     vectors: Rows  # (n, d) float16 or float32
-    ids: Rows | None  # (n,) integers; None where the source has none
-    labels: Rows | None = None  # (n,) integers
+    ids: Rows | None  # (n,) int64 or text; None where the source has none
+    labels: Rows | None = None  # (n,) int64
 
     def __len__(self) -> int:
         return self.vectors.shape[0]
@@ -32,15 +37,42 @@ class Source:
         """The dimension d."""
         return self.vectors.shape[1]
 
+    @property
+    def has_text_ids(self) -> bool:
+        """Whether its ids are text."""
+        return self.ids is not None and self.ids.dtype.kind == "U"
 
-def open_source(path: str | Path, *, where: str, ids: str | None = None) -> Source:
+    def in_order_of(self, other: "Source", where: str) -> "Source":
+        """The same items in the order of another source: by id where both have ids, by place where neither has.
+
+        Where the orders differ, the ids of both are in memory as a whole while they are compared, and then 8 bytes an
+        item.
+
+        Raises:
+            UserError: they are of different items, see `matching_rows`.
+        """
+        if self.ids is not None and other.ids is not None and len(self) == len(other):
+            pairs = ((self.ids.read(*part), other.ids.read(*part)) for part in parts_of(len(self)))
+            if all(np.array_equal(ids, others) for ids, others in pairs):
+                return self
+        ids, wanted = (None if one.ids is None else one.ids.read(0, len(one)) for one in (self, other))
+        rows = matching_rows(ids, wanted, (len(self), len(other)), where, (self.path, other.path))
+        if ids is None:
+            return self
+        labels = None if self.labels is None else Reordered(self.labels, rows)
+        return Source(self.path, Reordered(self.vectors, rows), other.ids, labels)
+
+
+def open_source(path: str | Path, *, where: str, ids: str | None = None, may_be_empty: bool = False) -> Source:
     """Open embeddings for reading in parts; only shapes and types are checked here.
 
     Args:
-        path: `.npy` (n, d); `.npz` or a folder of `.npy` files with `embeddings` and perhaps `ids` and `labels`; a
-            folder of shards, `.npy` or `.npz`, taken by name; a FAISS index, `.faiss` or `.index`.
+        path: `.npy` (n, d); `.npz`, `.safetensors`, `.pt`, `.parquet` or a folder of `.npy` files with `embeddings` and
+            perhaps `ids` and `labels`; a folder of shards, any of these files, in the order of the numbers in their
+            names; a FAISS index, `.faiss` or `.index`.
         where: the config key that names it, for error messages.
-        ids: an `.npy` file of ids (n,) for a source without.
+        ids: an `.npy` file of ids (n,) for a source without, or for a FAISS index that numbers its vectors itself.
+        may_be_empty: let a source without rows pass, unchecked.
 
     Raises:
         UserError: no such file, one that is cut short or something else, or arrays whose shapes or types do not fit.
@@ -49,24 +81,29 @@ def open_source(path: str | Path, *, where: str, ids: str | None = None) -> Sour
     source = _open_folder(path, where) if path.is_dir() else _open_file(path, where)
     if ids is not None:
         if source.ids is not None:
-            raise UserError(f"{where}: {path} has ids of its own; leave out the key that names {ids}")
+            given = source.ids.read(0, len(source)) if path.suffix in SUFFIXES else None
+            if given is None or not np.array_equal(given, np.arange(len(source))):
+                raise UserError(f"{where}: {path} has ids of its own; leave out the key that names {ids}")
         source = Source(path, source.vectors, _open_array(Path(ids), where), source.labels)
-    _check(source, where)
-    return source
+    return source if may_be_empty and _is_empty(source) else _checked(source, where)
 
 
 def _open_folder(path: Path, where: str) -> Source:
     if (path / "embeddings.npy").exists():
-        names = {name: path / f"{name}.npy" for name in ("embeddings", "ids", "labels")}
+        names = {name: path / f"{name}.npy" for name in ARRAYS}
         arrays = {name: _open_array(file, where) for name, file in names.items() if file.exists()}
         return Source(path, arrays["embeddings"], arrays.get("ids"), arrays.get("labels"))
-    files = sorted(file for file in path.iterdir() if file.suffix in (".npy", ".npz") and file.name[0] != ".")
+    files = [file for file in path.iterdir() if file.suffix.lower() in FILES and file.name[0] != "."]
     if not files:
-        raise UserError(f"{where}: {path} holds neither embeddings.npy nor shards (.npy, .npz)")
-    shards = [_open_file(file, where) for file in files]
+        raise UserError(f"{where}: {path} holds neither embeddings.npy nor shards ({', '.join(FILES)})")
+    opened = [_open_file(file, where) for file in sorted(files, key=_numeric)]
+    shards = [_checked(shard, where) for shard in opened if not _is_empty(shard)]
+    if not shards:
+        return replace(opened[0], path=path)
     first = shards[0]
     for shard in shards:
-        _check(shard, where)
+        if shard.has_text_ids != first.has_text_ids:
+            raise UserError(f"{where}: {shard.path} and {first.path.name}: ids are text in one, numbers in the other")
         if (shard.dim, shard.vectors.dtype) != (first.dim, first.vectors.dtype):
             raise UserError(
                 f"{where}: {shard.path}: is {shard.dim}-d {shard.vectors.dtype}, "
@@ -83,23 +120,42 @@ def _open_folder(path: Path, where: str) -> Source:
     )
 
 
+def _numeric(file: Path) -> tuple[list[str | int], str]:
+    """Sorts `part_2` before `part_10`."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)], file.name
+
+
+def _is_empty(source: Source) -> bool:
+    return source.vectors.shape[:1] == (0,)
+
+
 def _open_file(path: Path, where: str) -> Source:
     if not path.is_file():
         raise UserError(f"{where}: there is no {path}")
     if path.suffix in SUFFIXES:
         vectors, ids = open_index(path, where)
         return Source(path, vectors, ids)
-    if path.suffix == ".npz":
-        try:
-            arrays = {name: archive_member(path, name) for name in ("embeddings", "ids", "labels")}
-        except UNREADABLE as error:
-            raise UserError(f"{where}: {path} cannot be read: {_one_line(error)}") from None
-        if arrays["embeddings"] is None:
-            raise UserError(f"{where}: {path} has no array `embeddings`")
-        return Source(path, arrays["embeddings"], arrays["ids"], arrays["labels"])
-    if path.suffix == ".npy":
-        return Source(path, _open_array(path, where), None)
-    raise UserError(f"{where}: {path} should be .npy, .npz, a folder, or a FAISS index ({', '.join(SUFFIXES)})")
+    arrays: Mapping[str, Rows | None]
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".npy":
+            return Source(path, _open_array(path, where), None)
+        if suffix == ".npz":
+            arrays = {name: archive_member(path, name) for name in ARRAYS}
+        elif suffix == ".safetensors":
+            arrays = open_safetensors(path)
+        elif suffix == ".pt":
+            arrays = open_torch(path)
+        elif suffix == ".parquet":
+            arrays = open_parquet(path, where)
+        else:
+            raise UserError(f"{where}: {path} should be {', '.join(FILES + SUFFIXES)}, or a folder")
+    except UNREADABLE as error:
+        raise UserError(f"{where}: {path} cannot be read: {_one_line(error)}") from None
+    embeddings = arrays.get("embeddings")
+    if embeddings is None:
+        raise UserError(f"{where}: {path} has no array `embeddings`")
+    return Source(path, embeddings, arrays.get("ids"), arrays.get("labels"))
 
 
 def _open_array(path: Path, where: str) -> RowFile:
@@ -113,7 +169,7 @@ def _one_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _check(source: Source, where: str) -> None:
+def _checked(source: Source, where: str) -> Source:
     vectors = source.vectors
     if len(vectors.shape) != 2 or vectors.dtype not in (np.float16, np.float32):
         raise UserError(
@@ -122,12 +178,18 @@ def _check(source: Source, where: str) -> None:
         )
     if 0 in vectors.shape:
         raise UserError(f"{where}: {source.path} is empty, its embeddings are {vectors.shape}")
-    for name, rows in (("ids", source.ids), ("labels", source.labels)):
-        if rows is not None and (rows.shape != (len(source),) or rows.dtype.kind not in "iu"):
+    columns = {}
+    for name, rows, kinds in (("ids", source.ids, "iuU"), ("labels", source.labels, "iu")):
+        if rows is not None and (rows.shape != (len(source),) or rows.dtype.kind not in kinds):
+            also = "; text will do too, as ids.astype(str)" if name == "ids" else ""
             raise UserError(
                 f"{where}: {source.path}: {name} should be ({len(source)},) whole numbers, "
-                f"got {rows.shape} {rows.dtype}"
+                f"got {rows.shape} {rows.dtype}{also}"
             )
+        if rows is not None and rows.dtype.kind in "iu" and rows.dtype != np.int64:
+            rows = WholeNumbers(rows, f"{where}: {source.path}: {name}")
+        columns[name] = rows
+    return Source(source.path, vectors, columns["ids"], columns["labels"])
 
 
 def stated_space(path: Path, where: str) -> dict[str, object]:

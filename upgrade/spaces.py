@@ -6,11 +6,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from data.paired_embeddings import LENGTH_TOLERANCE
 from upgrade.rows import Array
 from utils.errors import UserError
-
-# Of a length: more than the rounding of float16 moves it, less than what a model without normalisation keeps to.
-LENGTH_TOLERANCE = 5e-3
 
 
 def lengths(rows: Array) -> Array:
@@ -20,14 +18,30 @@ def lengths(rows: Array) -> Array:
 
 
 def have_unit_length(rows: Array) -> bool:
-    """Whether all rows (m, d) have length 1."""
-    return bool((np.abs(lengths(rows) - 1) <= LENGTH_TOLERANCE).all())
+    """Whether all rows (m, d) that are not zero have length 1, and there are such."""
+    zero = are_zero(rows)
+    return not zero.all() and bool(((np.abs(lengths(rows) - 1) <= LENGTH_TOLERANCE) | zero).all())
+
+
+def are_zero(rows: Array) -> Array:
+    """Which rows (m, d) are zero, (m,) bool: they stand for nothing, have no direction, and stay as they are."""
+    zero: Array = rows[:, 0] == 0
+    zero[zero] = ~rows[zero].any(1)
+    return zero
+
+
+def zero_line(path: object, count: int, first_row: int) -> str:
+    """A line that counts the zero rows of a file and names the first."""
+    return f"{path}: {count:,} rows are zero vectors and stay zero, the first is row {first_row}"
 
 
 def check_lengths(rows: Array, where: str, first_row: int) -> None:
-    """Raise a UserError that names the first of `rows` (m, d), counted from `first_row`, whose length is not 1."""
+    """Raise a UserError that names the first of `rows` (m, d), counted from `first_row`, whose length is not 1.
+
+    Zero rows may be anywhere.
+    """
     found = lengths(rows)
-    bad = np.flatnonzero(np.abs(found - 1) > LENGTH_TOLERANCE)
+    bad = np.flatnonzero((np.abs(found - 1) > LENGTH_TOLERANCE) & ~are_zero(rows))
     if len(bad):
         raise UserError(
             f"{where}: row {first_row + bad[0]} has length {found[bad[0]]:.4g}, but the embeddings are of length 1"

@@ -7,6 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +17,13 @@ from tqdm import tqdm
 from models.folding import folded
 from upgrade.faiss_index import INDEX, write_index
 from upgrade.gallery import TRANSFORMED, Gallery, locked, remove
-from upgrade.inputs import Inputs, open_inputs, read_checked
+from upgrade.inputs import Inputs, memory_named, open_inputs, read_checked
 from upgrade.lookup import write_ids
 from upgrade.manifest import Manifest, difference, read_manifest
 from upgrade.rows import Array, RowFile, check_finite, parts_of
 from upgrade.schema import UpgradeConfig
 from upgrade.sources import MANIFEST
-from upgrade.spaces import unit_rows
+from upgrade.spaces import are_zero, unit_rows
 from upgrade.transactions import finish_pending
 from utils.distributed import World
 from utils.errors import UserError
@@ -31,6 +32,7 @@ from utils.precision import Resolved
 from utils.provenance import timestamp
 
 PROGRESS, CHUNKS = "progress", "chunks.json"
+ZEROS = ".zeros"  # a file beside a chunk's progress, where rows of it are zero
 CPU_BATCH, GPU_BATCH = 1024, 2**18  # rows through the transformation at a time: hidden layers that fit the cache
 
 
@@ -105,12 +107,15 @@ def _transform_chunks(folder: Path, inputs: Inputs, world: World) -> None:
     embeddings = RowFile.open(folder / "embeddings.npy")
     sigma = RowFile.open(folder / "sigma.npy") if manifest.has_sigma else None
 
-    def keep(number: int, start: int, vectors: Array, log_variance: Array | None) -> int:
-        embeddings.write(start, vectors)
-        if sigma is not None and log_variance is not None:
-            sigma.write(start, log_variance)
-        write_json(progress_file(folder, number), hashlib.sha256(vectors.tobytes()).hexdigest())
-        return len(vectors)
+    def keep(chunk: Chunk) -> int:
+        embeddings.write(chunk.start, chunk.vectors)
+        if sigma is not None and chunk.log_variance is not None:
+            sigma.write(chunk.start, chunk.log_variance)
+        if len(chunk.zeros):
+            zeros = {"count": len(chunk.zeros), "first": int(chunk.zeros[0])}
+            write_json(progress_file(folder, chunk.number).with_suffix(ZEROS), zeros)
+        write_json(progress_file(folder, chunk.number), hashlib.sha256(chunk.vectors.tobytes()).hexdigest())
+        return len(chunk.vectors)
 
     total = sum(stop - start for _, (start, stop) in mine)
     hidden = None if world.is_main else True
@@ -121,20 +126,28 @@ def _transform_chunks(folder: Path, inputs: Inputs, world: World) -> None:
     ):
         written: Future[int] | None = None
         where = f"transformation_path: {manifest.origin.transformation}"
-        for number, start, vectors, log_variance in transformed_chunks(inputs, mine, where, world.device):
+        for chunk in transformed_chunks(inputs, mine, where, world.device):
             if written is not None:
                 bar.update(written.result())
-            written = writer.submit(keep, number, start, vectors, log_variance)
+            written = writer.submit(keep, chunk)
         if written is not None:
             bar.update(written.result())
 
 
+class Chunk(NamedTuple):
+    """What a transformation makes of successive rows."""
+
+    number: int
+    start: int  # the first row
+    vectors: Array  # (m, d)
+    log_variance: Array | None  # (m,), if there is such
+    zeros: Array  # (k,) the rows whose old embedding is zero, and so the new one
+
+
 def transformed_chunks(
     inputs: Inputs, chunks: list[tuple[int, tuple[int, int]]], where: str, device: torch.device
-) -> Iterator[tuple[int, int, Array, Array | None]]:
-    """The (number, first row, embeddings (m, d), sigma (m,) if there is such) of each chunk (number, (start, stop)).
-
-    The next chunk is read in the meantime.
+) -> Iterator[Chunk]:
+    """Each of the chunks (number, (start, stop)), transformed. The next one is read in the meantime.
 
     Args:
         inputs: the transformation is moved to the device.
@@ -143,16 +156,16 @@ def transformed_chunks(
         device: to compute on.
 
     Raises:
-        UserError: inputs or outputs that are not finite, or inputs whose length is no longer 1.
+        UserError: inputs or outputs that are not finite, inputs whose length is no longer 1, or too little memory.
     """
     manifest = inputs.manifest
     precision: Resolved = "bf16" if manifest.precision == "bf16" else "fp32"
-    module = folded(inputs.transformation, precision).to(device)
-    with ThreadPoolExecutor(1) as reader:
+    with ThreadPoolExecutor(1) as reader, memory_named():
+        module = folded(inputs.transformation, precision).to(device)
         for number, start, chunk in _read_ahead(inputs, chunks, reader):
-            vectors, log_variance = transform_rows(module, chunk, manifest, device)
-            check_finite(vectors, f"{where} of {inputs.old.path}", start)
-            yield number, start, vectors, log_variance
+            named = f"{where} of {inputs.old.path}"
+            vectors, log_variance = transform_rows(module, chunk, manifest, device, named, start)
+            yield Chunk(number, start, vectors, log_variance, start + np.flatnonzero(are_zero(chunk[0])))
 
 
 def digest_of(hashes: list[str]) -> str:
@@ -186,15 +199,22 @@ def _read_ahead(
 
 @torch.inference_mode()
 def transform_rows(
-    module: nn.Module, inputs: list[Array], manifest: Manifest, device: torch.device
+    module: nn.Module, inputs: list[Array], manifest: Manifest, device: torch.device, where: str, first_row: int
 ) -> tuple[Array, Array | None]:
     """Old embeddings and perhaps side-information -> embeddings (m, d) as the gallery keeps them, and sigma (m,).
+
+    A zero old embedding becomes a zero one: it stands for nothing in either space.
 
     Args:
         module: a transformation on the device, `folded` or not.
         inputs: old embeddings (m, d_old) and, if there is such, side-information (m, d_side).
         manifest: tells the type and whether the embeddings have length 1.
         device: of the module.
+        where: names the transformation and what it is applied to, in error messages.
+        first_row: the number of the first row, there.
+
+    Raises:
+        UserError: an embedding is not finite, or beyond what the gallery's type can hold.
     """
     embeddings = np.empty((len(inputs[0]), manifest.dim), manifest.dtype)
     sigma = np.empty(len(inputs[0]), np.float32) if manifest.has_sigma else None
@@ -205,8 +225,14 @@ def transform_rows(
         if manifest.normalised:
             vectors = unit_rows(vectors)
         embeddings[start:stop] = vectors.to(torch.float16 if manifest.dtype == "float16" else torch.float32).cpu()
+        if not np.isfinite(embeddings[start:stop]).all():
+            exact = vectors.cpu().numpy()
+            check_finite(exact, where, first_row + start)
+            row = first_row + start + np.flatnonzero(~np.isfinite(embeddings[start:stop]).all(1))[0]
+            raise UserError(f"{where}: row {row} holds values beyond 65504, the largest of float16; set dtype=float32")
         if sigma is not None:
             sigma[start:stop] = output.log_variance.float().mean(1).cpu()
+    embeddings[are_zero(inputs[0])] = 0
     return embeddings, sigma
 
 
@@ -221,12 +247,11 @@ def _finish(folder: Path, manifest: Manifest) -> Manifest:
         temporary = folder / f".{INDEX}.tmp"
         write_index(temporary, gallery.rows("embeddings"), gallery.rows("ids"), parts, cosine=manifest.normalised)
         temporary.replace(folder / INDEX)
-    ready = replace(
-        manifest,
-        stage="ready",
-        transformed_sha256=digest_of(hashes),
-        last={"step": "transform", "at": timestamp(), "rows": manifest.rows},
-    )
+    last: dict[str, Any] = {"step": "transform", "at": timestamp(), "rows": manifest.rows}
+    zeros = [json.loads(path.read_text()) for path in sorted((folder / PROGRESS).glob(f"*{ZEROS}"))]
+    if zeros:
+        last |= {"zero_rows": sum(part["count"] for part in zeros), "first_zero_row": zeros[0]["first"]}
+    ready = replace(manifest, stage="ready", transformed_sha256=digest_of(hashes), last=last)
     ready.write(folder)
     remove(folder / PROGRESS)
     return ready

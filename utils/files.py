@@ -121,14 +121,14 @@ def write_torch(path: str | Path, value: Any) -> None:
     write_bytes(path, buffer.getvalue())
 
 
-def read_torch(path: str | Path) -> Any:
-    """`torch.load` of plain values and tensors, onto the CPU; no code in the file is run.
+def read_torch(path: str | Path, *, mmap: bool = False) -> Any:
+    """`torch.load` of plain values and tensors, onto the CPU, memory-mapped if asked; no code in the file is run.
 
     Raises:
         ValueError: the file is not of torch.save, holds more than plain values, or is cut short.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except OSError:
         raise
     except Exception as error:  # foreign bytes are read as operations of a pickle, and fail in any way that these can

@@ -61,12 +61,17 @@ class Case:
     def refuse(self, step: str, *arguments: str) -> str:
         """Run a step that must refuse its input and write nothing (the lock's holder aside) -> its error."""
         before = self._files()
+        error = self.refuse_midway(step, *arguments)
+        assert self._files() == before
+        return error
+
+    def refuse_midway(self, step: str, *arguments: str) -> str:
+        """Run a step that must refuse its input where it comes to it; what is done so far may stay -> its error."""
         done = run_script(
             "upgrade_gallery.py", step, "--config", "upgrade.yaml", *arguments, cwd=self.folder, processes=None
         )
         assert (done.returncode, done.stderr[:7]) == (2, "error: "), (done.stdout, done.stderr)
         assert len(done.stderr.strip().splitlines()) <= 2
-        assert self._files() == before
         return done.stderr
 
     def _files(self) -> dict[str, tuple[int, int] | None]:
@@ -103,7 +108,8 @@ def make_case(folder: Path, *, unit: bool = False) -> Case:
         old, new = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (old, new))
     folder.mkdir(exist_ok=True)
     np.savez(folder / "old.npz", embeddings=old, ids=IDS)
-    write_transformation(folder / "transformation.pt")
+    recorded = {"normalised": True} if unit else {}
+    write_transformation(folder / "transformation.pt", "fastfill", **recorded)
     (folder / "upgrade.yaml").write_text(CONFIG)
     return Case(folder, old, new.astype(np.float16))
 
@@ -129,7 +135,7 @@ def make_refittable(folder: Path, *recipe: str, pairs: int = 60, **arrays: np.nd
 
     old, new = write("old", N, IDS, **arrays)
     _, sample = write("sample_old", pairs, np.arange(pairs))
-    np.savez(folder / "sample_new.npz", embeddings=sample)
+    np.savez(folder / "sample_new.npz", embeddings=sample, ids=np.arange(pairs))
     np.save(folder / "sample_labels.npy", np.array([30, 10, 20])[np.arange(pairs) % 3])
     (folder / "recipe.yaml").write_text(RECIPE)
     succeed("train_transformation.py", "--config", "recipe.yaml", *recipe, cwd=folder, processes=None)

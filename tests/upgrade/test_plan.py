@@ -63,11 +63,15 @@ def test_bad_pairs_are_refused(upgraded: Case) -> None:
     assert "metric: map needs `labels` in pairs_new.npz" in upgraded.refuse("plan", *PAIRS, "plan_params.metric=map")
     assert "k: 40 is too deep for a sample of 60 pairs" in upgraded.refuse("plan", *PAIRS, "plan_params.k=40")
     np.savez(upgraded.folder / "pairs_old.npz", embeddings=np.ones((60, OLD_DIM), np.float32), ids=np.arange(60))
-    np.savez(upgraded.folder / "pairs_new.npz", embeddings=np.ones((60, NEW_DIM), np.float32), ids=np.arange(60)[::-1])
+    np.savez(upgraded.folder / "pairs_new.npz", embeddings=np.ones((60, NEW_DIM), np.float32), ids=1 + np.arange(60))
     error = upgraded.refuse("plan", "plan_params.old=pairs_old.npz", PAIRS[1])
-    assert "pairs_old.npz and pairs_new.npz: their ids differ" in error
+    assert "plan_params.old: pairs_old.npz and pairs_new.npz hold different items: 1 ids" in error
+    np.savez(upgraded.folder / "pairs_new.npz", embeddings=np.ones((60, NEW_DIM), np.float32))
+    assert "pairs_new.npz has no ids, pairs_old.npz has" in upgraded.refuse(
+        "plan", "plan_params.old=pairs_old.npz", PAIRS[1]
+    )
     unit = np.eye(60, NEW_DIM, dtype=np.float32) + np.eye(60, NEW_DIM, -NEW_DIM, dtype=np.float32)
-    np.savez(upgraded.folder / "pairs_new.npz", embeddings=unit[:10], ids=np.arange(10))
+    np.savez(upgraded.folder / "pairs_new.npz", embeddings=unit[:10])
     np.save(upgraded.folder / "pairs_old.npy", np.zeros((10, OLD_DIM), np.float32))
     assert "pairs_new.npz: embeddings of length 1 are those of one of the two" in upgraded.refuse("plan", *PAIRS)
     write_pairs(upgraded)

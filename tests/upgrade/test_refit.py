@@ -210,11 +210,12 @@ def test_a_full_disk_leaves_the_gallery_as_it_was(ready: Case, file: str, monkey
 def test_side_information_goes_with_the_old_embeddings(tmp_path: Path) -> None:
     rng = np.random.default_rng(3)
     side, sample = (rng.normal(size=(count, 3)).astype(np.float32) for count in (N, 60))
-    np.savez(tmp_path / "sample_side.npz", embeddings=sample)
-    np.save(tmp_path / "side.npy", side)
-    case = prepared(make_refittable(tmp_path, "embeddings_params.side_info=sample_side.npz"), "side_info=side.npy")
+    np.savez(tmp_path / "sample_side.npz", embeddings=sample, ids=np.arange(60))
+    order = rng.permutation(N)
+    np.savez(tmp_path / "side.npz", embeddings=side[order], ids=IDS[order])
+    case = prepared(make_refittable(tmp_path, "embeddings_params.side_info=sample_side.npz"), "side_info=side.npz")
     case.run(*BATCH)
-    case.run("refit", "side_info=side.npy")
+    case.run("refit", "side_info=side.npz")
     path = case.folder / "upgraded/transformation.pt"
     model = load_model(path if path.exists() else case.folder / "transformation.pt")
     with torch.no_grad():

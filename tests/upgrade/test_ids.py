@@ -1,0 +1,321 @@
+"""Ids: rows of two files are paired by them, and they are found and kept whatever they are."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.tiny import files_in
+from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, make_case, make_refittable, write_transformation
+from tests.upgrade.test_refit_pairs import pairs_of
+from upgrade.gallery import Gallery
+from upgrade.ids import matching_rows, text_keys
+from upgrade.rows import parts_of
+from upgrade.sources import open_source
+from utils.errors import UserError
+
+SIDE = np.random.default_rng(5).normal(size=(N, 3)).astype(np.float32)
+TEXTS = np.array([f"{'item' * (row % 5)}-{row}" for row in range(N)])  # of all lengths, in no rising order
+
+
+@pytest.fixture
+def with_side(case: Case) -> Case:
+    """A gallery that has side-information, `side.npz` in its order, and is transformed with that."""
+    write_transformation(case.folder / "transformation.pt", side_info_dim=3)
+    np.savez(case.folder / "side.npz", embeddings=SIDE, ids=IDS)
+    case.run("transform", "side_info=side.npz")
+    return case
+
+
+def permuted(case: Case) -> tuple[str, ...]:
+    order = np.random.default_rng(0).permutation(N)
+    np.savez(case.folder / "other.npz", embeddings=SIDE[order], ids=IDS[order])
+    return ("side_info=other.npz",)
+
+
+def in_shards(case: Case) -> tuple[str, ...]:
+    """Twelve shards, in the order of their numbers, of a permutation; one of them without items."""
+    (case.folder / "other").mkdir()
+    order = np.random.default_rng(0).permutation(N)
+    for number, rows in enumerate([*np.array_split(order, 11), order[:0]]):
+        np.savez(case.folder / f"other/{number}.npz", embeddings=SIDE[rows], ids=IDS[rows])
+    return ("side_info=other",)
+
+
+def of_gallery_shards(case: Case) -> tuple[str, ...]:
+    (case.folder / "shards").mkdir()
+    for number, rows in enumerate(np.array_split(np.arange(N), 12)):
+        np.savez(case.folder / f"shards/{number}.npz", embeddings=case.old[rows], ids=IDS[rows])
+    return ("gallery=shards", *permuted(case))
+
+
+@pytest.mark.parametrize("write", [permuted, in_shards, of_gallery_shards])
+def test_side_information_is_joined_by_id(with_side: Case, write: Callable[[Case], tuple[str, ...]]) -> None:
+    whole = with_side.content()
+    with_side.run("transform", *write(with_side), "output=joined")
+    assert Case(with_side.folder, with_side.old, with_side.new).content() == whole
+    for name in ("embeddings", "sigma", "ids"):
+        assert np.array_equal(np.load(with_side.folder / f"joined/{name}.npy"), with_side.array(name))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"ids": IDS + 10**6}, f"hold different items: {N} ids are in old.npz alone, the first is {IDS[0]}"),
+        (
+            {"ids": np.append(IDS, 10**6), "embeddings": np.append(SIDE, SIDE[:1], 0)},
+            "hold different items: 1 ids are in side.npz alone, the first is 1000000",
+        ),
+        ({"ids": np.append(IDS[:-1], IDS[0])}, f"side.npz: the id {IDS[0]} occurs more than once"),
+        ({"ids": IDS.astype(str)}, "hold different items: the ids of one are whole numbers, those of the other text"),
+        ({}, "side.npz has no ids, old.npz has; rows are paired by place only where neither file has ids"),
+    ],
+)
+def test_side_information_of_other_items_is_refused(case: Case, arrays: dict[str, np.ndarray], message: str) -> None:
+    write_transformation(case.folder / "transformation.pt", side_info_dim=3)
+    content: dict[str, Any] = {"embeddings": SIDE, **arrays}
+    np.savez(case.folder / "side.npz", **content)
+    error = case.refuse("transform", "side_info=side.npz")
+    assert message in error
+    assert "side_info: " in error
+
+
+def test_without_ids_rows_are_paired_by_place(with_side: Case) -> None:
+    np.save(with_side.folder / "old.npy", with_side.old)
+    np.save(with_side.folder / "side.npy", SIDE)
+    with_side.run("transform", "gallery=old.npy", "side_info=side.npy", "output=placed")
+    assert np.array_equal(np.load(with_side.folder / "placed/embeddings.npy"), with_side.array("embeddings"))
+    np.save(with_side.folder / "side.npy", SIDE[:-1])
+    arguments = ("gallery=old.npy", "side_info=side.npy", "output=short")
+    assert "side_info: side.npy has 499 rows, old.npy 500" in with_side.refuse("transform", *arguments)
+
+
+def test_pairs_of_a_plan_are_joined_by_id(upgraded: Case) -> None:
+    rng = np.random.default_rng(2)
+    old, new = (rng.normal(size=(60, dim)).astype(np.float32) for dim in (OLD_DIM, NEW_DIM))
+    labels, order, ids = np.arange(60) % 7, rng.permutation(60), 100 + np.arange(60)
+    np.savez(upgraded.folder / "new.npz", embeddings=new, labels=labels, ids=ids)
+    plans = []
+    for rows in (np.arange(60), order):
+        np.savez(upgraded.folder / "old_pairs.npz", embeddings=old[rows], ids=ids[rows])
+        pairs = ("plan_params.old=old_pairs.npz", "plan_params.new=new.npz", "plan_params.max_pairs=40")
+        upgraded.run("plan", *pairs, "plan_params.metric=map")
+        plans.append(json.loads((upgraded.folder / "upgraded/plan/plan.json").read_text()))
+    assert plans[0] == plans[1]
+
+
+def test_pairs_of_a_refit_have_the_side_information_of_their_id(tmp_path: Path) -> None:
+    np.savez(tmp_path / "sample_side.npz", embeddings=SIDE[:60], ids=np.arange(60))
+    case = make_refittable(tmp_path, "embeddings_params.side_info=sample_side.npz")
+    arguments = permuted(case)
+    case.run("transform", *arguments)
+    case.run("apply", "--batch", case.write_batch("batch.npz", np.arange(100)), *arguments)
+    found = pairs_of(case, side_info="other.npz").training.embeddings
+    rows = {row.tobytes(): number for number, row in enumerate(case.old)}
+    places = [rows[row.tobytes()] for row in found["old"][30:].numpy()]
+    assert np.array_equal(found["side_info"][30:].numpy(), SIDE[places])
+
+
+@settings(deadline=None)
+@given(
+    ids=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=40, unique=True),
+    seed=st.integers(0, 99),
+    text=st.booleans(),
+)
+def test_matching_rows_are_those_of_the_same_id(ids: list[int], seed: int, text: bool) -> None:
+    first = np.array(ids, str if text else np.int64)
+    second = np.random.default_rng(seed).permutation(first)
+    rows = matching_rows(first, second.astype(f"U{60}") if text else second, (len(ids), len(ids)), "key", ("a", "b"))
+    assert first[rows].tolist() == second.tolist()
+    for shorter, longer in ((first[1:], second), (first, second[1:])):
+        if len(ids) > 1:
+            with pytest.raises(UserError, match="key: a and b hold different items: 1 ids are in"):
+                matching_rows(shorter, longer, (len(shorter), len(longer)), "key", ("a", "b"))
+    with pytest.raises(UserError, match=r"more than once|different items"):
+        matching_rows(np.append(first, first[:1]), np.append(second, second[:1]), (1, 1), "key", ("a", "b"))
+    with pytest.raises(UserError, match="more than once"):
+        matching_rows(first, np.append(second, second[:1]), (1, 1), "key", ("a", "b"))
+
+
+def with_texts(case: Case) -> Case:
+    """The same gallery in shards, its ids texts of another width in each."""
+    (case.folder / "texts").mkdir()
+    for number, rows in enumerate(np.array_split(np.arange(N), 3)):
+        texts = TEXTS[rows].astype(f"U{25 + number}")
+        np.savez(case.folder / f"texts/{number}.npz", embeddings=case.old[rows], ids=texts)
+    (case.folder / "upgrade.yaml").write_text(
+        (case.folder / "upgrade.yaml").read_text().replace("gallery: old.npz", "gallery: texts")
+    )
+    return case
+
+
+def write_texts(case: Case, name: str, rows: np.ndarray, **arrays: Any) -> str:
+    content = {"embeddings": case.new[rows], "ids": TEXTS[rows], **arrays}
+    np.savez(case.folder / name, **content)
+    return name
+
+
+def test_a_gallery_with_text_ids_goes_through_every_step(tmp_path: Path) -> None:
+    case, numbers = with_texts(make_case(tmp_path / "texts")), make_case(tmp_path / "numbers")
+    batches = {"first.npz": np.arange(0, 200, 3), "second.npz": np.arange(499, 100, -7)}
+    for one, write in ((case, write_texts), (numbers, lambda one, name, rows: one.write_batch(name, rows))):
+        one.run("transform")
+        one.run("plan")
+        order, ids = one.array("order"), TEXTS if one is case else IDS
+        assert np.array_equal(order, ids[np.argsort(-one.array("sigma"), kind="stable")])
+        for name, rows in batches.items():
+            one.run("apply", "--batch", write(one, name, rows))
+            order = order[~np.isin(order, ids[rows])]
+            assert np.array_equal(one.array("order"), order)
+        assert "all of its" in one.run("apply", "--batch", "first.npz")
+        one.run("status", "--verify")
+    for name in ("embeddings", "state", "sigma"):
+        assert np.array_equal(case.array(name), numbers.array(name))
+    assert np.array_equal(case.array("ids"), TEXTS)
+    for target, batches_left in (("1", 1), ("transformed", 0)):
+        case.run("rollback", "--to", target)
+        numbers.run("rollback", "--to", target)
+        assert np.array_equal(case.array("embeddings"), numbers.array("embeddings"))
+        text_of = dict(zip(IDS, TEXTS, strict=True))
+        assert case.array("order").tolist() == [text_of[number] for number in numbers.array("order")]
+        case.run("status", "--verify")
+        assert batches_left == len(list((case.folder / "upgraded/journal").iterdir()))
+    case.run("rollback", "--to", "old")
+
+
+def test_texts_are_compared_as_a_whole(case: Case) -> None:
+    with_texts(case).run("transform")
+    width = case.array("ids").dtype.itemsize // 4
+    for rows, dtype in ((np.arange(5), f"U{width + 30}"), (np.arange(4), TEXTS[:4].dtype)):
+        case.run("apply", "--batch", write_texts(case, "batch.npz", rows, ids=TEXTS[rows].astype(dtype)))
+    for other in (TEXTS[7] + "x" * 60, TEXTS[7][:-1], TEXTS[7] + " ", "", "\x00" + TEXTS[7]):
+        ids = np.array([other])
+        error = case.refuse("apply", "--batch", write_texts(case, "batch.npz", np.array([7]), ids=ids))
+        assert f"the gallery has no id {other}" in error
+    error = case.refuse("apply", "--batch", write_texts(case, "batch.npz", np.arange(3), ids=np.arange(3)))
+    assert "batch.npz: its ids are whole numbers, those of the gallery text" in error
+
+
+@pytest.mark.parametrize("kinds", [1, 3])
+def test_texts_of_one_key_are_told_apart(case: Case, kinds: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(texts: np.ndarray) -> np.ndarray:
+        return text_keys(texts) % np.uint64(kinds)
+
+    monkeypatch.setattr("upgrade.lookup.text_keys", few)
+    monkeypatch.setattr("upgrade.gallery.text_keys", few)
+    with_texts(case).run("transform")
+    gallery = Gallery.open(case.folder / "upgraded")
+    order = np.random.default_rng(0).permutation(N)
+    asked = np.append(TEXTS[order], ["not there", ""])
+    assert np.array_equal(gallery.rows_of(asked), np.append(order, [-1, -1]))
+
+
+def test_keys_do_not_depend_on_the_width_and_hardly_ever_meet() -> None:
+    texts = np.array([f"{a}/{b}" for a in range(300) for b in range(300)] + ["ä", "日本", "日本 "])
+    keys = text_keys(texts)
+    assert np.array_equal(keys, text_keys(texts.astype("U50")))
+    assert np.array_equal(keys, text_keys(texts.astype(texts.dtype.newbyteorder())))
+    assert len(np.unique(keys)) == len(texts)
+    assert int(text_keys(np.array(["refill"]))[0]) == 2128304902858430975  # as in the files that there are
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy"])
+def test_objects_are_refused_with_what_to_do(case: Case, suffix: str) -> None:
+    objects = TEXTS.astype(object)
+    arguments: tuple[str, ...] = ()
+    if suffix == ".npz":
+        np.savez(case.folder / "old.npz", embeddings=case.old, ids=objects)
+    else:
+        np.savez(case.folder / "old.npz", embeddings=case.old)
+        np.save(case.folder / "ids.npy", objects)
+        arguments = ("ids=ids.npy",)
+    error = case.refuse("transform", *arguments)
+    assert "its array holds Python objects; write ids that are text with ids.astype(str)" in error
+
+
+def test_a_text_that_occurs_twice_is_refused(case: Case) -> None:
+    np.savez(case.folder / "old.npz", embeddings=case.old, ids=np.append(TEXTS[:-1], TEXTS[3]))
+    assert f"gallery: old.npz: the id {TEXTS[3]} occurs more than once" in case.refuse("transform")
+
+
+def test_numbers_beyond_int64_are_refused_and_others_are_exact(case: Case) -> None:
+    large = np.arange(N).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    np.savez(case.folder / "old.npz", embeddings=case.old, ids=large)
+    first = large[large >= 2**63][0]
+    assert f"old.npz: ids: {first} is beyond 2^63 - 1; ids may be text instead" in case.refuse("transform")
+    np.savez(case.folder / "old.npz", embeddings=case.old, ids=large.astype(str))
+    case.run("transform", "output=texts")
+    np.savez(case.folder / "old.npz", embeddings=case.old, ids=IDS)
+    case.run("transform")
+    batch = {"embeddings": case.new[:1], "ids": np.array([2**64 - 1], np.uint64)}  # -1, if it were cast
+    np.savez(case.folder / "batch.npz", **batch)  # type: ignore[arg-type]
+    assert "batch.npz: ids: 18446744073709551615 is beyond" in case.refuse("apply", "--batch", "batch.npz")
+    (case.folder / "shards").mkdir()
+    exact = 2**62 + 1 + np.arange(N)  # not as floating point numbers
+    for number, (rows, dtype) in enumerate(((np.arange(9), np.int32), (np.arange(9, N), np.uint64))):
+        ids = (rows if number == 0 else exact[rows]).astype(dtype)
+        np.savez(case.folder / f"shards/{number}.npz", embeddings=case.old[rows], ids=ids)
+    case.run("transform", "gallery=shards", "output=mixed")
+    assert np.array_equal(np.load(case.folder / "mixed/ids.npy"), np.append(np.arange(9), exact[9:]))
+
+
+def test_shards_are_in_the_order_of_their_numbers(case: Case) -> None:
+    (case.folder / "shards").mkdir()
+    for number, rows in enumerate(np.array_split(np.arange(N), 12)):
+        with (case.folder / f"shards/part_{number}{'.NPY' if number == 3 else '.npy'}").open("wb") as file:
+            np.save(file, case.old[rows])
+    case.run("transform")
+    case.run("transform", "gallery=shards", "output=sharded")
+    assert np.array_equal(np.load(case.folder / "sharded/embeddings.npy"), case.array("embeddings"))
+
+
+def test_a_shard_without_rows_is_no_error(case: Case) -> None:
+    (case.folder / "shards").mkdir()
+    np.savez(case.folder / "shards/0.npz", embeddings=np.zeros((0, OLD_DIM), np.float32), ids=np.array([]))
+    np.savez(case.folder / "shards/1.npz", embeddings=case.old, ids=IDS)
+    np.savez(case.folder / "shards/2.npz", embeddings=np.array([]))
+    case.run("transform", "gallery=shards")
+    assert np.array_equal(case.array("ids"), IDS)
+    (case.folder / "shards/1.npz").unlink()
+    assert "shards is empty" in case.refuse("transform", "gallery=shards", "output=other")
+
+
+def test_a_batch_without_items_changes_nothing(upgraded: Case) -> None:
+    before = {name: entry for name, entry in files_in(upgraded.folder / "upgraded").items() if name != "lock"}
+    for arrays in ({"embeddings": np.zeros((0, NEW_DIM), np.float16), "ids": IDS[:0]}, {"embeddings": np.array([])}):
+        np.savez(upgraded.folder / "batch.npz", **arrays)
+        assert upgraded.run("apply", "--batch", "batch.npz") == "batch.npz: holds no item; the gallery is as it was\n"
+    after = {name: entry for name, entry in files_in(upgraded.folder / "upgraded").items() if name != "lock"}
+    assert after == before
+
+
+def test_an_index_takes_no_text_ids(case: Case) -> None:
+    assert "faiss: FAISS takes whole numbers alone, and the ids of texts are text" in with_texts(case).refuse(
+        "transform", "faiss=True"
+    )
+
+
+def test_an_index_that_numbers_its_vectors_takes_text_ids_beside_it(case: Case) -> None:
+    faiss = pytest.importorskip("faiss")
+    index = faiss.IndexFlatL2(OLD_DIM)
+    index.add(case.old)
+    faiss.write_index(index, str(case.folder / "old.faiss"))
+    np.save(case.folder / "texts.npy", TEXTS)
+    case.run("transform", "gallery=old.faiss", "ids=texts.npy")
+    assert np.array_equal(case.array("ids"), TEXTS)
+
+
+def test_the_parts_of_a_reordered_source_hold_its_rows(case: Case) -> None:
+    in_shards(case)
+    joined = open_source(case.folder / "other", where="x").in_order_of(
+        open_source(case.folder / "old.npz", where="y"), "x"
+    )
+    read = np.concatenate([joined.vectors.read(*part) for part in parts_of(N, 37)])
+    assert np.array_equal(read, SIDE)
+    index = np.array([499, 0, 3, 3])
+    assert np.array_equal(joined.vectors.take(index), SIDE[index])

@@ -1,0 +1,190 @@
+"""What decides whether a gallery's embeddings have length 1; zero vectors; what float16 or the memory cannot hold."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.model_files import describe_refined, describe_transformation, save_model
+from models.refinement import RefinedTransformation
+from models.transformations import build_transformation
+from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, make_case, write_transformation
+from upgrade.gallery import Gallery
+from upgrade.inputs import open_inputs
+from upgrade.planning import read_sample
+from upgrade.schema import PlanParams, UpgradeConfig
+from upgrade.spaces import have_unit_length
+from upgrade.transform import transform_gallery
+from utils.distributed import World
+from utils.errors import UserError
+
+
+def is_normalised(case: Case) -> bool:
+    """Whether the gallery is of length 1, as its manifest says and its rows are."""
+    found = np.abs(np.linalg.norm(case.array("embeddings").astype(np.float32), axis=1) - 1) < 1e-3
+    stated: bool = json.loads((case.folder / "upgraded/manifest.json").read_text())["normalised"]
+    assert stated == found.all()
+    return stated
+
+
+def write_refined(path: Path, **recorded: bool) -> None:
+    arguments: dict[str, Any] = {"arch": "ridge", "old_embedding_dim": OLD_DIM, "new_embedding_dim": NEW_DIM}
+    inner = build_transformation(**arguments, side_info_dim=0)
+    for parameter in inner.state_dict().values():
+        parameter.normal_(generator=torch.Generator().manual_seed(0))
+    refined = RefinedTransformation(inner, num_classes=3, new_embedding_dim=NEW_DIM, strength=0.0)
+    within = describe_transformation(inner, {**arguments, "side_info_dim": 0, **recorded})
+    save_model(path, describe_refined(refined, within, {}), config={}, seed=0)
+
+
+@pytest.mark.parametrize("refined", [False, True])
+@pytest.mark.parametrize("unit", [False, True])
+def test_what_the_transformation_records_decides_whatever_the_old_embeddings_are(
+    tmp_path: Path, unit: bool, refined: bool
+) -> None:
+    case = make_case(tmp_path / "case", unit=unit)
+    path = case.folder / "transformation.pt"
+    write: Any = write_refined if refined else write_transformation
+    for recorded, contradiction in ((True, "off"), (False, "on")):
+        write(path, normalised=recorded)
+        error = case.refuse("transform", f"normalised={contradiction}")
+        assert f"normalised: {contradiction} contradicts transformation_path: transformation.pt" in error
+        for said in ("auto", "on" if recorded else "off"):
+            case.run("transform", f"normalised={said}")
+            assert is_normalised(case) == recorded
+            case.run("rollback", "--to", "old")
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_where_nothing_is_recorded_the_user_decides(tmp_path: Path, unit: bool) -> None:
+    case = make_case(tmp_path / "case", unit=unit)
+    write_transformation(case.folder / "transformation.pt")
+    for said, expected in (("auto", False), ("on", True), ("off", False)):
+        case.run("transform", f"normalised={said}")
+        assert is_normalised(case) == expected
+        case.run("rollback", "--to", "old")
+
+
+@pytest.mark.parametrize("row", [0, 300])
+@pytest.mark.parametrize("unit", [False, True])
+def test_a_zero_row_stays_zero_wherever_it_stands(tmp_path: Path, unit: bool, row: int) -> None:
+    case = make_case(tmp_path / "case", unit=unit)
+    assert "zero" not in case.run("transform")
+    clean = case.array("embeddings")
+    case.run("rollback", "--to", "old")
+    zero = np.array([row, row + 70])  # in two chunks
+    case.old[zero] = 0
+    np.savez(case.folder / "old.npz", embeddings=case.old, ids=IDS)
+    for _ in range(2):  # a finished gallery says it again
+        assert f"old.npz: 2 rows are zero vectors and stay zero, the first is row {row}\n" in case.run("transform")
+    found = case.array("embeddings")
+    assert not found[zero].any()
+    clean[zero] = 0
+    assert np.array_equal(found, clean)
+    case.run("status", "--verify")
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_a_zero_row_of_a_batch_stays_zero(tmp_path: Path, unit: bool) -> None:
+    case = make_case(tmp_path / "case", unit=unit)
+    case.run("transform")
+    case.new[[3, 5]] = 0
+    output = case.run("apply", "--batch", case.write_batch("batch.npz", np.arange(2, 20)))
+    assert "batch.npz: 2 rows are zero vectors and stay zero, the first is row 1\n" in output
+    assert np.array_equal(case.array("embeddings")[2:20], case.new[2:20])
+    only = case.write_batch("zero.npz", np.arange(3, 6, 2))
+    assert "zero.npz: 2 rows are zero vectors" in case.run("apply", "--batch", only)
+
+
+def test_zero_rows_do_not_hide_a_batch_of_another_space(tmp_path: Path) -> None:
+    case, unit = make_case(tmp_path / "any"), make_case(tmp_path / "unit", unit=True)
+    for one in (case, unit):
+        one.run("transform")
+    rows = np.arange(20)
+    vectors = unit.new[rows].copy()
+    vectors[[0, 7]] = 0
+    error = case.refuse("apply", "--batch", case.write_batch("unit.npz", rows, vectors))
+    assert "its embeddings have length 1, those of the gallery do not" in error
+    vectors[9] = 2 * np.eye(NEW_DIM)[0]
+    error = unit.refuse("apply", "--batch", unit.write_batch("long.npz", rows, vectors))
+    assert "long.npz: row 9 has length 2, but the embeddings are of length 1" in error
+
+
+def test_the_length_of_rows_is_that_of_those_that_have_one() -> None:
+    unit = np.eye(4, dtype=np.float32)
+    assert have_unit_length(unit)
+    for zero in ([0], [1, 3], [0, 1, 2]):
+        some = unit.copy()
+        some[zero] = 0
+        assert have_unit_length(some)
+        assert not have_unit_length(2 * some)
+    assert not have_unit_length(np.zeros((3, 4), np.float16))
+
+
+def write_scaled(case: Case, scale: float) -> None:
+    """The identity, about, times a scale."""
+    arguments: dict[str, Any] = {"arch": "ridge", "old_embedding_dim": OLD_DIM, "new_embedding_dim": NEW_DIM}
+    model = build_transformation(**arguments, side_info_dim=0)
+    for tensor in model.state_dict().values():
+        tensor.copy_(scale * torch.eye(*tensor.shape) if tensor.ndim == 2 else torch.zeros_like(tensor))
+    save_model(
+        case.folder / "transformation.pt",
+        describe_transformation(model, {**arguments, "side_info_dim": 0}),
+        config={},
+        seed=0,
+    )
+
+
+def test_what_float16_cannot_hold_is_said_so(case: Case) -> None:
+    case.old[:] = np.clip(case.old, -3, 3)
+    case.old[333, 0] = 4
+    np.savez(case.folder / "old.npz", embeddings=case.old, ids=IDS)
+    write_scaled(case, 2e4)
+    done = case.refuse_midway("transform")
+    assert "transformation.pt of old.npz: row 333 holds values beyond 65504, the largest of float16" in done
+    assert "set dtype=float32" in done
+    case.run("transform", "dtype=float32", "output=wide")
+    wide = np.load(case.folder / "wide/embeddings.npy")
+    np.testing.assert_allclose(wide, 2e4 * case.old[:, :NEW_DIM], rtol=1e-6)
+    write_scaled(case, np.inf)
+    error = case.refuse_midway("transform", "output=nan")
+    assert "transformation.pt of old.npz: row 0 holds NaN or infinity" in error
+    assert "float16" not in error
+
+
+def config_of(case: Case, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> UpgradeConfig:
+    monkeypatch.chdir(case.folder)
+    return UpgradeConfig("transform", "old.npz", "transformation.pt", "upgraded", "old", "new", **keys)
+
+
+def test_a_plan_says_too_what_float16_cannot_hold(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.run("transform")
+    np.savez(case.folder / "pairs_old.npz", embeddings=1e6 * case.old, ids=IDS)
+    np.savez(case.folder / "pairs_new.npz", embeddings=case.new, ids=IDS)
+    config = config_of(case, monkeypatch, plan_params=PlanParams(old="pairs_old.npz", new="pairs_new.npz"))
+    with pytest.raises(UserError, match=r"plan_params.old: pairs_old.npz.* beyond 65504"):
+        read_sample(config, Gallery.open(Path("upgraded")).manifest)
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError("of the machine")]
+)
+def test_too_little_memory_is_not_taken_for_dimensions(
+    case: Case, error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any) -> None:
+        raise error
+
+    config = config_of(case, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.nn.Linear, "forward", fail)
+        with pytest.raises(UserError, match=f"free some.*or lower chunk_rows.*{error}"):
+            open_inputs(config, World())
+    with monkeypatch.context() as patch:
+        patch.setattr("upgrade.transform.transform_rows", fail)
+        with pytest.raises(UserError, match=f"free some.*or lower chunk_rows.*{error}"):
+            transform_gallery(config, World())
+    assert transform_gallery(config, World()).rows == N
