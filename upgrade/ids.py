@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from upgrade.rows import Array, Rows
+from upgrade.rows import Array, Rows, parts_of
 from utils.errors import UserError
 
 
@@ -93,6 +93,22 @@ def matching_rows(
     if len(wanted) > len(ids):
         raise UserError(f"{where}: {other}: an id occurs more than once")
     return rows
+
+
+def matching_texts(ids: Rows | None, wanted: Rows | None) -> Array | None:
+    """As `matching_rows`, by the keys of texts, which take less memory; None where these do not tell."""
+    if ids is None or wanted is None or {ids.dtype.kind, wanted.dtype.kind} != {"U"}:
+        return None
+    count = wanted.shape[0]
+    keys, others = (
+        np.concatenate([text_keys(one.read(*part)) for part in parts_of(one.shape[0])]) for one in (ids, wanted)
+    )
+    try:
+        rows = matching_rows(keys, others, (len(keys), count), "keys", ("", ""))
+    except UserError:  # of other items, or two of one key: the texts tell, and are named
+        return None
+    same = (np.array_equal(ids.take(rows[start:stop]), wanted.read(start, stop)) for start, stop in parts_of(count))
+    return rows if all(same) else None
 
 
 def text_keys(texts: Array) -> Array:

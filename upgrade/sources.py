@@ -11,7 +11,7 @@ import numpy as np
 
 from upgrade.faiss_index import SUFFIXES, open_index
 from upgrade.formats import ARRAYS, open_parquet, open_safetensors, open_torch
-from upgrade.ids import WholeNumbers, matching_rows
+from upgrade.ids import WholeNumbers, matching_rows, matching_texts
 from upgrade.rows import Concatenated, Reordered, RowFile, Rows, archive_member, parts_of
 from utils.errors import UserError
 
@@ -45,8 +45,8 @@ class Source:
     def in_order_of(self, other: "Source", where: str) -> "Source":
         """The same items in the order of another source: by id where both have ids, by place where neither has.
 
-        Where the orders differ, the ids of both are in memory as a whole while they are compared, and then 8 bytes an
-        item.
+        Where the orders differ, some 50 bytes an item are in memory while they are compared, and then 8; texts are
+        there as a whole only where the items differ.
 
         Raises:
             UserError: they are of different items, see `matching_rows`.
@@ -55,9 +55,11 @@ class Source:
             pairs = ((self.ids.read(*part), other.ids.read(*part)) for part in parts_of(len(self)))
             if all(np.array_equal(ids, others) for ids, others in pairs):
                 return self
-        ids, wanted = (None if one.ids is None else one.ids.read(0, len(one)) for one in (self, other))
-        rows = matching_rows(ids, wanted, (len(self), len(other)), where, (self.path, other.path))
-        if ids is None:
+        rows = matching_texts(self.ids, other.ids)
+        if rows is None:
+            ids, wanted = (None if one.ids is None else one.ids.read(0, len(one)) for one in (self, other))
+            rows = matching_rows(ids, wanted, (len(self), len(other)), where, (self.path, other.path))
+        if self.ids is None:
             return self
         labels = None if self.labels is None else Reordered(self.labels, rows)
         return Source(self.path, Reordered(self.vectors, rows), other.ids, labels)

@@ -310,6 +310,24 @@ def test_an_index_that_numbers_its_vectors_takes_text_ids_beside_it(case: Case) 
     assert np.array_equal(case.array("ids"), TEXTS)
 
 
+@pytest.mark.parametrize("kinds", [2**64 - 1, 3])
+def test_sources_with_text_ids_are_joined_whatever_their_keys(
+    case: Case, kinds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("upgrade.ids.text_keys", lambda texts: text_keys(texts) % np.uint64(kinds))
+    order = np.random.default_rng(0).permutation(N)
+    np.savez(case.folder / "side.npz", embeddings=SIDE[order], ids=TEXTS[order].astype("U90"), labels=order)
+    with_texts(case)
+    source, side = (open_source(case.folder / name, where=name) for name in ("texts", "side.npz"))
+    joined = side.in_order_of(source, "side_info")
+    assert np.array_equal(joined.vectors.read(0, N), SIDE)
+    assert joined.labels is not None
+    assert np.array_equal(joined.labels.read(0, N), np.arange(N))
+    np.savez(case.folder / "side.npz", embeddings=SIDE, ids=np.append(TEXTS[:-1], "another"))
+    with pytest.raises(UserError, match=f"hold different items: 1 ids are in .*texts alone, the first is {TEXTS[-1]}"):
+        open_source(case.folder / "side.npz", where="side_info").in_order_of(source, "side_info")
+
+
 def test_the_parts_of_a_reordered_source_hold_its_rows(case: Case) -> None:
     in_shards(case)
     joined = open_source(case.folder / "other", where="x").in_order_of(
