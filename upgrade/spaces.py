@@ -32,7 +32,7 @@ def are_zero(rows: Array) -> Array:
 
 def zero_line(path: object, count: int, first_row: int) -> str:
     """A line that counts the zero rows of a file and names the first."""
-    return f"{path}: {count:,} rows are zero vectors and stay zero, the first is row {first_row}"
+    return f"{path}: {count} zero vector{'s' if count > 1 else ''}, the first in row {first_row}; kept as zero"
 
 
 def check_lengths(rows: Array, where: str, first_row: int) -> None:

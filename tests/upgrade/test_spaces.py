@@ -79,7 +79,7 @@ def test_a_zero_row_stays_zero_wherever_it_stands(tmp_path: Path, unit: bool, ro
     case.old[zero] = 0
     np.savez(case.folder / "old.npz", embeddings=case.old, ids=IDS)
     for _ in range(2):  # a finished gallery says it again
-        assert f"old.npz: 2 rows are zero vectors and stay zero, the first is row {row}\n" in case.run("transform")
+        assert f"old.npz: 2 zero vectors, the first in row {row}; kept as zero\n" in case.run("transform")
     found = case.array("embeddings")
     assert not found[zero].any()
     clean[zero] = 0
@@ -93,10 +93,10 @@ def test_a_zero_row_of_a_batch_stays_zero(tmp_path: Path, unit: bool) -> None:
     case.run("transform")
     case.new[[3, 5]] = 0
     output = case.run("apply", "--batch", case.write_batch("batch.npz", np.arange(2, 20)))
-    assert "batch.npz: 2 rows are zero vectors and stay zero, the first is row 1\n" in output
+    assert "batch.npz: 2 zero vectors, the first in row 1; kept as zero\n" in output
     assert np.array_equal(case.array("embeddings")[2:20], case.new[2:20])
     only = case.write_batch("zero.npz", np.arange(3, 6, 2))
-    assert "zero.npz: 2 rows are zero vectors" in case.run("apply", "--batch", only)
+    assert "zero.npz: 2 zero vectors" in case.run("apply", "--batch", only)
 
 
 def test_zero_rows_do_not_hide_a_batch_of_another_space(tmp_path: Path) -> None:
