@@ -10,6 +10,7 @@ machine without the images and the models needs to train and to evaluate a trans
 
 import argparse
 
+from data.embedding_files import check_writable
 from data.embeddings import write_embeddings
 from models.model_files import build_model, classifier_of, read_description
 from trainers.extraction import embed_split, freeze
@@ -22,6 +23,7 @@ from utils.schema import EmbedConfig
 
 def main() -> None:
     config = load_config(EmbedConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    check_writable(config.output_embeddings_path, where="output_embeddings_path")
     with process_group() as world:
         if world.is_main:
             check_outputs(config)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data.embeddings import ClassVectors, EmbeddingSet, read_query_and_gallery, write_embeddings
+from data.embeddings import EmbeddingSet, write_embeddings
+from data.evaluation_files import ClassVectors, read_query_and_gallery
 from data.subsets import take_subset
 from retrieval import (
     EVEN_SPREAD,
@@ -59,8 +60,13 @@ def main() -> None:
         if files is None:
             query, gallery, classes = embed_queries_and_gallery(config, world)
         else:
-            query, gallery = read_query_and_gallery(files, world.device)
-            gallery, classes = transform_gallery(gallery, files, world)
+            query, gallery, side_info, by_place = read_query_and_gallery(files, config.eval_params, world.device)
+            if by_place and world.is_main:
+                print(
+                    f"{files.query} and {files.gallery} have no ids, and the same labels: item i of both is taken for "
+                    "the same one, which a query never retrieves (else set eval_params.same_items=false)"
+                )
+            gallery, classes = transform_gallery(gallery, side_info, files, world)
         if config.eval_params.subset is not None:
             query, gallery = take_subset(query, gallery, config.eval_params.subset, config.seed)
         try:
@@ -94,7 +100,7 @@ def backfilling_orders(
     if params.backfilling is None or not params.backfilling_list:
         return {}
     if not query.same_items(gallery):
-        raise UserError("eval_params.backfilling: needs queries and gallery of the same items in the same order")
+        raise UserError("eval_params.backfilling: needs queries and gallery of the same items")
     return {
         name: backfilling_order(
             name,
@@ -145,8 +151,8 @@ def evaluate_sets(
     assert query.labels is not None
     with ranking_progress(config, query, world) as progress:
         shared: dict[str, Any] = {
-            "query_ids": query.ids,
-            "gallery_ids": gallery.ids,
+            "query_ids": query.numbers,
+            "gallery_ids": gallery.numbers,
             "distance": params.distance_metric_name,
             "recall_at": params.recall_at,
             "precision_at": params.precision_at,
@@ -224,7 +230,9 @@ def write_results(
     if params.backfilling_result_path is not None and curves:
         write_array(params.backfilling_result_path, curve_array(curves))
     if params.per_query is not None:
-        write_arrays(params.per_query, per_query_arrays(metrics, curves, query.ids))
+        assert query.numbers is not None
+        ids = query.numbers.cpu().numpy() if query.ids is None else query.ids  # the number of a query is its row's
+        write_arrays(params.per_query, per_query_arrays(metrics, curves, ids))
     if config.output is not None:
         result = result_json(metrics, curves, params.confidence, quality, class_names)
         write_json(config.output, result if placing is None else {**result, "representatives": placing})

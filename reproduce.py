@@ -115,8 +115,9 @@ def kept_embeddings(config: EvalConfig) -> tuple[Embeddings, Embeddings]:
 def as_arrays(items: EmbeddingSet) -> Embeddings:
     """Embeddings of images for the pictures; a log variance of several dimensions counts by its mean."""
     assert items.labels is not None
+    assert items.ids is not None
     sigma = None if items.log_variance is None else items.log_variance.reshape(len(items), -1).mean(1).numpy()
-    return Embeddings(items.embeddings.float().numpy(), items.ids.numpy(), items.labels.numpy(), sigma)
+    return Embeddings(items.embeddings.float().numpy(), items.ids, items.labels.numpy(), sigma)
 
 
 def open_validation_images(params: DatasetParams) -> Callable[[int], Image.Image]:

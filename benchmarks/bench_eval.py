@@ -236,6 +236,7 @@ def main() -> None:
             read_embeddings(Path(arguments.embeddings) / name, where="--embeddings")
             for name in ("query.npz", "gallery.npz")
         )
+        gallery = gallery.in_order_of(query.named("query.npz"), "gallery.npz")
         assert gallery.labels is not None
         device = items.new.device
         items = Upgrade(query.embeddings.float().to(device), gallery.embeddings.float().to(device), gallery.labels)

@@ -1,16 +1,16 @@
-"""Embedding files: `.npz`, or a folder of `.npy` files that are memory-mapped."""
+"""Embeddings of items, and the files that hold them."""
 
-import zipfile
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
+from data.embedding_files import read_arrays, write_named_arrays
+from data.items import Array, Items, matching_rows
 from utils.errors import UserError
-from utils.files import write_arrays
-from utils.sections import EmbeddingsParams
 
 ARRAYS = ("embeddings", "ids", "labels", "sigma")
 
@@ -19,98 +19,67 @@ ARRAYS = ("embeddings", "ids", "labels", "sigma")
 class EmbeddingSet:
     """Embeddings of n items.
 
-    `ids` tell the items apart, `labels` are their classes (a negative one: none), `log_variance` is a transformation's
-    uncertainty.
+    `ids` are what the items are called, `labels` are their classes (a negative one: none), `log_variance` is a
+    transformation's uncertainty.
     """
 
     embeddings: torch.Tensor  # (n, d) float16 or float32
-    ids: torch.Tensor  # (n,) int64
+    ids: Array | None = None  # (n,) int64, uint64 or texts; None where nothing but their place tells the items apart
     labels: torch.Tensor | None = None  # (n,) int64
     log_variance: torch.Tensor | None = None  # (n,) or (n, d)
+    # (n,) int64, of the two sets of an evaluation: items of the same number are the same item.
+    numbers: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.embeddings)
 
     def to(self, device: torch.device) -> "EmbeddingSet":
         """The same items on the device."""
-        labels, log_variance = self.labels, self.log_variance
-        return EmbeddingSet(
-            self.embeddings.to(device),
-            self.ids.to(device),
-            None if labels is None else labels.to(device),
-            None if log_variance is None else log_variance.to(device),
-        )
+        return self._each(lambda tensor: tensor.to(device))
 
     def take(self, items: torch.Tensor) -> "EmbeddingSet":
         """The items at these positions (m,) int64."""
-        items = items.to(self.ids.device)
-        return EmbeddingSet(
-            self.embeddings[items],
-            self.ids[items],
-            None if self.labels is None else self.labels[items],
-            None if self.log_variance is None else self.log_variance[items],
-        )
+        taken = self._each(lambda tensor: tensor[items.to(tensor.device)])
+        return replace(taken, ids=None if self.ids is None else self.ids[items.cpu().numpy()])
+
+    def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "EmbeddingSet":
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        changed: dict[str, Any] = {name: change(tensor) for name, tensor in tensors.items()}
+        return replace(self, **changed)
+
+    def named(self, name: str) -> Items:
+        """What tells the items, under the name that error messages have for them."""
+        return Items(name, len(self), self.ids, None if self.labels is None else self.labels.cpu().numpy())
 
     def same_items(self, other: "EmbeddingSet") -> bool:
-        """Whether both hold the same items in the same order."""
-        return torch.equal(self.ids, other.ids)
+        """Whether both hold the same items in the same order, by their numbers."""
+        assert self.numbers is not None
+        assert other.numbers is not None
+        return torch.equal(self.numbers, other.numbers)
 
+    def in_order_of(self, reference: Items, name: str) -> "EmbeddingSet":
+        """These items, which are those of `reference`, in its order.
 
-@dataclass(frozen=True)
-class ClassVectors:
-    """What is known of C classes."""
-
-    classifier: torch.Tensor | None = None  # (C, d) weight of the new model's classifier, in the new space
-    bias: torch.Tensor | None = None  # (C,), if it has one
-    means: torch.Tensor | None = None  # (C, d) mean new embedding of each class over the training set
-    names: Sequence[str] = ()  # of the class folders, by label; empty where there are only embeddings
+        Raises:
+            UserError: they are not, or nothing tells (`matching_rows`); it calls them `name`.
+        """
+        rows = matching_rows(reference, self.named(name))
+        return self if rows is None else self.take(torch.from_numpy(rows))
 
 
 def write_embeddings(path: str | Path, items: EmbeddingSet) -> None:
-    """Write an embedding file atomically: an `.npz`, or under any other name a folder of `.npy` files."""
-    arrays = {"embeddings": items.embeddings, "ids": items.ids, "labels": items.labels, "sigma": items.log_variance}
-    write_arrays(path, {name: array for name, array in arrays.items() if array is not None})
-
-
-def read_query_and_gallery(files: EmbeddingsParams, device: torch.device) -> tuple[EmbeddingSet, EmbeddingSet]:
-    """Read the two embedding files of an evaluation onto the device; on a CPU, a mapped file stays mapped.
+    """Write an embedding file atomically, in the form that its suffix says; under any other name a folder of `.npy`.
 
     Raises:
-        UserError: as `read_embeddings`, or a file without labels.
+        UserError: as `write_named_arrays`.
     """
-    query = read_embeddings(files.query, where="embeddings_params.query").to(device)
-    gallery = read_embeddings(files.gallery, where="embeddings_params.gallery").to(device)
-    for name, path, items in (("query", files.query, query), ("gallery", files.gallery, gallery)):
-        if items.labels is None:
-            raise UserError(f"embeddings_params.{name}: {path} has no array `labels`; the evaluation needs `labels`")
-    return query, gallery
-
-
-def read_class_vectors(files: EmbeddingsParams, device: torch.device) -> ClassVectors:
-    """Read what an evaluation's files say of the classes, onto the device.
-
-    Raises:
-        UserError: a file that is not an `.npy` of a matrix.
-    """
-    matrices = [
-        None if path is None else _read_matrix(path, where=f"embeddings_params.{name}").to(device)
-        for name, path in (("classifier", files.classifier), ("class_means", files.class_means))
-    ]
-    return ClassVectors(classifier=matrices[0], means=matrices[1])
-
-
-def _read_matrix(path: str, *, where: str) -> torch.Tensor:
-    try:
-        matrix = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{where}: {path} is no array (.npy): {error}") from None
-    if not isinstance(matrix, np.ndarray) or matrix.ndim != 2 or matrix.dtype.kind != "f":
-        raise UserError(f"{where}: {path} should be an `.npy` of (classes, dimension) floating point numbers")
-    return _tensor(matrix.astype(np.float32))
+    tensors = {"embeddings": items.embeddings, "labels": items.labels, "sigma": items.log_variance}
+    arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
+    write_named_arrays(path, arrays if items.ids is None else {**arrays, "ids": items.ids})
 
 
 def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
-    """Read an embedding file; ids left out are 0, 1, ..., n - 1.
+    """Read an embedding file, in any of `data.embedding_files.FORMS`; a folder of `.npy` stays mapped.
 
     Args:
         where: the config key that names it, for error messages.
@@ -119,67 +88,58 @@ def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
         UserError: no such file, not an embedding file, no item, ids that occur twice, or arrays whose shapes or types
             do not fit.
     """
-    path = Path(path)
-    arrays = _read_arrays(path, where)
+    arrays = read_arrays(path, ARRAYS, where=where)
+    where = f"{where}: {path}"
     if "embeddings" not in arrays:
-        raise UserError(f"{where}: {path} has no array `embeddings`")
+        raise UserError(f"{where} has no array `embeddings`")
     embeddings = arrays["embeddings"]
+    if not embeddings.size:
+        raise UserError(f"{where} is empty, its embeddings are {embeddings.shape}")
     if embeddings.ndim != 2 or embeddings.dtype not in (np.float16, np.float32):
         raise UserError(
-            f"{where}: {path}: embeddings should be (n, d) float16 or float32, "
-            f"got {embeddings.shape} {embeddings.dtype}"
+            f"{where}: embeddings should be (n, d) float16 or float32, got {embeddings.shape} {embeddings.dtype}"
         )
-    if not embeddings.size:
-        raise UserError(f"{where}: {path} is empty, its embeddings are {embeddings.shape}")
     for name, array in arrays.items():
         if array.shape[:1] != embeddings.shape[:1]:
-            raise UserError(f"{where}: {path}: {name} is {array.shape}, embeddings {embeddings.shape}")
-        if name in ("ids", "labels") and (array.ndim != 1 or array.dtype.kind not in "iu"):
-            raise UserError(f"{where}: {path}: {name} should be (n,) whole numbers, got {array.shape} {array.dtype}")
-    if "ids" in arrays:
-        ids, counts = np.unique(arrays["ids"], return_counts=True)
-        if len(ids) < len(embeddings):
-            twice = ids[counts > 1]
-            raise UserError(f"{where}: {path}: {len(twice)} ids occur more than once, the first is {twice[0]}")
-    if "sigma" in arrays and (arrays["sigma"].ndim > 2 or arrays["sigma"].dtype.kind != "f"):
-        raise UserError(f"{where}: {path}: sigma should be (n,) or (n, d) floating point log variances")
-    labels, sigma = arrays.get("labels"), arrays.get("sigma")
+            raise UserError(f"{where}: {name} is {array.shape}, embeddings {embeddings.shape}")
+    sigma = arrays.get("sigma")
+    if sigma is not None and (sigma.ndim > 2 or sigma.dtype.kind != "f"):
+        raise UserError(f"{where}: sigma should be (n,) or (n, d) floating point log variances")
     return EmbeddingSet(
-        embeddings=_tensor(embeddings),
-        ids=_tensor(arrays["ids"].astype(np.int64)) if "ids" in arrays else torch.arange(len(embeddings)),
-        labels=None if labels is None else as_labels(labels, f"{where}: {path}"),
-        log_variance=None if sigma is None else _tensor(sigma.astype(np.float32)),
+        embeddings=torch.from_numpy(embeddings),  # on the array's own memory, which may be mapped copy-on-write
+        ids=checked_ids(arrays["ids"], where) if "ids" in arrays else None,
+        labels=checked_labels(arrays["labels"], where) if "labels" in arrays else None,
+        log_variance=None if sigma is None else torch.from_numpy(sigma.astype(np.float32)),
     )
 
 
-def as_labels(labels: np.ndarray, where: str) -> torch.Tensor:
-    """Whole numbers (n,) of any type as int64.
+def checked_ids(ids: Array, where: str) -> Array:
+    """Ids (n,) as int64, uint64 or texts.
 
     Raises:
-        UserError: numbers from 2^63 on, which int64 would take for negative ones, those of no class.
+        UserError: they are something else, or one occurs twice.
     """
-    whole = labels.astype(np.int64)
-    if labels.dtype.kind == "u" and (whole < 0).any():
-        raise UserError(f"{where}: labels should be below 2^63, got {labels.max()}")
-    return _tensor(whole)
+    if ids.ndim != 1 or ids.dtype.kind not in "iuU":
+        raise UserError(
+            f"{where}: ids should be (n,) whole numbers or texts (ids.astype(str)), got {ids.shape} {ids.dtype}"
+        )
+    if ids.dtype.kind in "iu" and ids.dtype != np.uint64:
+        ids = ids.astype(np.int64)
+    values, counts = np.unique(ids, return_counts=True)
+    if len(values) < len(ids):
+        twice = values[counts > 1]
+        raise UserError(f"{where}: {len(twice)} ids occur more than once, the first is {twice[0]}")
+    return ids
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    """A tensor on the array's own memory; a read-only memory map is mapped copy-on-write, so nothing is written."""
-    return torch.from_numpy(array)
+def checked_labels(labels: Array, where: str) -> torch.Tensor:
+    """Labels (n,) as int64.
 
-
-def _read_arrays(path: Path, where: str) -> dict[str, np.ndarray]:
-    try:
-        if path.is_dir():
-            files = {name: path / f"{name}.npy" for name in ARRAYS}
-            return {name: np.load(file, mmap_mode="c") for name, file in files.items() if file.exists()}
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise ValueError("a single array")
-        with archive:
-            return {name: archive[name] for name in ARRAYS if name in archive}
-    except FileNotFoundError:
-        raise UserError(f"{where}: there is no embedding file {path}") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{where}: {path} is no embedding file (.npz or a folder of .npy): {error}") from None
+    Raises:
+        UserError: they are something else.
+    """
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"{where}: labels should be (n,) whole numbers, got {labels.shape} {labels.dtype}")
+    if labels.dtype == np.uint64 and labels.max(initial=0) > np.iinfo(np.int64).max:
+        raise UserError(f"{where}: labels go up to {labels.max()}, beyond int64; number the classes from 0 on")
+    return torch.from_numpy(labels.astype(np.int64))

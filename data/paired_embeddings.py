@@ -1,14 +1,13 @@
-"""Files of paired embeddings: the same items by the old and by the new model, row by row."""
+"""Files of paired embeddings: the same items by the old and by the new model."""
 
-import zipfile
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data.embeddings import EmbeddingSet, as_labels, read_embeddings
+from data.embedding_files import LONE, read_arrays, read_matrix
+from data.embeddings import EmbeddingSet, checked_ids, checked_labels, read_embeddings
+from data.items import Items, matching_rows
 from data.lengths import CHUNK, Lengths, about_zeros, lengths_of
 from utils.distributed import World
 from utils.errors import UserError
@@ -67,8 +66,9 @@ def read_paired_embeddings(params: PairedEmbeddingsParams, world: World = World(
             sets[role] = read_embeddings(path, where=f"embeddings_params.{role}")
             _check_finite(sets[role].embeddings, f"embeddings_params.{role}: {path}")
             lengths[role] = _look_at_lengths(sets[role].embeddings, f"embeddings_params.{role}: {path}", world)
-    for role, items in sets.items():
-        _check_same_items(items, sets["old"], f"embeddings_params.{role}: {paths[role]}", params.old)
+    as_read, old = dict(sets), sets["old"].named(f"embeddings_params.old: {params.old}")
+    for role, items in as_read.items():
+        sets[role] = items.in_order_of(old, f"embeddings_params.{role}: {paths[role]}")
     count = len(sets["old"])
     if count < FEWEST:
         raise UserError(f"embeddings_params.old: {params.old} has {count} pairs; at least {FEWEST} are needed")
@@ -78,7 +78,9 @@ def read_paired_embeddings(params: PairedEmbeddingsParams, world: World = World(
     if normalised:
         embeddings["new"] = F.normalize(new.float(), dim=1)
     classifier = read_classifier(params, new.shape[1])
-    labels = _read_labels(params, sets, count)
+    labels = _read_labels(params, sets, old, reordered=any(sets[role] is not as_read[role] for role in sets))
+    if labels is not None:
+        labels = labels.clamp(min=-1) if (labels >= 0).any() else None
     classes = None
     if classifier is None and labels is not None:
         classes, labels = numbered(labels)  # a classifier for these classes is fitted
@@ -101,18 +103,6 @@ def _check_finite(embeddings: torch.Tensor, where: str) -> None:
         bad = (~embeddings[start : start + CHUNK].isfinite()).any(1).nonzero()
         if len(bad):
             raise UserError(f"{where}: row {start + int(bad[0])} is not finite")
-
-
-def _check_same_items(items: EmbeddingSet, old: EmbeddingSet, where: str, old_path: str) -> None:
-    if len(items) != len(old):
-        raise UserError(f"{where} has {len(items)} items, {old_path} {len(old)}; they should be the same")
-    different = (items.ids != old.ids).nonzero()
-    if len(different):
-        row = int(different[0])
-        raise UserError(
-            f"{where} and {old_path} are not of the same items in the same order: row {row} has the ids "
-            f"{int(items.ids[row])} and {int(old.ids[row])} (a file without `ids` has 0, 1, ...)"
-        )
 
 
 def _look_at_lengths(embeddings: torch.Tensor, where: str, world: World) -> Lengths:
@@ -142,18 +132,27 @@ def _are_normalised(params: PairedEmbeddingsParams, new: Lengths, world: World) 
     return new.are_one
 
 
-def _read_labels(params: PairedEmbeddingsParams, sets: dict[str, EmbeddingSet], count: int) -> torch.Tensor | None:
+def _read_labels(
+    params: PairedEmbeddingsParams, sets: dict[str, EmbeddingSet], old: Items, *, reordered: bool
+) -> torch.Tensor | None:
+    """The labels of the items of `old`, in its order; `reordered`: another file was in another order."""
     if params.labels is None:
-        labels = next((sets[role].labels for role in ("new", "old") if sets[role].labels is not None), None)
-    else:
-        where = f"embeddings_params.labels: {params.labels}"
-        array = _read_array(params.labels, "labels", where)
-        if array.shape != (count,) or array.dtype.kind not in "iu":
-            raise UserError(f"{where}: should hold ({count},) whole numbers, got {array.shape} {array.dtype}")
-        labels = as_labels(array, where)
-    if labels is None or not (labels >= 0).any():
-        return None
-    return labels.clamp(min=-1)
+        return next((sets[role].labels for role in ("new", "old") if sets[role].labels is not None), None)
+    where = f"embeddings_params.labels: {params.labels}"
+    arrays = read_arrays(params.labels, ("labels", "ids"), where="embeddings_params.labels", lone=True)
+    if LONE in arrays and reordered:
+        raise UserError(
+            f"{where}: holds labels alone, row by row, but the files of embeddings are not in one order; give a file "
+            "with `labels` and `ids`"
+        )
+    name = LONE if LONE in arrays else "labels"
+    if name not in arrays:
+        raise UserError(f"{where} has no array `labels`")
+    labels = checked_labels(arrays[name], where)
+    ids = checked_ids(arrays["ids"], where) if "ids" in arrays else None
+    reference = Items(old.name, old.count, old.ids if name else None)  # a lone array has no place for ids
+    rows = matching_rows(reference, Items(where, len(labels), ids))
+    return labels if rows is None else labels[torch.from_numpy(rows)]
 
 
 def read_classifier(params: PairedEmbeddingsParams, dim: int) -> torch.Tensor | None:
@@ -164,15 +163,7 @@ def read_classifier(params: PairedEmbeddingsParams, dim: int) -> torch.Tensor | 
     """
     if params.classifier is None:
         return None
-    where = f"embeddings_params.classifier: {params.classifier}"
-    classifier = _read_array(params.classifier, "classifier", where)
-    if classifier.ndim != 2 or classifier.shape[1] != dim or classifier.dtype.kind != "f":
-        raise UserError(
-            f"{where}: should be (classes, {dim}) floating point, got {classifier.shape} {classifier.dtype}"
-        )
-    if not np.isfinite(classifier).all():
-        raise UserError(f"{where}: is not finite")
-    return torch.from_numpy(classifier.astype(np.float32))
+    return read_matrix(params.classifier, "classifier", where="embeddings_params.classifier", dim=dim)
 
 
 def _check_classes(
@@ -187,18 +178,3 @@ def _check_classes(
         raise UserError(
             f"{where}: has {len(classifier)} classes, the labels go from {int(labels.min())} to {int(labels.max())}"
         )
-
-
-def _read_array(path: str, name: str, where: str) -> np.ndarray:
-    """An array from a `.npy`, or the one of that name from an `.npz` or a folder of `.npy`."""
-    file = Path(path) / f"{name}.npy" if Path(path).is_dir() else Path(path)
-    try:
-        content = np.load(file, allow_pickle=False)
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            return content
-        with content:
-            if name in content:
-                return content[name]
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{where}: is no .npy or .npz file with `{name}` ({error})") from None
-    raise UserError(f"{where}: has no array `{name}`")

@@ -19,7 +19,7 @@ from torch import nn
 from models.embedding import TransformedModel
 from models.refinement import RefinedTransformation
 from models.resnet import ResNet, build_backbone
-from models.transformations import build_transformation
+from models.transformations import TRANSFORMATIONS, build_transformation
 from models.transformed import Transformation
 from utils.errors import UserError
 from utils.files import read_torch, sha256_of, write_torch
@@ -186,6 +186,31 @@ def build_model(description: Description, *, where: str) -> nn.Module:
     model = build(**description["arguments"])
     _load_state(model, description["state_dict"], where)
     return model.eval()
+
+
+def check_inputs(description: Description, old_dim: int, side_info_dim: int | None, *, where: str) -> None:
+    """Check that a transformation takes old embeddings and, where there is any, side-information of these dimensions.
+
+    Raises:
+        UserError: it does not; says what it takes.
+    """
+    arguments = description.get("transformation", description)["arguments"]  # of a refined one, those within
+    takes_old, takes_side = arguments["old_embedding_dim"], arguments["side_info_dim"]
+    stand_in = takes_old if TRANSFORMATIONS[arguments["arch"]].old_stands_in else 0
+    fitted_to = arguments.get("residual_inputs")  # the sum of both, where there is such a head
+    expected = stand_in if side_info_dim is None else side_info_dim
+    given = old_dim + (side_info_dim or 0)
+    if (old_dim, expected) == (takes_old, takes_side) and fitted_to in (None, given):
+        return
+    alone = takes_side == stand_in and fitted_to in (None, takes_old)
+    raise UserError(
+        f"{where} does not take embeddings of dimension {_dims(old_dim, side_info_dim)}, but of "
+        f"{_dims(takes_old, None if alone else takes_side)}"
+    )
+
+
+def _dims(old: int, side_info: int | None) -> str:
+    return f"{old} with {'no side-information' if side_info is None else f'side-information of {side_info}'}"
 
 
 def classifier_of(model: nn.Module, description: Description) -> torch.Tensor | None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -133,7 +134,9 @@ def curve_array(curves: Curves) -> Tensor:
     )
 
 
-def per_query_arrays(metrics: RetrievalMetrics, curves: Curves, query_ids: Tensor) -> dict[str, Tensor]:
+def per_query_arrays(
+    metrics: RetrievalMetrics, curves: Curves, query_ids: np.ndarray
+) -> dict[str, Tensor | np.ndarray]:
     """The figures of each query by name, from an evaluation with `per_query`; q queries have a relevant item.
 
     Before any backfilling: `ids` (q,), `num_relevant` (q,), `first_rank` (q,), `average_precision` (q,), and
@@ -145,8 +148,8 @@ def per_query_arrays(metrics: RetrievalMetrics, curves: Curves, query_ids: Tenso
     of_curves = {name: _present(curve.per_query) for name, curve in curves.items()}
     first = next(iter(of_curves.values())) if of_curves else _present(metrics.per_query)
     assert first.hit_ranks is not None
-    arrays = {
-        "ids": query_ids[first.query_index],
+    arrays: dict[str, Tensor | np.ndarray] = {
+        "ids": query_ids[first.query_index.cpu().numpy()],
         "num_relevant": first.num_relevant,
         "first_rank": first.first_ranks[:, 0],
         "hit_ranks": first.hit_ranks,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -88,17 +89,17 @@ class EmbeddingCache:
             order = positions.argsort()
             for role, output in embedded.items():
                 found[role] = EmbeddingSet(
-                    rounded(output.embedding[order.to(output.embedding.device)]), positions[order]
+                    rounded(output.embedding[order.to(output.embedding.device)]), positions[order].numpy()
                 )
             if self.world.is_main:
                 self._write({role: found[role] for role in missing}, view)
         complete = {role: items for role, items in found.items() if items is not None}
         ids = next(iter(complete.values())).ids
-        if not all(torch.equal(items.ids, ids) for items in complete.values()):
+        if ids is None or any(items.ids is None or not np.array_equal(items.ids, ids) for items in complete.values()):
             raise UserError(f"embeddings_dir: {self.folder} was filled while other images were readable; delete it")
         # A copy: out of inference mode, so that autograd takes it, and out of the memory map.
         embeddings = {role: items.embeddings.to(self.world.device, copy=True) for role, items in complete.items()}
-        return embeddings, ids
+        return embeddings, torch.from_numpy(ids)
 
     def _path(self, role: str, view: str) -> Path | None:
         key = hashlib.sha256(json.dumps([self.source, self.model_hashes[role], view]).encode()).hexdigest()

@@ -8,11 +8,12 @@ from torch import nn
 from tqdm import tqdm
 
 from data.datasets import open_images
-from data.embeddings import ClassVectors, EmbeddingSet, read_class_vectors, read_embeddings
+from data.embeddings import EmbeddingSet
+from data.evaluation_files import ClassVectors, read_class_vectors
 from data.images import Batch
 from data.lengths import about_zeros, lengths_of, zeros_kept
 from models.embedding import TransformedModel, embed
-from models.model_files import build_model, classifier_of, load_model, read_description
+from models.model_files import build_model, check_inputs, classifier_of, load_model, read_description
 from models.refinement import RefinedTransformation
 from models.transformed import Transformation, Transformed
 from trainers.memory import in_parts_that_fit
@@ -101,7 +102,8 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
     The ids of view v are v n + the images' positions in the list of the split.
 
     Raises:
-        UserError: the data set cannot be read, or all of its views are asked for and cannot be enumerated.
+        UserError: the data set cannot be read, all of its views are asked for and cannot be enumerated, or an embedding
+            goes beyond `embedding_dtype`.
     """
     images = open_images(config.dataset_params, config.split, world, seed=0)
     if config.views == "all" and images.num_views is None:
@@ -120,24 +122,42 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
             world=world,
             title=f"view {view + 1} of {len(views)}",
         )
-        parts.append(outputs["model"])
+        output = outputs["model"]
+        parts.append(output._replace(embedding=_rounded(output.embedding, config.embedding_dtype)))
         positions.append(embedded)
     log_variances = [part.log_variance for part in parts if part.log_variance is not None]
     return EmbeddingSet(
-        torch.cat([part.embedding for part in parts]).to(getattr(torch, config.embedding_dtype)),
-        torch.cat([view * len(images) + embedded for view, embedded in zip(views, positions, strict=True)]),
+        torch.cat([part.embedding for part in parts]),
+        torch.cat([view * len(images) + embedded for view, embedded in zip(views, positions, strict=True)]).numpy(),
         images.labels[torch.cat(positions)],
         torch.cat(log_variances) if log_variances else None,
     )
 
 
+def _rounded(embeddings: torch.Tensor, dtype: str) -> torch.Tensor:
+    """Embeddings (n, d) float32 in another type; a UserError where it cannot hold one."""
+    rounded = embeddings.to(getattr(torch, dtype))
+    beyond = (rounded.isinf() & embeddings.isfinite()).any(1).nonzero()
+    if len(beyond):
+        low, high = embeddings.aminmax()
+        raise UserError(
+            f"embedding_dtype: {dtype} holds values up to {torch.finfo(rounded.dtype).max:.0f}, but the embeddings go "
+            f"from {float(low):.6g} to {float(high):.6g} (too far in {len(beyond)} rows, the first is "
+            f"{int(beyond[0])}); set embedding_dtype=float32"
+        )
+    return rounded
+
+
 def transform_gallery(
-    gallery: EmbeddingSet, files: EmbeddingsParams, world: World
+    gallery: EmbeddingSet, side_info: torch.Tensor | None, files: EmbeddingsParams, world: World
 ) -> tuple[EmbeddingSet, ClassVectors]:
     """Put a gallery of old embeddings through the transformation that `embeddings_params` names, if any.
 
     Zero vectors stay zero, and a line says how many there are. The second is what is known of the classes: of a refined
     transformation, else of the files.
+
+    Args:
+        side_info: (n, d_side) of the gallery's items, if there is any.
 
     Raises:
         UserError: the file holds no transformation, or embeddings or side-information do not fit it; see also
@@ -147,33 +167,23 @@ def transform_gallery(
     if files.transformation is None:
         return gallery, classes
     where = "embeddings_params.transformation"
-    transformation = load_model(files.transformation, where=where)
+    description = read_description(files.transformation, where=where)
+    transformation = build_model(description, where=where)
     if not isinstance(transformation, Transformation):
         raise UserError(f"{where}: {files.transformation} is a model of images, not a transformation of embeddings")
-    side_info = None
-    if files.side_info is not None:
-        items = read_embeddings(files.side_info, where="embeddings_params.side_info").to(gallery.embeddings.device)
-        if not items.same_items(gallery):
-            raise UserError(f"embeddings_params.side_info: {files.side_info} and {files.gallery} hold different items")
-        side_info = items.embeddings
+    side_dim = None if side_info is None else side_info.shape[1]
+    check_inputs(description, gallery.embeddings.shape[1], side_dim, where=f"{where}: {files.transformation}")
     transformation.to(gallery.embeddings.device)
     parts = []
-    try:
-        with torch.inference_mode():
-            for start in range(0, len(gallery), TRANSFORMED_AT_ONCE):
-                rows = slice(start, start + TRANSFORMED_AT_ONCE)
-                side = None if side_info is None else side_info[rows].float()
-                old = gallery.embeddings[rows].float()
-                transformed = transformation(old, side)
-                parts.append(transformed._replace(embedding=zeros_kept(transformed.embedding, old)))
-    except RuntimeError:
-        raise UserError(
-            f"{where}: {files.transformation} does not take embeddings of dimension {gallery.embeddings.shape[1]} "
-            f"with {'no side-information' if side_info is None else f'side-information of {side_info.shape[1]}'}"
-        ) from None
-    zero = lengths_of(gallery.embeddings)
-    if zero.zero and world.is_main:
-        print(about_zeros(f"embeddings_params.gallery: {files.gallery}", zero.zero, zero.first_zero), flush=True)
+    with torch.inference_mode():
+        for start in range(0, len(gallery), TRANSFORMED_AT_ONCE):
+            rows = slice(start, start + TRANSFORMED_AT_ONCE)
+            old, side = gallery.embeddings[rows].float(), None if side_info is None else side_info[rows].float()
+            transformed = transformation(old, side)
+            parts.append(transformed._replace(embedding=zeros_kept(transformed.embedding, old)))
+    lengths = lengths_of(gallery.embeddings)
+    if lengths.zero and world.is_main:
+        print(about_zeros(f"embeddings_params.gallery: {files.gallery}", lengths.zero, lengths.first_zero), flush=True)
     log_variances = [part.log_variance for part in parts if part.log_variance is not None]
     in_new_space = replace(
         gallery,
@@ -210,9 +220,9 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
         world=world,
         title="embedding",
     )
-    labels = images.labels[ids]
+    numbers, labels = ids.to(world.device), images.labels[ids].to(world.device)
     query, gallery = (
-        EmbeddingSet(output.embedding, ids.to(world.device), labels.to(world.device), output.log_variance)
+        EmbeddingSet(output.embedding, ids.numpy(), labels, output.log_variance, numbers)
         for output in (embedded["query"], embedded["gallery"])
     )
     classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None

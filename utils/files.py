@@ -100,9 +100,11 @@ def write_array(path: str | Path, array: torch.Tensor) -> None:
         np.save(file, array.cpu().numpy())
 
 
-def write_arrays(path: str | Path, arrays: Mapping[str, torch.Tensor]) -> None:
+def write_arrays(path: str | Path, arrays: Mapping[str, torch.Tensor | np.ndarray]) -> None:
     """Write arrays by name to `path` atomically: as an `.npz`, or under any other name as a folder of `.npy` files."""
-    values: dict[str, Any] = {name: array.cpu().numpy() for name, array in arrays.items()}
+    values: dict[str, Any] = {
+        name: array.cpu().numpy() if isinstance(array, torch.Tensor) else array for name, array in arrays.items()
+    }
     with atomic_path(path) as temporary:
         if Path(path).suffix == ".npz":
             with temporary.open("wb") as file:

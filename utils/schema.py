@@ -185,6 +185,8 @@ class EvalConfig:
         from_models = [self.query_model_path, self.gallery_model_path, self.dataset_params]
         if self.embeddings_params is not None and any(from_models):
             raise ValueError("embeddings_params: stands in place of the model paths and dataset_params")
+        if self.embeddings_params is None and self.eval_params.same_items is not None:
+            raise ValueError("eval_params.same_items: is for embeddings_params; models embed the same images")
         if self.embeddings_params is None and not all(from_models):
             raise ValueError("query_model_path, gallery_model_path, dataset_params: all three, or embeddings_params")
 
@@ -196,7 +198,8 @@ class EmbedConfig:
     model_path: str = key(doc="model that takes images: a backbone, a transformed old model, TorchScript", path="input")
     dataset_params: DatasetParams = key(doc="the images; `num_classes` chooses among the classes of either split")
     output_embeddings_path: str = key(
-        doc="embedding file to write: `.npz`, or under another name a folder of `.npy`", path="output"
+        doc="embedding file to write: `.npz`, `.parquet`, `.safetensors`, or under another name a folder of `.npy`",
+        path="output",
     )
     output_classifier_path: str | None = key(
         None, doc="also write the backbone's classifier, (classes, dimension), as `.npy`", path="output"

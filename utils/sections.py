@@ -265,6 +265,11 @@ class EvalParams:
         "auto: unless the items are of few of the classes that the classifier knows, or of others",
     )
     subset: Subset | None = key(None, doc="evaluate on a part of the items alone")
+    same_items: bool | None = key(
+        None,
+        doc="of embedding files: True: row i of both is the same item, and no query retrieves itself; False: no query "
+        "is an item of the gallery; if left out, `ids` say which are, and of files without ids equal labels",
+    )
     recall_at: list[int] = key([], doc="the k of recall@k: share of a query's relevant items among its k nearest")
     precision_at: list[int] = key([], doc="the k of precision@k: share of a query's k nearest that are relevant")
     per_class: bool = key(False, doc="the figures of each class too, and of the worst and best on screen")
@@ -283,22 +288,33 @@ class EvalParams:
 
 @dataclass
 class EmbeddingsParams:
-    """`embeddings_params`: evaluate embedding files in place of models and images."""
+    """`embeddings_params`: evaluate embedding files in place of models and images.
 
-    query: str = key(doc="embedding file (.npz, or a folder of .npy) of the queries, by the new model", path="input")
+    An embedding file is an `.npz`, a folder of `.npy`, a `.parquet` or a folder of such, a `.safetensors` or a `.pt`.
+    """
+
+    query: str = key(
+        doc="embedding file of the queries, by the new model: `.npz`, a folder of `.npy`, `.parquet` or a folder of "
+        "it, `.safetensors` or `.pt`, with `embeddings`, `labels` and perhaps `ids` (numbers or texts) and `sigma`",
+        path="input",
+    )
     gallery: str = key(doc="embedding file of the gallery; its `sigma` serves the sigma order", path="input")
     transformation: str | None = key(
         None, doc="transformation that the gallery's old embeddings go through first; it gives the sigma", path="input"
     )
-    side_info: str | None = key(None, doc="embedding file of the gallery's side-information for it", path="input")
+    side_info: str | None = key(
+        None, doc="embedding file of the gallery's side-information for it; joined by `ids`, in any order", path="input"
+    )
     classifier: str | None = key(
         None,
-        doc="the new model's classifier, (classes, dimension) as `.npy`, for orders; a refinement has its own",
+        doc="the new model's classifier, (classes, dimension), for orders: `.npy`, or a file with `classifier` as that "
+        "of the queries; a refinement has its own",
         path="input",
     )
     class_means: str | None = key(
         None,
-        doc="mean new embedding of each class over the training set, as `.npy`; or k-means centroids",
+        doc="mean new embedding of each class over the training set, or k-means centroids: `.npy` or a file with "
+        "`class_means`",
         path="input",
     )
 
@@ -309,18 +325,26 @@ class EmbeddingsParams:
 
 @dataclass
 class PairedEmbeddingsParams:
-    """`embeddings_params` of a transformation: embeddings of the same items, row by row, by both models.
+    """`embeddings_params` of a transformation: embeddings of the same items by both models.
 
-    An embedding file is an `.npz`, or a folder of `.npy`.
+    An embedding file is an `.npz`, a folder of `.npy`, a `.parquet` or a folder of such, a `.safetensors` or a `.pt`.
+    Files with ids are joined by these, in any order; without ids, row i of all is the same item.
     """
 
-    old: str = key(doc="embedding file of the items, by the old model", path="input")
-    new: str = key(doc="embedding file of the same items in the same order, by the new model", path="input")
-    side_info: str | None = key(None, doc="embedding file of their side-information", path="input")
+    old: str = key(
+        doc="embedding file of the items, by the old model: `.npz`, a folder of `.npy`, `.parquet` or a folder of it, "
+        "`.safetensors` or `.pt`, with `embeddings` and perhaps `ids` (numbers or texts) and `labels`",
+        path="input",
+    )
+    new: str = key(
+        doc="embedding file of the same items, by the new model; joined by `ids`, or row by row if neither has any",
+        path="input",
+    )
+    side_info: str | None = key(None, doc="embedding file of their side-information; likewise", path="input")
     labels: str | None = key(
         None,
-        doc="their classes, negative for an item of none: `.npy` (n,) or a file with `labels`; those of the new or old "
-        "file",
+        doc="their classes, negative for an item of none: a file with `labels` and, if the others have them, `ids`, or "
+        "`.npy` (n,), row by row; else those of the new or old file",
         path="input",
     )
     classifier: str | None = key(

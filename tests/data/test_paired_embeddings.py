@@ -1,5 +1,6 @@
 """Files of paired embeddings: what is read from where, and what does not belong together."""
 
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +58,7 @@ def test_labels_from_any_place_and_numbered_from_zero(tmp_path: Path, place: str
         np.save(tmp_path / "labels.npy", labels)
         params["labels"] = str(tmp_path / "labels.npy")
     elif place in ("npz", "folder"):
-        params["labels"] = write(tmp_path, "labels.npz" if place == "npz" else "labels", labels=labels)
+        params["labels"] = write(tmp_path, "labels.npz" if place == "npz" else "labels", labels=labels, ids=IDS)
     elif place == "old":
         params["old"] = {"embeddings": OLD, "ids": IDS, "labels": labels}
     paired = read(tmp_path, {"labels": labels} if place == "new" else None, **params)
@@ -157,17 +158,23 @@ SWAPPED = np.concatenate([IDS[:5], IDS[6:4:-1], IDS[7:]])
         (
             {"embeddings": NEW[:-1], "ids": IDS[:-1]},
             {},
-            r"embeddings_params\.new: .*new\.npz has 29 items, .*old\.npz 30",
+            r"embeddings_params\.new: .*new\.npz and embeddings_params\.old: .*old\.npz hold different items: "
+            r"1 ids of embeddings_params\.old: .* are not in embeddings_params\.new: .*, the first is 203",
         ),
-        ({"ids": SWAPPED}, {}, r"row 5 has the ids 42 and 35 \(a file without `ids` has 0, 1, \.\.\.\)"),
+        ({"ids": IDS.astype(str)}, {}, r"old\.npz are numbers and those of embeddings_params\.new: .* texts"),
+        (
+            {"ids": SWAPPED},
+            {"labels": LABELS},
+            r"labels\.npy: holds labels alone, row by row, but the files .* one order",
+        ),
         ({"ids": np.zeros(N, int)}, {}, r"embeddings_params\.new: .*new\.npz: 1 ids occur more than once"),
         ({"embeddings": NEW.astype(np.float64)}, {}, r"embeddings should be \(n, d\) float16 or float32"),
         (
             {},
             {"labels": np.zeros(29, int)},
-            r"embeddings_params\.labels: .*should hold \(30,\) whole numbers, got \(29,\)",
+            r"embeddings_params\.labels: .*labels\.npy and embeddings_params\.old: .* different items, 29 and 30",
         ),
-        ({}, {"labels": np.zeros(N)}, r"should hold \(30,\) whole numbers, got \(30,\) float64"),
+        ({}, {"labels": np.zeros(N)}, r"labels\.npy: labels should be \(n,\) whole numbers, got \(30,\) float64"),
         ({}, {"classifier": CLASSIFIER}, r"embeddings_params\.classifier: .*is of no use without labels"),
         (
             {"labels": LABELS},
@@ -195,9 +202,51 @@ def test_too_few_pairs_and_files_of_other_things(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"old\.npz has 19 pairs; at least 20 are needed"):
         read(tmp_path, few, old={"embeddings": OLD[:19], "ids": IDS[:19]})
     (tmp_path / "text.npy").write_text("no array")
-    with pytest.raises(
-        UserError, match=r"embeddings_params\.labels: .*text\.npy: is no \.npy or \.npz file with `labels`"
-    ):
+    with pytest.raises(UserError, match=r"embeddings_params\.labels: .*text\.npy is no file with `labels`"):
         read(tmp_path, labels=str(tmp_path / "text.npy"))
-    with pytest.raises(UserError, match=r"embeddings_params\.labels: .*other\.npz: has no array `labels`"):
+    with pytest.raises(UserError, match=r"embeddings_params\.labels: .*other\.npz has no array `labels`"):
         read(tmp_path, labels=write(tmp_path, "other.npz", classes=LABELS))
+
+
+UUIDS = np.array([str(uuid.UUID(int=int(item) * 10**30 + 1)) for item in IDS])
+
+
+@pytest.mark.parametrize("ids", [IDS, IDS.astype(np.uint64) + np.uint64(2**63), UUIDS])
+def test_rows_in_any_order_are_joined_by_id(tmp_path: Path, ids: np.ndarray) -> None:
+    orders = {name: RNG.permutation(N) for name in ("new", "side", "labels")}
+    side = write(tmp_path, "side", embeddings=OLD[orders["side"], :2], ids=ids[orders["side"]])
+    labels = write(tmp_path, "labels.npz", labels=LABELS[orders["labels"]], ids=ids[orders["labels"]])
+    new = {"embeddings": NEW[orders["new"]], "ids": ids[orders["new"]]}
+    paired = read(tmp_path, new, old={"embeddings": OLD, "ids": ids}, side_info=side, labels=labels)
+    for role, expected in (("old", OLD), ("new", NEW), ("side_info", OLD[:, :2])):
+        assert np.array_equal(paired.embeddings[role].numpy(), expected)
+    assert paired.labels is not None
+    assert np.array_equal(np.unique(LABELS)[paired.labels.numpy()], LABELS)
+
+
+def test_rows_are_paired_by_place_only_where_nothing_else_tells(tmp_path: Path) -> None:
+    new_labels = LABELS.copy()
+    new_labels[3] += 1
+    files: dict[str, dict[str, np.ndarray]] = {
+        "old.npz": {"embeddings": OLD, "labels": LABELS},
+        "with_ids.npz": {"embeddings": NEW, "ids": IDS},
+        "relabelled.npz": {"embeddings": NEW, "labels": new_labels},
+        "same.npz": {"embeddings": NEW, "labels": LABELS},
+        "labels.npz": {"labels": LABELS, "ids": IDS},
+        "labels_alone.npz": {"labels": LABELS},
+    }
+    paths = {name: write(tmp_path, name, **arrays) for name, arrays in files.items()}
+
+    def paired(old: str, new: str, labels: str | None = None) -> PairedEmbeddings:
+        labels = None if labels is None else paths[labels]
+        return read_paired_embeddings(PairedEmbeddingsParams(old=paths[old], new=paths[new], labels=labels))
+
+    assert len(paired("old.npz", "same.npz", "labels_alone.npz")) == N
+    with pytest.raises(UserError, match=r"with_ids\.npz has `ids` and embeddings_params\.old: .*old\.npz has none"):
+        paired("old.npz", "with_ids.npz")
+    with pytest.raises(UserError, match=r"relabelled\.npz and .*old\.npz hold different .* row 3 has the labels"):
+        paired("old.npz", "relabelled.npz")
+    with pytest.raises(UserError, match=r"labels\.npz has `ids` and embeddings_params\.old: .*old\.npz has none"):
+        paired("old.npz", "same.npz", "labels.npz")
+    with pytest.raises(UserError, match=r"with_ids\.npz has `ids` and .*labels_alone\.npz has none"):
+        paired("with_ids.npz", "with_ids.npz", "labels_alone.npz")

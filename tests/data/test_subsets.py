@@ -1,5 +1,6 @@
 """Parts of an evaluation's items: the classes that were asked for, and sizes that fall as they should."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -50,19 +51,22 @@ def test_items_of_no_class_stay_unless_classes_are_asked_for() -> None:
 
 def test_queries_and_gallery_are_the_same_items_where_they_were() -> None:
     rows = torch.randn(600, 3)
-    query = EmbeddingSet(rows, torch.arange(600), LABELS)
-    gallery = EmbeddingSet(rows + 1, torch.arange(600), LABELS, log_variance=rows[:, 0])
+    ids, numbers = np.array([f"item {i}" for i in range(600)]), torch.arange(600)
+    query = EmbeddingSet(rows, ids, LABELS, numbers=numbers)
+    gallery = EmbeddingSet(rows + 1, ids, LABELS, log_variance=rows[:, 0], numbers=numbers)
     chosen, backfilled = take_subset(query, gallery, Subset(imbalance=8), seed=3)
     assert chosen.same_items(backfilled)
     assert chosen.log_variance is None
     for items in (chosen, backfilled):
         assert items.labels is not None
-        assert torch.equal(items.labels, LABELS[items.ids])
-    assert torch.equal(backfilled.embeddings, rows[chosen.ids] + 1)
+        assert torch.equal(items.labels, LABELS[items.numbers])
+        assert items.ids is not None
+        assert items.ids.tolist() == [f"item {number}" for number in numbers[chosen.numbers].tolist()]
+    assert torch.equal(backfilled.embeddings, rows[chosen.numbers] + 1)
     assert backfilled.log_variance is not None
-    assert torch.equal(backfilled.log_variance, rows[chosen.ids, 0])
+    assert torch.equal(backfilled.log_variance, rows[chosen.numbers, 0])
 
-    others = EmbeddingSet(rows[:60], torch.arange(1000, 1060), LABELS[:60])
+    others = EmbeddingSet(rows[:60], None, LABELS[:60], numbers=torch.arange(1000, 1060))
     found, part = take_subset(others, gallery, Subset(classes=[0, 3]), seed=3)
     assert len(found) == 30
     assert len(part) == 300

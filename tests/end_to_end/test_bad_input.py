@@ -268,7 +268,10 @@ GOOD = {"embeddings": np.eye(4, dtype=np.float32), "labels": np.array([0, 0, 1, 
             "embeddings_params.gallery: gallery.npz is empty, its embeddings are (0, 4)",
         ),
         (GOOD | {"ids": np.array([0, 7, 7, 1])}, "gallery.npz: 1 ids occur more than once, the first is 7"),
-        (GOOD | {"ids": np.array([3, 2, 1, 0])}, "needs queries and gallery of the same items in the same order"),
+        (
+            GOOD | {"ids": np.array([3, 2, 1, 0])},
+            "embeddings_params.gallery: gallery.npz has `ids` and embeddings_params.query: query.npz has none",
+        ),
         (GOOD, "order `sigma` needs a gallery with sigma"),
     ],
 )

@@ -67,8 +67,9 @@ def test_old_embeddings_and_a_transformation_evaluate_as_the_transformed_model_d
     embed(folder, "split=training", "output_embeddings_path=embeddings/other.npz")
     assert "hold different items" in refused("side_info=embeddings/other.npz")
     wide = torch.zeros(48, 40).numpy()
-    np.savez(folder / "wide.npz", embeddings=wide, labels=np.arange(48) % 6)
-    assert "does not take embeddings of dimension 40 with no side-information" in refused("gallery=wide.npz")
+    np.savez(folder / "wide.npz", embeddings=wide, labels=np.arange(48) % 6, ids=np.arange(48))
+    expected = "does not take embeddings of dimension 40 with no side-information, but of 16 with no side-information"
+    assert expected in refused("gallery=wide.npz")
 
 
 def test_all_views_and_the_classifier(folder: Path) -> None:
@@ -77,6 +78,7 @@ def test_all_views_and_the_classifier(folder: Path) -> None:
     views = read_embeddings(folder / "embeddings" / "views", where="views")
     count = 6 * 24
     assert views.embeddings.dtype == torch.float16
+    assert views.ids is not None
     assert views.ids.tolist() == list(range(2 * count))
     assert views.labels is not None
     assert views.labels.tolist() == 2 * [label for label in range(6) for _ in range(24)]
@@ -126,7 +128,7 @@ def test_two_processes_write_the_file_of_one(folder: Path) -> None:
     embed(folder)
     embed(folder, "output_embeddings_path=embeddings/two.npz", processes=2)
     one, two = (read_embeddings(folder / "embeddings" / f"{name}.npz", where=name) for name in ("new", "two"))
-    assert torch.equal(one.ids, two.ids)
+    assert np.array_equal(one.ids, two.ids)  # type: ignore[arg-type]
     torch.testing.assert_close(one.embeddings, two.embeddings, rtol=1e-5, atol=1e-6)
 
 

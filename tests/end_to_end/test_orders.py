@@ -56,10 +56,10 @@ def test_class_means_come_from_a_file(folder: Path) -> None:
         (["eval_params.backfilling_list=[confidence]"], "order `confidence` needs a classifier of the new model"),
         (["eval_params.backfilling_list=[class_distance]"], "order `class_distance` needs class means"),
         (["embeddings_params.classifier=none.npy"], "files.yaml: embeddings_params.classifier: there is no none.npy"),
-        (["embeddings_params.classifier=embed.yaml"], "embeddings_params.classifier: embed.yaml is no array (.npy)"),
+        (["embeddings_params.classifier=embed.yaml"], "classifier: embed.yaml is no file with `classifier` ("),
         (
             ["embeddings_params.class_means=kept/query.npz"],
-            "kept/query.npz should be an `.npy` of (classes, dimension)",
+            "embeddings_params.class_means: kept/query.npz has no array `class_means`",
         ),
         (
             ["embeddings_params.class_means=wide.npy", "eval_params.backfilling_list=[class_distance]"],

@@ -19,7 +19,9 @@ from models.model_files import (
     VERSION,
     Description,
     build_model,
+    check_inputs,
     describe_backbone,
+    describe_refined,
     describe_transformation,
     describe_transformed,
     is_torchscript,
@@ -27,8 +29,9 @@ from models.model_files import (
     read_description,
     save_model,
 )
+from models.refinement import RefinedTransformation
 from models.resnet import build_backbone
-from models.transformations import build_transformation
+from models.transformations import TRANSFORMATIONS, build_transformation
 from utils.errors import UserError
 
 ARGUMENTS: dict[str, Any] = {"arch": "ResNet18", "num_classes": 4, "embedding_dim": 6, "width": 0.0625, "stem": "cifar"}
@@ -299,3 +302,56 @@ def test_embed_takes_any_models_output() -> None:
     uncertain = embed(Gives(Transformed(raw, raw[:, :1])), IMAGES)
     assert uncertain.log_variance is not None
     assert uncertain.log_variance.tolist() == [[0.0], [3.0]]
+
+
+@pytest.mark.parametrize("arch", sorted(TRANSFORMATIONS))
+@pytest.mark.parametrize("side_info_dim", [0, 5, 6])
+@pytest.mark.parametrize("head", [None, 0, 5, 6])
+@pytest.mark.parametrize("refined", [False, True])
+def test_inputs_are_taken_that_the_model_computes_with(
+    arch: str, side_info_dim: int, head: int | None, refined: bool
+) -> None:
+    """Of every transformation, with and without a residual head over the old embedding and side-information."""
+    kind = TRANSFORMATIONS[arch]
+    if kind.old_stands_in if not side_info_dim else not kind.takes_side_info:
+        return  # there is no such transformation
+    arguments: dict[str, Any] = {
+        "arch": arch,
+        "old_embedding_dim": 6,
+        "new_embedding_dim": 4,
+        "side_info_dim": side_info_dim,
+    }
+    if kind.inner_dim is not None:
+        arguments["inner_dim"] = 8
+    if head is not None:
+        arguments["residual_inputs"] = 6 + head
+    model = build_transformation(**arguments).eval()
+    description = describe_transformation(model, arguments)
+    if refined:
+        outer = RefinedTransformation(model, num_classes=2, new_embedding_dim=4, strength=0.1)
+        description = describe_refined(outer, description, {})
+    for old, side in ((6, None), (6, 5), (6, 6), (7, None), (8, 5), (4, 6)):
+        ignored = side is not None and not kind.takes_side_info
+        try:
+            model(torch.randn(2, old), None if side is None else torch.randn(2, side))
+            computes = not ignored
+        except RuntimeError:
+            computes = False
+        if computes:
+            check_inputs(description, old, side, where="w")
+        else:
+            given = "no side-information" if side is None else f"side-information of {side}"
+            with pytest.raises(
+                UserError, match=f"w does not take embeddings of dimension {old} with {given}, but of 6 w"
+            ):
+                check_inputs(description, old, side, where="w")
+
+
+def test_dimensions_of_the_right_sum_are_refused() -> None:
+    """An affine map of both side by side would compute with 7 and 5 as with 6 and 6, and mix them up."""
+    arguments = {"old_embedding_dim": 6, "new_embedding_dim": 4, "side_info_dim": 6}
+    description = describe_transformation(build_transformation("ridge", **arguments), {"arch": "ridge", **arguments})
+    with pytest.raises(
+        UserError, match="of dimension 7 with side-information of 5, but of 6 with side-information of 6"
+    ):
+        check_inputs(description, 7, 5, where="w")

@@ -1,0 +1,191 @@
+"""Arrays by name from every form of file: tables of a database, tensors, and shards of which some are empty."""
+
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from pyarrow import parquet as pq
+from safetensors.torch import save_file
+
+from data.embedding_files import read_array, read_matrix, write_named_arrays
+from data.embeddings import EmbeddingSet, read_embeddings, write_embeddings
+from utils import extras
+from utils.errors import UserError
+
+N, D = 6, 3
+ROWS = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
+IDS = np.array(["b1", "a", "c-77", "ü", "x", "y"])
+LABELS = np.arange(N) % 3
+
+
+def lists(rows: Sequence[Any] | np.ndarray, kind: Any = None) -> Any:
+    return pa.array(list(rows), kind or pa.list_(pa.float32()))
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "safetensors", "npz"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize("sigma", [torch.randn(N), torch.randn(N, D), None])
+def test_what_is_written_comes_back(
+    tmp_path: Path, suffix: str, dtype: torch.dtype, sigma: torch.Tensor | None
+) -> None:
+    ids = np.arange(N, dtype=np.uint64) + np.uint64(2**63) if suffix == "safetensors" else IDS
+    items = EmbeddingSet(torch.from_numpy(ROWS).to(dtype), ids, torch.from_numpy(LABELS), sigma)
+    write_embeddings(tmp_path / f"e.{suffix}", items)
+    read = read_embeddings(tmp_path / f"e.{suffix}", where="w")
+    for name, expected in vars(items).items():
+        actual = getattr(read, name)
+        assert (actual is None) if expected is None else np.array_equal(actual, expected)
+    assert read.embeddings.dtype == dtype
+    assert [path.name for path in tmp_path.iterdir()] == [f"e.{suffix}"]
+
+
+def test_texts_and_tensors(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"e\.safetensors: its ids are texts, which \.safetensors cannot hold"):
+        write_named_arrays(tmp_path / "e.safetensors", {"ids": IDS})
+    assert not list(tmp_path.iterdir())
+    torch.save({"embeddings": torch.from_numpy(ROWS).bfloat16(), "ids": IDS.tolist(), "other": 3}, tmp_path / "e.pt")
+    read = read_embeddings(tmp_path / "e.pt", where="w")
+    assert read.embeddings.dtype == torch.float32
+    assert torch.equal(read.embeddings, torch.from_numpy(ROWS).bfloat16().float())
+    assert read.ids is not None
+    assert read.ids.tolist() == IDS.tolist()
+    tensors = {"embeddings": torch.from_numpy(ROWS).bfloat16()}
+    save_file(tensors, tmp_path / "e.safetensors")
+    assert torch.equal(read_embeddings(tmp_path / "e.safetensors", where="w").embeddings, read.embeddings)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        lists(ROWS),
+        lists(ROWS, pa.large_list(pa.float32())),
+        lists(ROWS, pa.list_(pa.float32(), D)),
+        pa.FixedShapeTensorArray.from_numpy_ndarray(ROWS),
+        lists(np.concatenate([ROWS, ROWS])).slice(N),
+    ],
+)
+def test_columns_as_tables_have_them(tmp_path: Path, column: Any) -> None:
+    categories = pa.array(IDS.tolist()).dictionary_encode()
+    table = pa.table({"id": categories, "embedding": column, "label": pa.array(LABELS, pa.int8()), "url": ["u"] * N})
+    pq.write_table(table, tmp_path / "e.parquet", row_group_size=4)
+    read = read_embeddings(tmp_path / "e.parquet", where="w")
+    assert np.array_equal(read.embeddings, ROWS)
+    assert read.ids is not None
+    assert read.labels is not None
+    assert (read.ids.tolist(), read.labels.tolist()) == (IDS.tolist(), LABELS.tolist())
+
+
+@pytest.mark.parametrize("kind", [pa.binary(16), pa.uuid()])
+def test_uuids_are_their_texts(tmp_path: Path, kind: Any) -> None:
+    uuids = [uuid.uuid5(uuid.NAMESPACE_URL, str(i)) for i in range(N)]
+    ids = pa.array([one.bytes for one in uuids], pa.binary(16)).cast(kind)
+    pq.write_table(pa.table({"ids": ids, "embeddings": lists(ROWS)}), tmp_path / "e.parquet", row_group_size=4)
+    read = read_embeddings(tmp_path / "e.parquet", where="w")
+    assert read.ids is not None
+    assert read.ids.tolist() == [str(one) for one in uuids]
+
+
+def write_shards(folder: Path, parts: dict[str, slice], **changes: Any) -> None:
+    folder.mkdir()
+    for name, rows in parts.items():
+        pq.write_table(pa.table({"embeddings": lists(ROWS[rows]), "ids": IDS[rows]}), folder / name)
+
+
+def test_shards_are_taken_by_their_numbers_and_may_be_empty(tmp_path: Path) -> None:
+    """The empty one is of no type, as a table without rows is."""
+    write_shards(tmp_path / "e", {"p-2.parquet": slice(0, 3), "p-10.parquet": slice(3, 5), "p-11.parquet": slice(5, 6)})
+    pq.write_table(pa.table({"embeddings": pa.nulls(0), "more": pa.nulls(0)}), tmp_path / "e" / "p-1.parquet")
+    (tmp_path / "e" / "_SUCCESS").write_text("")
+    (tmp_path / "e" / "._p-3.parquet").write_text("a copy's metadata")
+    read = read_embeddings(tmp_path / "e", where="w")
+    assert np.array_equal(read.embeddings, ROWS)
+    assert read.ids is not None
+    assert read.ids.tolist() == IDS.tolist()
+    write_shards(tmp_path / "none", {"p-1.parquet": slice(0, 0), "p-2.parquet": slice(0, 0)})
+    with pytest.raises(UserError, match=r"w: .*none is empty"):
+        read_embeddings(tmp_path / "none", where="w")
+
+
+DOUBLES = lists(ROWS.astype(np.float64), pa.list_(pa.float64()))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"embeddings": DOUBLES}, r"embeddings should be \(n, d\) float16 or float32, got \(6, 3\) float64"),
+        ({"embeddings": lists([*ROWS[1:], ROWS[0, :2]])}, "embeddings: its lists are of different lengths, 3 and 2"),
+        ({"embeddings": lists([*ROWS[1:], None])}, r"embeddings: 1 of its values are missing \(null\)"),
+        ({"embeddings": lists(ROWS), "ids": [None, *IDS[1:]]}, r"ids: 1 of its values are missing"),
+        ({"embeddings": lists(ROWS), "ids": [True] * N}, "ids: is of bool, neither numbers nor texts"),
+        ({"embeddings": lists(ROWS), "ids": [0.5] * N}, r"ids should be \(n,\) whole numbers or texts"),
+        ({"embeddings": lists(ROWS), "embedding": lists(ROWS)}, "has both embeddings and embedding"),
+        ({"vector": lists(ROWS)}, "has no array `embeddings`"),
+    ],
+)
+def test_columns_that_do_not_do(tmp_path: Path, columns: dict[str, Any], message: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "e.parquet")
+    with pytest.raises(UserError, match=f"gallery: .*e.parquet.*{message}"):
+        read_embeddings(tmp_path / "e.parquet", where="gallery")
+
+
+def test_shards_that_do_not_go_together(tmp_path: Path) -> None:
+    write_shards(tmp_path / "e", {"a.parquet": slice(0, 3)})
+    pq.write_table(pa.table({"embeddings": lists(ROWS[3:])}), tmp_path / "e" / "b.parquet")
+    with pytest.raises(UserError, match=r"b.parquet has embeddings, files before it embeddings, ids"):
+        read_embeddings(tmp_path / "e", where="w")
+    pq.write_table(pa.table({"embeddings": lists(ROWS[3:, :2]), "ids": IDS[3:]}), tmp_path / "e" / "b.parquet")
+    with pytest.raises(UserError, match=r"embeddings are \(3, 3\) float32 in some rows and \(3, 2\) float32 in others"):
+        read_embeddings(tmp_path / "e", where="w")
+
+
+WRITERS: dict[str, Callable[[Path, np.ndarray], None]] = {
+    "npy": lambda path, array: np.save(path, array),
+    "npz": lambda path, array: np.savez(path, classifier=array),
+    "pt": lambda path, array: torch.save(torch.from_numpy(array), path),
+    "pth": lambda path, array: torch.save({"classifier": torch.from_numpy(array)}, path),
+    "safetensors": lambda path, array: save_file({"classifier": torch.from_numpy(array)}, path),
+    "parquet": lambda path, array: pq.write_table(pa.table({"classifier": lists(array)}), path),
+}
+
+
+@pytest.mark.parametrize("suffix", WRITERS)
+def test_a_matrix_from_every_form(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"w.{suffix}"
+    WRITERS[suffix](path, ROWS)
+    matrix = read_matrix(path, "classifier", where="w", dim=D)
+    assert matrix.dtype == torch.float32
+    assert np.array_equal(matrix, ROWS)
+    with pytest.raises(UserError, match=rf"w: .*w\.{suffix}: should be \(classes, 4\) floating point, got \(6, 3\)"):
+        read_matrix(path, "classifier", where="w", dim=4)
+    if suffix not in ("npy", "pt"):
+        with pytest.raises(UserError, match=rf"w: .*w\.{suffix} has no array `class_means`"):
+            read_array(path, "class_means", where="w")
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "safetensors", "pt", "npz"])
+def test_what_is_no_such_file(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"e.{suffix}").write_bytes(b"PAR1" + b"x" * 99)
+    with pytest.raises(
+        UserError, match=rf"w: .*e\.{suffix} is no embedding file \(\.npz, a folder of \.npy, \.parquet"
+    ):
+        read_embeddings(tmp_path / f"e.{suffix}", where="w")
+
+
+@pytest.mark.parametrize(("suffix", "package"), [("parquet", "pyarrow"), ("safetensors", "safetensors")])
+def test_a_package_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, package: str
+) -> None:
+    WRITERS[suffix](tmp_path / f"e.{suffix}", ROWS)
+
+    def missing(module: str) -> None:
+        raise ModuleNotFoundError(module)
+
+    monkeypatch.setattr(extras.importlib, "import_module", missing)
+    message = rf"w: .*e\.{suffix}: needs {package}, which is not here: pip install {package}$"
+    with pytest.raises(UserError, match=message):
+        read_embeddings(tmp_path / f"e.{suffix}", where="w")

@@ -1,0 +1,23 @@
+"""Packages that only some inputs need, and that are asked for by name where they are missing."""
+
+import importlib
+from typing import Any
+
+from utils.errors import UserError
+
+
+def load_extra(module: str, *, where: str) -> Any:
+    """The module, of a package of the same name that is no requirement.
+
+    Args:
+        module: as `pyarrow.parquet`.
+        where: the config key, and perhaps the file, that needs it, for the error message.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"{where}: needs {package}, which is not here: pip install {package}") from None
