@@ -98,6 +98,7 @@ def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
     if embeddings.ndim != 2 or embeddings.dtype not in (np.float16, np.float32):
         raise UserError(
             f"{where}: embeddings should be (n, d) float16 or float32, got {embeddings.shape} {embeddings.dtype}"
+            f"{'; save them as float32' if embeddings.ndim == 2 else ''}"
         )
     for name, array in arrays.items():
         if array.shape[:1] != embeddings.shape[:1]:

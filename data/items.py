@@ -26,20 +26,20 @@ def places(ids: Array, among: Array) -> Array:
     >>> places(np.array([7, 3, -1]), np.array([3, 5, 7], np.uint64))
     array([ 2,  0, -1])
     """
-    if _kind(ids) != _kind(among) or not len(among):
+    if _kind(ids) != _kind(among):
         return np.full(len(ids), -1)
-    if np.array_equal(ids, among):
+    if ids.dtype.kind == among.dtype.kind and np.array_equal(ids, among):
         return np.arange(len(ids))
-    negative = None
-    if {ids.dtype.kind, among.dtype.kind} == {"i", "u"}:  # numpy would compare them as floating point numbers
-        negative = ids < 0, among < 0
-        ids, among = ids.astype(np.uint64), among.astype(np.uint64)
-    order = among.argsort(kind="stable")
-    place = order[np.searchsorted(among, ids, sorter=order).clip(max=len(among) - 1)]
-    found = among[place] == ids
-    if negative is not None:
-        found &= negative[0] == negative[1][place]
-    return np.where(found, place, -1)
+    both = np.concatenate([part.astype(np.uint64) if part.dtype.kind in "iu" else part for part in (among, ids)])
+    order = both.argsort(kind="stable")
+    ordered = both[order]
+    (again,) = np.nonzero(ordered[1:] == ordered[:-1])
+    place = np.full(len(both), -1)
+    place[order[again + 1]] = order[again]
+    place = place[len(among) :]
+    if ids.dtype != among.dtype and ids.dtype.kind in "iu":  # a negative number is no large one that it wraps to
+        place[(ids < 0) != (among < 0)[place]] = -1
+    return place
 
 
 def matching_rows(reference: Items, other: Items, advice: str = "") -> Array | None:
