@@ -13,6 +13,7 @@ docs/upgrade_your_gallery.md tells the whole story.
 import argparse
 from pathlib import Path
 
+from data.lengths import about_zeros
 from upgrade.batches import apply_batch
 from upgrade.gallery import ORDER, PENDING, Gallery, locked
 from upgrade.manifest import read_manifest
@@ -23,7 +24,6 @@ from upgrade.refit_pairs import UnfitPairs
 from upgrade.refitting import check_refit, refit_gallery
 from upgrade.rollback import finish_removal, give_up, roll_back
 from upgrade.schema import UpgradeConfig
-from upgrade.spaces import zero_line
 from upgrade.status import status, verify
 from upgrade.transactions import finish_pending
 from upgrade.transform import transform_gallery
@@ -53,7 +53,7 @@ def transform(config: UpgradeConfig) -> None:
                 f"{config.output}: {manifest.rows:,} items of {manifest.origin.model} are in {manifest.model}'s space"
             )
             if manifest.last.get("zero_rows"):
-                print(zero_line(config.gallery, manifest.last["zero_rows"], manifest.last["first_zero_row"]))
+                print(about_zeros(config.gallery, manifest.last["zero_rows"], manifest.last["first_zero_row"]))
 
 
 def plan(config: UpgradeConfig) -> None:

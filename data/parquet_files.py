@@ -41,7 +41,7 @@ def read_columns(files: Sequence[Path], names: Sequence[str], *, where: str) -> 
     columns: dict[str, str] = {}
     for file in files:
         with parquet.ParquetFile(file) as content:
-            found = _columns(content.schema_arrow.names, names)
+            found = columns_of(content.schema_arrow.names, names)
             if not content.metadata.num_rows:
                 columns = columns or found
                 continue
@@ -51,15 +51,16 @@ def read_columns(files: Sequence[Path], names: Sequence[str], *, where: str) -> 
             table = content.read(columns=list(found.values()))
         for name, column in found.items():
             try:
-                parts.setdefault(name, []).extend(_values(chunk) for chunk in table[column].chunks if len(chunk))
+                parts.setdefault(name, []).extend(values_of(chunk) for chunk in table[column].chunks if len(chunk))
             except ValueError as error:
                 raise ValueError(f"{file.name}: {column}: {error}") from None
     if not parts:
         return {name: np.zeros(0) for name in columns}
-    return {name: _joined(chunks, name) for name, chunks in parts.items()}
+    return {name: joined(chunks, name) for name, chunks in parts.items()}
 
 
-def _columns(present: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+def columns_of(present: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+    """Array name -> column, of those of the arrays that a file has; a ValueError where two columns may be one."""
     found = {}
     for name in names:
         called = [column for column in (name, COLUMNS.get(name)) if column in present]
@@ -70,7 +71,8 @@ def _columns(present: Sequence[str], names: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _joined(chunks: list[Array], name: str) -> Array:
+def joined(chunks: list[Array], name: str) -> Array:
+    """The rows of all chunks; a ValueError where these are of several dimensions or kinds."""
     shapes = {f"(n{''.join(f', {size}' for size in chunk.shape[1:])}) {chunk.dtype.kind}": chunk for chunk in chunks}
     if len(shapes) > 1:
         one, other = list(shapes.values())[:2]
@@ -78,8 +80,8 @@ def _joined(chunks: list[Array], name: str) -> Array:
     return np.concatenate(chunks)
 
 
-def _values(chunk: Any) -> Array:
-    """An Arrow array -> (n,), of lists (n, d)."""
+def values_of(chunk: Any) -> Array:
+    """An Arrow array -> (n,), of lists (n, d); a ValueError where it is of something else, or values are missing."""
     from pyarrow import types
 
     chunk = getattr(chunk, "storage", chunk)  # of an extension type, as UUIDs and tensors are
@@ -88,7 +90,7 @@ def _values(chunk: Any) -> Array:
     if chunk.null_count:
         raise ValueError(f"{chunk.null_count} of its values are missing (null)")
     if types.is_list(chunk.type) or types.is_large_list(chunk.type) or types.is_fixed_size_list(chunk.type):
-        values = _values(chunk.flatten())
+        values = values_of(chunk.flatten())
         lengths = chunk.value_lengths().to_numpy(zero_copy_only=False)
         odd = np.flatnonzero(lengths != lengths[0])
         if len(odd):

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
+from data.lengths import about_zeros
 from upgrade.faiss_index import INDEX, write_updated_index
 from upgrade.gallery import ORDER, RE_EMBEDDED, Gallery
 from upgrade.order import count_of, write_shorter_order
 from upgrade.rows import Array, RowFile, check_finite, parts_of
 from upgrade.sources import Source, open_source, stated_space
-from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length, zero_line
+from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length
 from upgrade.transactions import FILES, set_manifest, transaction
 from utils.errors import UserError
 from utils.provenance import timestamp, tool_versions
@@ -128,7 +129,7 @@ def _checked_rows(gallery: Gallery, batch: Source) -> tuple[Array, str | None]:
         raise UserError(
             f"{where}: its embeddings have length 1, those of the gallery do not: is it of {manifest.model}?"
         )
-    return np.concatenate(rows), zero_line(batch.path, len(zeros), zeros[0]) if len(zeros) else None
+    return np.concatenate(rows), about_zeros(str(batch.path), len(zeros), zeros[0]) if len(zeros) else None
 
 
 def _is_applied(gallery: Gallery, batch: Source, rows: Array) -> bool:

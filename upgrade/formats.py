@@ -1,6 +1,5 @@
 """Embeddings in safetensors, `.pt` and Parquet files, as rows: `embeddings`, perhaps `ids` and `labels`."""
 
-import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.parquet_files import columns_of, joined, values_of
 from upgrade.rows import Array, Concatenated, HeldRows, RowFile, Rows
 from utils.errors import UserError
+from utils.extras import load_extra
 from utils.files import read_torch
 
 ARRAYS = ("embeddings", "ids", "labels")
@@ -83,41 +84,36 @@ def open_parquet(path: Path, where: str) -> dict[str, Rows]:
     """The columns of a Parquet file: embeddings as lists, read by row groups; ids and labels, which are held in memory.
 
     Raises:
-        UserError: pyarrow is not installed, a value is missing, or embeddings are no lists of one length.
-        ValueError, OSError: it is no Parquet file.
+        UserError: pyarrow is not installed.
+        ValueError, OSError: it is no Parquet file, or a column is of something else.
     """
-    try:
-        parquet = importlib.import_module("pyarrow.parquet")
-    except ImportError:
-        raise UserError(f"{where}: {path} needs pyarrow, which is not here: pip install pyarrow") from None
+    parquet = load_extra("pyarrow.parquet", where=f"{where}: {path}")
     file = parquet.ParquetFile(path)
     counts = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     groups = [number for number, count in enumerate(counts) if count]
+    columns = columns_of(file.schema_arrow.names, ARRAYS)
 
-    def column(name: str, groups: list[int]) -> Any:
-        values = file.read_row_groups(groups, columns=[name]).column(name).combine_chunks()
-        if values.null_count:
-            raise UserError(f"{where}: {path}: `{name}` lacks {values.null_count} values")
-        return values
+    def read(name: str, numbers: list[int]) -> Array:
+        chunks = file.read_row_groups(numbers, columns=[columns[name]])[columns[name]].chunks
+        return joined([values_of(chunk) for chunk in chunks if len(chunk)], name)
 
     @lru_cache(maxsize=1)
     def read_group(number: int) -> Array:
-        lists = column("embeddings", [number])
-        if not hasattr(lists, "value_lengths") or len(lists.value_lengths().unique()) != 1:
-            raise UserError(f"{where}: {path}: `embeddings` should be lists of one length, got {lists.type}")
-        return np.array(lists.flatten().to_numpy(zero_copy_only=False)).reshape(len(lists), -1)
+        try:
+            return read("embeddings", [number])
+        except ValueError as error:
+            raise UserError(f"{where}: {path}: `{columns['embeddings']}` {error}") from None
 
-    found: dict[str, Rows] = {}
-    for name in set(ARRAYS[1:]) & set(file.schema_arrow.names):
-        values = column(name, groups).to_numpy(zero_copy_only=False)
-        is_text = values.dtype == object and {type(value) for value in values} <= {str}
-        found[name] = HeldRows(values.astype(str) if is_text else values)
-    if "embeddings" in file.schema_arrow.names:
-        first = read_group(groups[0]) if groups else np.empty((0, 0), np.float32)
+    if not groups:
+        return {name: HeldRows(np.empty((0, 0) if name == "embeddings" else 0, np.float32)) for name in columns}
+    found: dict[str, Rows] = {name: HeldRows(read(name, groups)) for name in columns if name != "embeddings"}
+    if "embeddings" in columns:
+        first = read_group(groups[0])
         shapes = [(counts[number], *first.shape[1:]) for number in groups]
-        parts = [
-            RowGroup(f"{where}: {path}", read_group, number, shape, first.dtype)
-            for number, shape in zip(groups, shapes, strict=True)
-        ]
-        found["embeddings"] = Concatenated(parts) if parts else HeldRows(first)
+        found["embeddings"] = Concatenated(
+            [
+                RowGroup(f"{where}: {path}", read_group, number, shape, first.dtype)
+                for number, shape in zip(groups, shapes, strict=True)
+            ]
+        )
     return found

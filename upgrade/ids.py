@@ -1,10 +1,11 @@
-"""Ids of items, whole numbers or text: which rows of two files are one item's, and keys by which text is looked up."""
+"""Ids of items, whole numbers or text, and keys by which text is looked up."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from data.items import places
 from upgrade.rows import Array, Rows, parts_of
 from utils.errors import UserError
 
@@ -43,69 +44,16 @@ class WholeNumbers:
         return values.astype(np.int64)
 
 
-def matching_rows(
-    ids: Array | None, wanted: Array | None, counts: tuple[int, int], where: str, files: tuple[object, object]
-) -> Array:
-    """Where one file has the items of another: by id where both have ids, by place where neither has.
-
-    Args:
-        ids: (m,) int64 or text, of the file to read rows of.
-        wanted: (n,) of the file whose order is asked for.
-        counts: m and n.
-        where: the key that names the first file, for error messages.
-        files: the names of both.
-
-    Returns:
-        Rows (n,) int64 of the first file.
-
-    Raises:
-        UserError: one has ids and the other has none, or they are not of the same items, each of them once.
-    """
-    path, other = files
-    if (ids is None) != (wanted is None):
-        lacks, has = (path, other) if ids is None else (other, path)
-        raise UserError(
-            f"{where}: {lacks} has no ids, {has} has; rows are paired by place only where neither file has ids: "
-            "give both their ids, in any order (.npz with `ids`), or neither"
-        )
-    if ids is None or wanted is None:
-        if counts[0] != counts[1]:
-            raise UserError(f"{where}: {path} has {counts[0]} rows, {other} {counts[1]}")
-        return np.arange(counts[1])
-    differ = f"{where}: {path} and {other} hold different items"
-    if (ids.dtype.kind == "U") != (wanted.dtype.kind == "U"):
-        raise UserError(f"{differ}: the ids of one are whole numbers, those of the other text")
-    order = ids.argsort(kind="stable")
-    ordered = ids[order]
-    twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(twice):
-        raise UserError(f"{where}: {path}: the id {twice[0]} occurs more than once")
-    place = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    absent = wanted[ordered[place] != wanted]
-    if len(absent):
-        raise UserError(f"{differ}: {len(absent)} ids are in {other} alone, the first is {absent[0]}")
-    rows = order[place]
-    seen = np.zeros(len(ids), bool)
-    seen[rows] = True
-    if not seen.all():
-        left = ids[~seen]
-        raise UserError(f"{differ}: {len(left)} ids are in {path} alone, the first is {left[0]}")
-    if len(wanted) > len(ids):
-        raise UserError(f"{where}: {other}: an id occurs more than once")
-    return rows
-
-
-def matching_texts(ids: Rows | None, wanted: Rows | None) -> Array | None:
-    """As `matching_rows`, by the keys of texts, which take less memory; None where these do not tell."""
-    if ids is None or wanted is None or {ids.dtype.kind, wanted.dtype.kind} != {"U"}:
+def matching_keys(ids: Rows | None, wanted: Rows | None) -> Array | None:
+    """As `data.items.matching_rows`, by the keys of texts, which take less memory; None where these do not tell."""
+    if ids is None or wanted is None or {ids.dtype.kind, wanted.dtype.kind} != {"U"} or ids.shape != wanted.shape:
         return None
     count = wanted.shape[0]
-    keys, others = (
-        np.concatenate([text_keys(one.read(*part)) for part in parts_of(one.shape[0])]) for one in (ids, wanted)
-    )
-    try:
-        rows = matching_rows(keys, others, (len(keys), count), "keys", ("", ""))
-    except UserError:  # of other items, or two of one key: the texts tell, and are named
+    keys, others = (np.concatenate([text_keys(one.read(*part)) for part in parts_of(count)]) for one in (ids, wanted))
+    if len(np.unique(keys)) < count:
+        return None
+    rows = places(others, keys)  # in `wanted`'s order
+    if (rows < 0).any():  # of other items: the texts tell, and are named
         return None
     same = (np.array_equal(ids.take(rows[start:stop]), wanted.read(start, stop)) for start, stop in parts_of(count))
     return rows if all(same) else None

@@ -1,7 +1,6 @@
 """Embeddings that a user brings, in any form: opened and checked, to be read in parts."""
 
 import json
-import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -9,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data.embeddings import checked_ids
+from data.items import Items, matching_rows
+from data.parquet_files import natural_key
 from upgrade.faiss_index import SUFFIXES, open_index
 from upgrade.formats import ARRAYS, open_parquet, open_safetensors, open_torch
-from upgrade.ids import WholeNumbers, matching_rows, matching_texts
+from upgrade.ids import WholeNumbers, matching_keys
 from upgrade.rows import Concatenated, Reordered, RowFile, Rows, archive_member, parts_of
 from utils.errors import UserError
 
@@ -55,14 +57,16 @@ class Source:
             pairs = ((self.ids.read(*part), other.ids.read(*part)) for part in parts_of(len(self)))
             if all(np.array_equal(ids, others) for ids, others in pairs):
                 return self
-        rows = matching_texts(self.ids, other.ids)
+        rows = matching_keys(self.ids, other.ids)
         if rows is None:
-            ids, wanted = (None if one.ids is None else one.ids.read(0, len(one)) for one in (self, other))
-            rows = matching_rows(ids, wanted, (len(self), len(other)), where, (self.path, other.path))
-        if self.ids is None:
+            rows = matching_rows(other._named(str(other.path)), self._named(f"{where}: {self.path}"))
+        if rows is None:
             return self
         labels = None if self.labels is None else Reordered(self.labels, rows)
         return Source(self.path, Reordered(self.vectors, rows), other.ids, labels)
+
+    def _named(self, name: str) -> Items:
+        return Items(name, len(self), None if self.ids is None else checked_ids(self.ids.read(0, len(self)), name))
 
 
 def open_source(path: str | Path, *, where: str, ids: str | None = None, may_be_empty: bool = False) -> Source:
@@ -98,7 +102,7 @@ def _open_folder(path: Path, where: str) -> Source:
     files = [file for file in path.iterdir() if file.suffix.lower() in FILES and file.name[0] != "."]
     if not files:
         raise UserError(f"{where}: {path} holds neither embeddings.npy nor shards ({', '.join(FILES)})")
-    opened = [_open_file(file, where) for file in sorted(files, key=_numeric)]
+    opened = [_open_file(file, where) for file in sorted(files, key=lambda file: natural_key(file.name))]
     shards = [_checked(shard, where) for shard in opened if not _is_empty(shard)]
     if not shards:
         return replace(opened[0], path=path)
@@ -120,11 +124,6 @@ def _open_folder(path: Path, where: str) -> Source:
         None if first.ids is None else Concatenated([shard.ids for shard in shards if shard.ids is not None]),
         None if first.labels is None else Concatenated([shard.labels for shard in shards if shard.labels is not None]),
     )
-
-
-def _numeric(file: Path) -> tuple[list[str | int], str]:
-    """Sorts `part_2` before `part_10`."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", file.name)], file.name
 
 
 def _is_empty(source: Source) -> bool:

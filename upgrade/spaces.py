@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from data.paired_embeddings import LENGTH_TOLERANCE
+from data.lengths import LENGTH_TOLERANCE, lengths_of
 from upgrade.rows import Array
 from utils.errors import UserError
 
@@ -19,8 +19,7 @@ def lengths(rows: Array) -> Array:
 
 def have_unit_length(rows: Array) -> bool:
     """Whether all rows (m, d) that are not zero have length 1, and there are such."""
-    zero = are_zero(rows)
-    return not zero.all() and bool(((np.abs(lengths(rows) - 1) <= LENGTH_TOLERANCE) | zero).all())
+    return lengths_of(torch.from_numpy(rows)).are_one
 
 
 def are_zero(rows: Array) -> Array:
@@ -28,11 +27,6 @@ def are_zero(rows: Array) -> Array:
     zero: Array = rows[:, 0] == 0
     zero[zero] = ~rows[zero].any(1)
     return zero
-
-
-def zero_line(path: object, count: int, first_row: int) -> str:
-    """A line that counts the zero rows of a file and names the first."""
-    return f"{path}: {count} zero vector{'s' if count > 1 else ''}, the first in row {first_row}; kept as zero"
 
 
 def check_lengths(rows: Array, where: str, first_row: int) -> None:

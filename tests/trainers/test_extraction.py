@@ -26,17 +26,17 @@ def test_only_dimensions_are_called_misfits(tmp_path: Path) -> None:
     save_model(path, describe_transformation(RidgeTransformation(**DIMS), {"arch": "ridge", **DIMS}), config={}, seed=0)
     files = EmbeddingsParams(query="q.npz", gallery="g.npz", transformation=path)
     gallery, side_info = EmbeddingSet(torch.randn(5, 3)), torch.randn(5, 2)
-    transformed, _ = transform_gallery(gallery, side_info, files)
+    transformed, _ = transform_gallery(gallery, side_info, files, World())
     assert transformed.embeddings.shape == (5, 4)
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: an illegal access")):
         with (
             mock.patch.object(RidgeTransformation, "transform", side_effect=error),
             pytest.raises(type(error)) as raised,
         ):
-            transform_gallery(gallery, side_info, files)
+            transform_gallery(gallery, side_info, files, World())
         assert raised.value is error
     with pytest.raises(UserError, match=r"t\.pt does not take embeddings of dimension 3 with no side-information, but"):
-        transform_gallery(gallery, None, files)
+        transform_gallery(gallery, None, files, World())
 
 
 class Scaled(nn.Module):

@@ -76,7 +76,7 @@ def test_a_function_of_its_numbers() -> None:
 def test_an_item_without_a_label_has_no_share_and_no_part_in_the_discriminative_loss() -> None:
     before = batch()
     before = before._replace(labels=before.labels.where(torch.arange(40) % 3 > 0, -1))
-    (after,) = mixed([before], 1.0, CLASSES, 7)
+    (after,) = mixed([before], 1.0, CLASSES, seed=7, epoch=0, rank=0)
     params = ObjectiveParams(SimilarityLoss(mu_similarity=0.0), DiscriminativeLoss(label_smoothing=0.1))
     objective = TransformationObjective(params, torch.randn(CLASSES, 6, generator=GENERATOR))
     expected = 0.0

@@ -7,14 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.tiny import files_in
 from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, make_case, make_refittable, write_transformation
 from tests.upgrade.test_refit_pairs import pairs_of
 from upgrade.gallery import Gallery
-from upgrade.ids import matching_rows, text_keys
+from upgrade.ids import text_keys
 from upgrade.rows import parts_of
 from upgrade.sources import open_source
 from utils.errors import UserError
@@ -119,27 +117,6 @@ def test_pairs_of_a_refit_have_the_side_information_of_their_id(tmp_path: Path) 
     rows = {row.tobytes(): number for number, row in enumerate(case.old)}
     places = [rows[row.tobytes()] for row in found["old"][30:].numpy()]
     assert np.array_equal(found["side_info"][30:].numpy(), SIDE[places])
-
-
-@settings(deadline=None)
-@given(
-    ids=st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=40, unique=True),
-    seed=st.integers(0, 99),
-    text=st.booleans(),
-)
-def test_matching_rows_are_those_of_the_same_id(ids: list[int], seed: int, text: bool) -> None:
-    first = np.array(ids, str if text else np.int64)
-    second = np.random.default_rng(seed).permutation(first)
-    rows = matching_rows(first, second.astype(f"U{60}") if text else second, (len(ids), len(ids)), "key", ("a", "b"))
-    assert first[rows].tolist() == second.tolist()
-    for shorter, longer in ((first[1:], second), (first, second[1:])):
-        if len(ids) > 1:
-            with pytest.raises(UserError, match="key: a and b hold different items: 1 ids are in"):
-                matching_rows(shorter, longer, (len(shorter), len(longer)), "key", ("a", "b"))
-    with pytest.raises(UserError, match=r"more than once|different items"):
-        matching_rows(np.append(first, first[:1]), np.append(second, second[:1]), (1, 1), "key", ("a", "b"))
-    with pytest.raises(UserError, match="more than once"):
-        matching_rows(first, np.append(second, second[:1]), (1, 1), "key", ("a", "b"))
 
 
 def with_texts(case: Case) -> Case:
