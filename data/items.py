@@ -61,7 +61,7 @@ def matching_rows(reference: Items, other: Items, advice: str = "") -> Array | N
             _places_of_all(other, reference, both, advice)
         return None if np.array_equal(rows, np.arange(len(rows))) else rows
     if other.count != reference.count:
-        raise UserError(f"{both}, {other.count:,} and {reference.count:,}{advice}")
+        raise UserError(f"{both}: {other.count:,} and {reference.count:,} of them{advice}")
     if other.labels is not None and reference.labels is not None:
         different = np.flatnonzero(other.labels != reference.labels)
         if len(different):

@@ -95,14 +95,17 @@ def open_parquet(path: Path, where: str) -> dict[str, Rows]:
 
     def read(name: str, numbers: list[int]) -> Array:
         chunks = file.read_row_groups(numbers, columns=[columns[name]])[columns[name]].chunks
-        return joined([values_of(chunk) for chunk in chunks if len(chunk)], name)
+        try:
+            return joined([values_of(chunk) for chunk in chunks if len(chunk)], name)
+        except ValueError as error:
+            raise ValueError(f"`{columns[name]}`: {error}") from None
 
     @lru_cache(maxsize=1)
     def read_group(number: int) -> Array:
         try:
             return read("embeddings", [number])
         except ValueError as error:
-            raise UserError(f"{where}: {path}: `{columns['embeddings']}` {error}") from None
+            raise UserError(f"{where}: {path}: {error}") from None
 
     if not groups:
         return {name: HeldRows(np.empty((0, 0) if name == "embeddings" else 0, np.float32)) for name in columns}

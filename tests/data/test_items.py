@@ -59,7 +59,7 @@ LABELS, IDS = np.array([0, 0, 1, 2]), np.array([5, 6, 7, 8])
         ({"ids": IDS}, {"ids": IDS.astype(str)}, "the ids of a are numbers and those of b texts"),
         ({"ids": IDS}, {"labels": LABELS}, "a has `ids` and b has none"),
         ({"labels": LABELS}, {"ids": IDS}, "b has `ids` and a has none"),
-        ({"labels": LABELS}, {"labels": LABELS[:3]}, "b and a hold different items, 3 and 4"),
+        ({"labels": LABELS}, {"labels": LABELS[:3]}, "b and a hold different items: 3 and 4 of them"),
         ({"labels": LABELS}, {"labels": LABELS[::-1]}, "have no ids, and row 0 has the labels 2 and 0"),
     ],
 )
@@ -104,8 +104,8 @@ def test_gallery_items_have_the_numbers_of_the_queries_that_they_are(
 @pytest.mark.parametrize(
     ("query", "gallery", "same_items", "message"),
     [
-        (BARE, {"labels": LABELS + 1}, None, r"g and q hold different items, .*; set eval_params\.same_items=false if"),
-        (BARE, {"labels": LABELS[:3]}, None, r"g and q hold different items, 3 and 4; set eval_params\.same_items="),
+        (BARE, {"labels": LABELS + 1}, None, r"g and q hold different items.*; set eval_params\.same_items=false if"),
+        (BARE, {"labels": LABELS[:3]}, None, r"g and q hold different items: 3 and 4 of them; set eval_params\.same_items="),
         (BARE, NAMED, None, r"g has `ids` and q has none.*; set eval_params\.same_items=false"),
         (NAMED, {"ids": IDS.astype(str)}, None, r"ids of q are numbers and those of g texts.*; set eval_params\.same"),
         (

@@ -100,18 +100,20 @@ def test_a_table_with_gaps_is_refused(case: Case, monkeypatch: pytest.MonkeyPatc
 
     rows = [np.ones(6, np.float32).tolist()] * 4
     floats = pyarrow.list_(pyarrow.float32())
-    assert "`ids` lacks 1 values" in refused(embeddings=pyarrow.array(rows, floats), ids=[1, 2, None, 3])
-    assert "`embeddings` lacks 1 values" in refused(embeddings=pyarrow.array([*rows[:3], None], floats))
-    assert "should be lists of one length" in refused(embeddings=pyarrow.array([*rows, rows[0][:5], rows[0]], floats))
+    assert "`ids`: 1 of its values are missing" in refused(embeddings=pyarrow.array(rows, floats), ids=[1, 2, None, 3])
+    assert "`embeddings`: 1 of its values are missing" in refused(embeddings=pyarrow.array([*rows[:3], None], floats))
+    assert "its lists are of different lengths, 5 and 6" in refused(
+        embeddings=pyarrow.array([*rows, rows[0][:5], rows[0]], floats)
+    )
     assert "row group 1 is 5-d, the first 6-d" in refused(embeddings=pyarrow.array([*rows[:2], rows[0][:5]], floats))
-    assert "should be lists of one length" in refused(embeddings=["a", "b"])
-    raw = [b"0123456789abcdef"] * 2
-    assert "ids should be (2,) whole numbers, got (2,) object" in refused(
-        embeddings=pyarrow.array(rows[:2], floats), ids=pyarrow.array(raw, pyarrow.binary(16))
+    assert "embeddings should be (n, d) float16 or float32, got (2,) <U1" in refused(embeddings=["a", "b"])
+    raw = [b"01234567", b"89abcdef"]
+    assert "`ids`: is of fixed_size_binary[8], neither numbers nor texts" in refused(
+        embeddings=pyarrow.array(rows[:2], floats), ids=pyarrow.array(raw, pyarrow.binary(8))
     )
     assert "got (2, 6) float64" in refused(embeddings=rows[:2])
     path.write_bytes(path.read_bytes()[:-20])
     assert "old.parquet cannot be read" in case.refuse("transform", "gallery=old.parquet", "output=other")
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     error = case.refuse("transform", "gallery=old.parquet", "output=other")
-    assert "gallery: old.parquet needs pyarrow, which is not here: pip install pyarrow" in error
+    assert "gallery: old.parquet: needs pyarrow, which is not here: pip install pyarrow" in error

@@ -64,14 +64,14 @@ def test_side_information_is_joined_by_id(with_side: Case, write: Callable[[Case
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"ids": IDS + 10**6}, f"hold different items: {N} ids are in old.npz alone, the first is {IDS[0]}"),
+        ({"ids": IDS + 10**6}, f"{N} ids of old.npz are not in side_info: side.npz, the first is {IDS[0]}"),
         (
             {"ids": np.append(IDS, 10**6), "embeddings": np.append(SIDE, SIDE[:1], 0)},
-            "hold different items: 1 ids are in side.npz alone, the first is 1000000",
+            "1 ids of side_info: side.npz are not in old.npz, the first is 1000000",
         ),
-        ({"ids": np.append(IDS[:-1], IDS[0])}, f"side.npz: the id {IDS[0]} occurs more than once"),
-        ({"ids": IDS.astype(str)}, "hold different items: the ids of one are whole numbers, those of the other text"),
-        ({}, "side.npz has no ids, old.npz has; rows are paired by place only where neither file has ids"),
+        ({"ids": np.append(IDS[:-1], IDS[0])}, f"1 ids occur more than once, the first is {IDS[0]}"),
+        ({"ids": IDS.astype(str)}, "the ids of old.npz are numbers and those of side_info: side.npz texts"),
+        ({}, "old.npz has `ids` and side_info: side.npz has none, so that nothing tells which rows are the same item"),
     ],
 )
 def test_side_information_of_other_items_is_refused(case: Case, arrays: dict[str, np.ndarray], message: str) -> None:
@@ -90,7 +90,7 @@ def test_without_ids_rows_are_paired_by_place(with_side: Case) -> None:
     assert np.array_equal(np.load(with_side.folder / "placed/embeddings.npy"), with_side.array("embeddings"))
     np.save(with_side.folder / "side.npy", SIDE[:-1])
     arguments = ("gallery=old.npy", "side_info=side.npy", "output=short")
-    assert "side_info: side.npy has 499 rows, old.npy 500" in with_side.refuse("transform", *arguments)
+    assert "side_info: side.npy and old.npy hold different items: 499 and 500 of them" in with_side.refuse("transform", *arguments)
 
 
 def test_pairs_of_a_plan_are_joined_by_id(upgraded: Case) -> None:
@@ -301,7 +301,7 @@ def test_sources_with_text_ids_are_joined_whatever_their_keys(
     assert joined.labels is not None
     assert np.array_equal(joined.labels.read(0, N), np.arange(N))
     np.savez(case.folder / "side.npz", embeddings=SIDE, ids=np.append(TEXTS[:-1], "another"))
-    with pytest.raises(UserError, match=f"hold different items: 1 ids are in .*texts alone, the first is {TEXTS[-1]}"):
+    with pytest.raises(UserError, match=f"1 ids of .*texts are not in .*side.npz, the first is {TEXTS[-1]}"):
         open_source(case.folder / "side.npz", where="side_info").in_order_of(source, "side_info")
 
 

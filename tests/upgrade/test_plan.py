@@ -67,7 +67,7 @@ def test_bad_pairs_are_refused(upgraded: Case) -> None:
     error = upgraded.refuse("plan", "plan_params.old=pairs_old.npz", PAIRS[1])
     assert "plan_params.old: pairs_old.npz and pairs_new.npz hold different items: 1 ids" in error
     np.savez(upgraded.folder / "pairs_new.npz", embeddings=np.ones((60, NEW_DIM), np.float32))
-    assert "pairs_new.npz has no ids, pairs_old.npz has" in upgraded.refuse(
+    assert "pairs_old.npz has `ids` and pairs_new.npz has none" in upgraded.refuse(
         "plan", "plan_params.old=pairs_old.npz", PAIRS[1]
     )
     unit = np.eye(60, NEW_DIM, dtype=np.float32) + np.eye(60, NEW_DIM, -NEW_DIM, dtype=np.float32)
@@ -76,7 +76,7 @@ def test_bad_pairs_are_refused(upgraded: Case) -> None:
     assert "pairs_new.npz: embeddings of length 1 are those of one of the two" in upgraded.refuse("plan", *PAIRS)
     write_pairs(upgraded)
     np.save(upgraded.folder / "pairs_old.npy", np.zeros((50, OLD_DIM), np.float32))
-    assert "pairs_old.npy has 50 rows, pairs_new.npz 60" in upgraded.refuse("plan", *PAIRS)
+    assert "pairs_old.npy and pairs_new.npz hold different items: 50 and 60 of them" in upgraded.refuse("plan", *PAIRS)
     np.savez(upgraded.folder / "pairs_new.npz", embeddings=np.zeros((60, 9), np.float32))
     assert "pairs_new.npz is 9-d, but the gallery's embeddings are 5-d" in upgraded.refuse("plan", *PAIRS)
     write_transformation(upgraded.folder / "transformation.pt", inner_dim=8)
