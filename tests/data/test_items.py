@@ -114,7 +114,7 @@ def test_gallery_items_have_the_numbers_of_the_queries_that_they_are(
             True,
             r"1 ids of q are not in g, .* 5; eval_params\.same_items=true contradicts that",
         ),
-        (BARE, {"labels": LABELS[:3]}, True, r"3 and 4; eval_params\.same_items=true contradicts that"),
+        (BARE, {"labels": LABELS[:3]}, True, r"3 and 4 of them; eval_params\.same_items=true contradicts that"),
         (NAMED, {"ids": IDS + 3}, False, r"q and g share 1 ids, the first is 8; eval_params\.same_items=false contra"),
     ],
 )
