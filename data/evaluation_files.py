@@ -62,7 +62,7 @@ def read_query_and_gallery(files: EmbeddingsParams, params: EvalParams, device: 
         query.to(device),
         gallery.to(device),
         None if side_info is None else side_info.to(device),
-        by_place=params.same_items is None and query.ids is None,
+        by_place=params.same_items is None and query.ids is None and files.query != files.gallery,
     )
 
 

@@ -112,7 +112,8 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
         )
     views = range(images.num_views or 1) if config.views == "all" else range(1)
     batch_size, share = world.local_batch(config.dataset_params.batch_size), world.share(len(images))
-    parts, positions = [], []
+    parts: list[Transformed] = []
+    positions = []
     for view in views:
         outputs, embedded = embed_images(
             {"model": model},
@@ -122,8 +123,8 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
             world=world,
             title=f"view {view + 1} of {len(views)}",
         )
-        output = outputs["model"]
-        parts.append(output._replace(embedding=_rounded(output.embedding, config.embedding_dtype)))
+        output, row = outputs["model"], sum(len(part.embedding) for part in parts)
+        parts.append(output._replace(embedding=_rounded(output.embedding, config.embedding_dtype, row)))
         positions.append(embedded)
     log_variances = [part.log_variance for part in parts if part.log_variance is not None]
     return EmbeddingSet(
@@ -134,16 +135,18 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
     )
 
 
-def _rounded(embeddings: torch.Tensor, dtype: str) -> torch.Tensor:
-    """Embeddings (n, d) float32 in another type; a UserError where it cannot hold one."""
+def _rounded(embeddings: torch.Tensor, dtype: str, first_row: int) -> torch.Tensor:
+    """Embeddings (n, d) float32, from a row of the file on, in another type; a UserError where it cannot hold one."""
     rounded = embeddings.to(getattr(torch, dtype))
+    if rounded.dtype == embeddings.dtype:
+        return embeddings
     beyond = (rounded.isinf() & embeddings.isfinite()).any(1).nonzero()
     if len(beyond):
         low, high = embeddings.aminmax()
         raise UserError(
             f"embedding_dtype: {dtype} holds values up to {torch.finfo(rounded.dtype).max:.0f}, but the embeddings go "
             f"from {float(low):.6g} to {float(high):.6g} (too far in {len(beyond)} rows, the first is "
-            f"{int(beyond[0])}); set embedding_dtype=float32"
+            f"row {first_row + int(beyond[0])}); set embedding_dtype=float32"
         )
     return rounded
 

@@ -64,7 +64,7 @@ def test_an_embedding_beyond_float16_is_refused_by_its_key(tmp_path: Path, dtype
     scaled = items.embeddings.float() * factor
     first = int((scaled.abs().max(1).values > 65504).nonzero()[0])
     message = (
-        rf"embedding_dtype: float16 holds values up to 65504, but .* in 2 rows, the first is {first}\); set embedding"
+        rf"embedding_dtype: float16 holds .* up to 65504, .* in 2 rows, the first is row {first}\); set embedding_"
     )
     with pytest.raises(UserError, match=message):
         embed_split(Scaled(factor), config, World())
