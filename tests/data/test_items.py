@@ -105,7 +105,7 @@ def test_gallery_items_have_the_numbers_of_the_queries_that_they_are(
     ("query", "gallery", "same_items", "message"),
     [
         (BARE, {"labels": LABELS + 1}, None, r"g and q hold different items.*; set eval_params\.same_items=false if"),
-        (BARE, {"labels": LABELS[:3]}, None, r"g and q hold different items: 3 and 4 of them; set eval_params\.same_items="),
+        (BARE, {"labels": LABELS[:3]}, None, r"g and q hold different items: 3 and 4 of them; set eval_params\.same"),
         (BARE, NAMED, None, r"g has `ids` and q has none.*; set eval_params\.same_items=false"),
         (NAMED, {"ids": IDS.astype(str)}, None, r"ids of q are numbers and those of g texts.*; set eval_params\.same"),
         (

@@ -172,7 +172,7 @@ SWAPPED = np.concatenate([IDS[:5], IDS[6:4:-1], IDS[7:]])
         (
             {},
             {"labels": np.zeros(29, int)},
-            r"embeddings_params\.labels: .*labels\.npy and embeddings_params\.old: .* different items: 29 and 30 of them",
+            r"embeddings_params\.labels: .*labels\.npy and embeddings_params\.old: .* different items: 29 and 30",
         ),
         ({}, {"labels": np.zeros(N)}, r"labels\.npy: labels should be \(n,\) whole numbers, got \(30,\) float64"),
         ({}, {"classifier": CLASSIFIER}, r"embeddings_params\.classifier: .*is of no use without labels"),

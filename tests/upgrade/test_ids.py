@@ -89,8 +89,8 @@ def test_without_ids_rows_are_paired_by_place(with_side: Case) -> None:
     with_side.run("transform", "gallery=old.npy", "side_info=side.npy", "output=placed")
     assert np.array_equal(np.load(with_side.folder / "placed/embeddings.npy"), with_side.array("embeddings"))
     np.save(with_side.folder / "side.npy", SIDE[:-1])
-    arguments = ("gallery=old.npy", "side_info=side.npy", "output=short")
-    assert "side_info: side.npy and old.npy hold different items: 499 and 500 of them" in with_side.refuse("transform", *arguments)
+    error = with_side.refuse("transform", "gallery=old.npy", "side_info=side.npy", "output=short")
+    assert "side_info: side.npy and old.npy hold different items: 499 and 500 of them" in error
 
 
 def test_pairs_of_a_plan_are_joined_by_id(upgraded: Case) -> None:
