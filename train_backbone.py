@@ -8,7 +8,7 @@ import argparse
 
 import torch
 
-from data.datasets import open_images, resolve_image_size
+from data.datasets import contents_of, open_images, resolve_image_size
 from models.export import check_formats, export_model
 from models.model_files import describe_backbone, load_model, save_model
 from models.resnet import build_backbone
@@ -41,7 +41,8 @@ def main() -> None:
                 f"arch_params.num_classes: the classifier has {config.arch_params.num_classes} outputs, "
                 f"the training set {classes} classes"
             )
-        run = Run(config.output_model_path, config, world)
+        contents = contents_of(config.dataset_params, world, training=training, validation=validation)
+        run = Run(config.output_model_path, config, world, contents)
         train_backbone(model, config, training, validation, run, world, preemption, old)
         if world.is_main:
             save_model(

@@ -10,7 +10,7 @@ import argparse
 
 import torch
 
-from data.datasets import open_images, resolve_image_size
+from data.datasets import contents_of, open_images, resolve_image_size
 from data.paired_embeddings import read_paired_embeddings
 from models.export import check_formats, export_model
 from models.model_files import (
@@ -86,7 +86,8 @@ def fit_to_models(config: TransformationConfig, world: World, preemption: Preemp
     images = open_images(config.dataset_params, "training", world, seed=config.seed)
     objective.check_labels(images.labels)
 
-    run = Run(config.output_transformation_path, config, world)
+    contents = contents_of(config.dataset_params, world, training=images)
+    run = Run(config.output_transformation_path, config, world, contents)
     pairs = build_pairs(models, images, config, run.precision, world)
     material = hold_out(pairs, config.refinement_params, classifier)
     fit_transformation(transformation, objective, config, pairs, run, world, preemption)

@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.figures import Figure, figure, report
 from benchmarks.hardware import bandwidth, flops_of, matmul_rate, synchronise
 from data.contrastive_views import ViewRecipe
+from data.folders import ImageList
 from data.images import Batch, ViewPairs
 from models.resnet import build_backbone
 from tests.utils.processes import run_processes
@@ -43,6 +44,7 @@ PASSES = 13
 class Turns:
     """An image set of one batch in memory; an epoch is a turn of `steps` steps, after one of `rival`."""
 
+    listed = ImageList([], [], [])  # it has no files
     num_views: int | None = None
 
     def __init__(self, batch: Batch, steps: int, items: int, rival: Callable[[], None] | None = None) -> None:

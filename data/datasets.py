@@ -7,6 +7,7 @@ from data.folders import ImageList, hold_out, list_images
 from data.images import Feed, ImageSet, Unreadable
 from data.memory_images import MemoryImages
 from data.packed import PackedList, has_packed, list_packed
+from utils.data_roots import Contents
 from utils.distributed import World
 from utils.errors import UserError
 from utils.sections import DatasetParams, SimCLRParams
@@ -55,11 +56,12 @@ def open_images(params: DatasetParams, split: str, world: World, *, seed: int, a
     Args:
         split: "training" or "validation".
         seed: of the shuffling and the augmentation.
-        all_classes: read every class, whatever `num_classes` says (evaluation always does).
+        all_classes: read every class, whatever `num_classes` says, and those that the training split lacks (evaluation
+            always does).
 
     Raises:
-        UserError: the layout is not there, a class is empty, too many images are unreadable, or the augmentation does
-            not go with the data set.
+        UserError: the layout is not there, a training class is empty, too many images are unreadable, or the
+            augmentation does not go with the data set.
     """
     preset = PRESETS[params.name]
     augmentation = params.augmentation or preset.augmentation
@@ -69,6 +71,9 @@ def open_images(params: DatasetParams, split: str, world: World, *, seed: int, a
     listed = list_split(params, split, all_classes=all_classes)
     if world.is_main and isinstance(listed, PackedList):
         print(f"{split} images: packed in {listed.folder}", flush=True)
+    if world.is_main:
+        for note in listed.notes:
+            print(note, flush=True)
     feed = Feed(
         image_size=resolve_image_size(params),
         augmentation=augmentation,
@@ -95,8 +100,17 @@ def list_split(params: DatasetParams, split: str, *, all_classes: bool = False) 
     if params.held_out is not None:
         whole = list_split(replace(params, held_out=None), "training", all_classes=all_classes)
         kept, held = hold_out(whole, params.held_out)
-        return kept if split == "training" else held
-    num_classes = None if all_classes else params.num_classes
-    if params.packed == "auto" and has_packed(params.data_root):
-        return list_packed(params.data_root, split, num_classes)
-    return list_images(params.data_root, split, num_classes)
+        return kept if split == "training" else replace(held, notes=[])  # which were those of the other part
+    listing = list_packed if params.packed == "auto" and has_packed(params.data_root) else list_images
+    return listing(params.data_root, split, params.num_classes, all_classes=all_classes)
+
+
+def contents_of(params: DatasetParams, world: World, **splits: ImageSet) -> Contents | None:
+    """What images a run reads, for its checkpoint, on the main process; None on the others.
+
+    Names and sizes, but no times: a scheduler may copy the data anew for each start. ImageNet's 1.3 million sizes take
+    some seconds on a local disk.
+    """
+    if not world.is_main:
+        return None
+    return {split: images.listed.contents(params.data_root) for split, images in splits.items()}

@@ -9,7 +9,8 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from multiprocessing.connection import wait
 from typing import NamedTuple
 
@@ -39,6 +40,7 @@ class Job(NamedTuple):
     epoch: int
     min_area: float = MIN_AREA  # of a random crop
     views: int = 1  # of each image
+    stand_ins: bool = False  # where none of its images can be decoded, take the next ones of the list that can
 
 
 class Decoded(NamedTuple):
@@ -65,7 +67,7 @@ class FolderImages:
         self.normalise = Normalisation(feed.mean, feed.std)
         self._plan = _Plan()
         self._loader = DataLoader(
-            Decoder(listed, feed.image_size, feed.seed),
+            Decoder(listed, feed.image_size, feed.seed, max_unreadable=feed.unreadable.max_share),
             sampler=self._plan,
             batch_size=None,  # a job is a batch
             num_workers=self.num_workers,
@@ -82,12 +84,12 @@ class FolderImages:
         shares = shuffled_batches(len(self), batch_size, world, seed=seed, epoch=epoch, keep_last=keep_last)
         resized_crop = self.feed.augmentation == "resized_crop_flip"
         flip = 0.5 if "flip" in self.feed.augmentation else 0.0
-        yield from self._batches([Job(rows.tolist(), resized_crop, flip, epoch) for rows in shares])
+        yield from self._batches([Job(rows.tolist(), resized_crop, flip, epoch, stand_ins=True) for rows in shares])
 
     def view_pairs(self, recipe: ViewRecipe, epoch: int, batch_size: int) -> Iterator[ViewPairs]:
         shares = shuffled_batches(len(self), batch_size, self.feed.world, seed=self.feed.seed, epoch=epoch)
         flip = 0.5 if recipe.flip else 0.0
-        jobs = [Job(rows.tolist(), True, flip, epoch, recipe.min_area, views=2) for rows in shares]
+        jobs = [Job(rows.tolist(), True, flip, epoch, recipe.min_area, views=2, stand_ins=True) for rows in shares]
         colours = recipe.draw_colours(2 * len(self), generator(self.feed.seed, Stream.COLOURS, epoch))
         for pixels, indices in self._decoded(jobs):
             views = torch.cat([indices, indices + len(self)])
@@ -132,18 +134,15 @@ class _Plan(Sampler[Job]):
 class Decoder(Dataset[Decoded]):
     """What a worker does: decode and transform a batch, each image with randomness of (seed, epoch, index) alone."""
 
-    def __init__(self, listed: ImageList, size: int, seed: int) -> None:
-        self.listed, self.size, self.seed = listed, size, seed
+    def __init__(self, listed: ImageList, size: int, seed: int, *, max_unreadable: float = 0.0) -> None:
+        self.listed, self.size, self.seed, self.max_unreadable = listed, size, seed, max_unreadable
 
     def __getitem__(self, job: Job) -> Decoded:
-        indices, unreadable = [], []
+        indices: list[int] = []
+        unreadable: list[int] = []
         views: list[list[torch.Tensor]] = [[] for _ in range(job.views)]
         with torch.random.fork_rng(devices=[]):
-            for index in job.indices:
-                pixels = self.listed.pixels(index)
-                if pixels is None:
-                    unreadable.append(index)
-                    continue
+            for index, pixels in self._readable(job, unreadable):
                 # The CPU's generator alone: torch.manual_seed takes a hundred times as long to look for others.
                 torch.default_generator.manual_seed(seed_of(self.seed, Stream.AUGMENT, job.epoch, index))
                 for of_all in views:
@@ -153,6 +152,30 @@ class Decoder(Dataset[Decoded]):
         if indices:
             rows = torch.cat([view for of_all in views for view in of_all])
         return Decoded(rows.permute(0, 3, 1, 2), torch.tensor(indices, dtype=torch.int64), unreadable)
+
+    def _readable(self, job: Job, unreadable: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """(index, pixels) of a job's images, or of their stand-ins; what cannot be decoded is added to `unreadable`."""
+        yield from self._decoded(job.indices, unreadable)
+        if job.stand_ins and len(unreadable) == len(job.indices):
+            following = self._following(job.indices, unreadable)
+            yield from islice(self._decoded(following, unreadable), len(job.indices))
+
+    def _decoded(self, indices: Iterable[int], unreadable: list[int]) -> Iterator[tuple[int, np.ndarray]]:
+        for index in indices:
+            pixels = self.listed.pixels(index)
+            if pixels is None:
+                unreadable.append(index)
+            else:
+                yield index, pixels
+
+    def _following(self, indices: list[int], unreadable: list[int]) -> Iterator[int]:
+        """The other images of the list, from the last of `indices` on, until more are unreadable than a run allows."""
+        count = len(self.listed)
+        for step in range(1, count):
+            if len(unreadable) > self.max_unreadable * count:
+                return
+            if (index := (indices[-1] + step) % count) not in indices:
+                yield index
 
     def _view(self, pixels: np.ndarray, job: Job) -> torch.Tensor:
         """A view (1, size, size, 3) of an image (H, W, 3); both uint8."""

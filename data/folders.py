@@ -1,7 +1,16 @@
-"""The layout on disk: DATA_ROOT/training/CLASS/* and DATA_ROOT/validation/CLASS/*."""
+"""The layout on disk: DATA_ROOT/training/CLASS/* and DATA_ROOT/validation/CLASS/*.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+The classes are the folders of the training split, and validation images are numbered by them, whatever folders there
+are in the validation split. Images lie in a class folder or at any depth below it. Hidden files and folders, and the
+folders that other programs leave, are no part of the data set.
+"""
+
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -9,10 +18,16 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from utils.data_roots import SPLITS, digest
 from utils.errors import UserError
+from utils.files import entries_below, is_folder, visible_entries
 from utils.seeds import Stream, generator
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff"}
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".webp", ".tif", ".tiff")
+UNREADABLE = (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError)
+SIXTEEN_BITS, UNBOUNDED = {"I;16", "I;16B", "I;16L", "I;16N"}, {"I", "F"}  # PIL's modes of more than 8 bits
+BITS_PER_SAMPLE = 258  # a tag of TIFF
+THREADS, FILES_AT_A_TIME = 32, 1024  # that look up files' sizes: on a network each takes its time
 
 
 @dataclass(frozen=True)
@@ -21,7 +36,8 @@ class ImageList:
 
     paths: list[Path]
     labels: list[int]  # index into `classes`
-    classes: list[str]  # folder names, sorted as strings
+    classes: list[str]  # folder names: the training split's sorted as strings, then what others there are
+    notes: list[str] = field(default_factory=list, kw_only=True)  # what the user should know of the folders
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -30,37 +46,136 @@ class ImageList:
         """Image number `index` as uint8 (H, W, 3), or None where it is unreadable."""
         return read_pixels(self.paths[index])
 
+    def sizes(self) -> Iterable[int]:
+        """The bytes of each image; -1 where there is no file."""
+        parts = [self.paths[start : start + FILES_AT_A_TIME] for start in range(0, len(self), FILES_AT_A_TIME)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            return [size for part in pool.map(_sizes_of, parts) for size in part]
+
+    def contents(self, data_root: str | Path) -> dict[str, tuple[int, str]]:
+        """Of each class the number of its images, and a digest of their names below `data_root` and their sizes."""
+        start = len(str(Path(data_root, "_"))) - 1
+        files = zip(self.labels, (str(path)[start:] for path in self.paths), self.sizes(), strict=True)
+        contents = {}
+        for label, of_class in groupby(files, key=itemgetter(0)):
+            facts = [(name, size) for _, name, size in of_class]
+            contents[self.classes[label]] = len(facts), digest(facts)
+        return contents
+
     def take(self, positions: Sequence[int]) -> Self:
         """The images at these positions; the classes stay."""
         return replace(self, paths=[self.paths[i] for i in positions], labels=[self.labels[i] for i in positions])
 
 
-def list_images(data_root: str | Path, split: str, num_classes: int | None = None) -> ImageList:
-    """List the images of `split` ("training" or "validation").
+def list_images(
+    data_root: str | Path, split: str, num_classes: int | None = None, *, all_classes: bool = False
+) -> ImageList:
+    """List the images of `split` ("training" or "validation"), numbered by the classes of the training split.
+
+    Where there is no training folder, the classes are those of the split itself.
 
     Args:
-        num_classes: only the first so many class folders. Folder names sort as strings, so of CIFAR-100's folders
-            0..99 the first 50 are 0-5 and 10-53 (the published old model's classes).
+        num_classes: only the first so many classes. Folder names sort as strings, so of CIFAR-100's folders 0..99 the
+            first 50 are 0-5 and 10-53 (the published old model's classes).
+        all_classes: every class, whatever `num_classes` says, and after them those that the training split lacks.
 
     Raises:
-        UserError: the folder is missing, a class folder is empty, or there are fewer classes than asked for.
+        UserError: the folder is missing, a class folder of the training split is empty, there are fewer classes than
+            asked for, or no image of them.
     """
-    folder = Path(data_root) / split
+    folder, training = Path(data_root, split), Path(data_root, SPLITS[0])
     if not folder.is_dir():
         raise UserError(f"dataset_params.data_root: {data_root} has no folder `{split}`; prepare_dataset.py makes it")
-    classes = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
-    if not classes:
+    left_out: list[os.DirEntry[str]] = []
+    names = class_folders(folder, left_out)
+    if not names:
         raise UserError(f"dataset_params.data_root: {folder} has no class folders")
-    classes = first_classes(classes, num_classes, folder)
+    is_training = split == SPLITS[0]
+    training, trained = (folder, names) if is_training or not training.is_dir() else (training, class_folders(training))
+    wanted = first_classes(trained, None if all_classes else num_classes, training)
+    not_wanted = set(trained).difference(wanted)
+    found = {name: images_below(folder / name, left_out) for name in names if name not in not_wanted}
+    if is_training and (empty := [name for name in names if found.get(name) == []]):
+        raise UserError(f"dataset_params.data_root: the class folder {folder / empty[0]} holds no image")
+    present = [name for name, images in found.items() if images]
+    classes, notes = number_classes(wanted, present, folder, all_classes=all_classes)
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
-        images = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES)
-        if not images:
-            raise UserError(f"dataset_params.data_root: the class folder {folder / name} holds no image")
+        images = found.get(name, [])
         paths += images
         labels += [label] * len(images)
-    return ImageList(paths, labels, classes)
+    return ImageList(paths, labels, classes, notes=left_out_notes(folder, left_out) + notes)
+
+
+def class_folders(folder: Path, left_out: list[os.DirEntry[str]] | None = None) -> list[str]:
+    """The names of the class folders in a split's folder, sorted; see `visible_entries` for `left_out`."""
+    return [entry.name for entry in visible_entries(folder, left_out) if is_folder(entry)]
+
+
+def images_below(folder: Path, left_out: list[os.DirEntry[str]] | None = None) -> list[Path]:
+    """The image files in `folder` and below it, sorted by their paths; see `visible_entries` for `left_out`."""
+    return [Path(entry.path) for _, entry in entries_below(folder, left_out=left_out) if is_image(entry.name)]
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name counts as an image: hidden ones do not."""
+    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
+
+
+def left_out_notes(folder: Path, left_out: Iterable[os.DirEntry[str]]) -> list[str]:
+    """Which images and folders `visible_entries` left out below a split's folder, in a line; no line where it was none."""
+    folders, images = [], []
+    for entry in left_out:
+        if is_folder(entry):
+            folders.append(entry.path)
+        elif is_image(entry.name.lstrip(".")):
+            images.append(entry.path)
+    kinds = (("hidden images", images), ("hidden, tool or circular folders", folders))
+    found = [f"{kind}: {_counted(paths, folder)}" for kind, paths in kinds if paths]
+    return [f"{folder}: left out {'; '.join(found)}"] if found else []
+
+
+def number_classes(
+    wanted: list[str], present: Iterable[str], folder: Path, *, all_classes: bool
+) -> tuple[list[str], list[str]]:
+    """The classes of a split in the order of their numbers, and lines for the user where they are not those `wanted`.
+
+    Args:
+        wanted: classes of the training split.
+        present: those of which the split's `folder` holds images.
+        all_classes: number the others too, after those wanted.
+
+    Raises:
+        UserError: there is no image to read.
+    """
+    missing = sorted(set(wanted).difference(present))
+    others = sorted(set(present).difference(wanted))
+    if len(missing) == len(wanted) and not (all_classes and others):
+        raise UserError(f"dataset_params.data_root: {folder} holds no image of the classes of the training split")
+    notes = []
+    if missing:
+        notes.append(f"{folder}: no image of some of the {len(wanted):,} classes: {_counted(missing)}")
+    if others:
+        done = "numbered after its classes" if all_classes else "left out"
+        notes.append(f"{folder}: class folders that the training split lacks, {done}: {_counted(others)}")
+    return wanted + (others if all_classes else []), notes
+
+
+def _counted(names: list[str], folder: Path | None = None) -> str:
+    """How many names there are, and the first few (relative to `folder`)."""
+    first = [name if folder is None else os.path.relpath(name, folder) for name in names[:3]]
+    return f"{len(names):,} ({', '.join(first)}{', ...' if len(names) > 3 else ''})"
+
+
+def _sizes_of(paths: list[Path]) -> list[int]:
+    sizes = []
+    for path in paths:
+        try:
+            sizes.append(path.stat().st_size)
+        except OSError:
+            sizes.append(-1)
+    return sizes
 
 
 def hold_out(training: ImageList, share: float) -> tuple[ImageList, ImageList]:
@@ -99,13 +214,43 @@ def first_classes(classes: list[str], num_classes: int | None, folder: Path) -> 
 
 
 def read_image(file: Path | BinaryIO) -> Image.Image | None:
-    """Decode an image file to RGB (grayscale and CMYK too), or None where it is truncated or no image."""
+    """Decode an image file to RGB (grayscale and CMYK too), or None where it is unreadable.
+
+    That is: it is truncated, no image, or of levels whose range is not known (see `refusal`). Of 16-bit levels the
+    upper eight bits are taken, as PIL takes them of 16-bit colours. An orientation in the EXIF data is not applied:
+    pixels are as they are stored, as in torchvision's loaders.
+    """
     try:
         with Image.open(file) as image:
             image.load()
-            return image if image.mode == "RGB" else image.convert("RGB")  # which would copy
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError, Image.DecompressionBombError):
+            return image if image.mode == "RGB" else _rgb(image)
+    except UNREADABLE:
         return None
+
+
+def refusal(file: Path | BinaryIO) -> str | None:
+    """Why `read_image` refuses an image that is not damaged, and what to do; None of any other."""
+    try:
+        with Image.open(file) as image:
+            if image.mode in UNBOUNDED and _bits(image) is None:
+                return f"levels of mode {image.mode} have no known range: save it with 8 or 16 bits"
+            return None
+    except UNREADABLE:
+        return None
+
+
+def _rgb(image: Image.Image) -> Image.Image | None:
+    if (bits := _bits(image)) is not None:
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    return None if image.mode in UNBOUNDED else image.convert("RGB")
+
+
+def _bits(image: Image.Image) -> int | None:
+    """The bits of a level where they are more than 8 and known; None otherwise."""
+    if image.mode in SIXTEEN_BITS:
+        return getattr(image, "tag_v2", {}).get(BITS_PER_SAMPLE, (16,))[0]  # of a TIFF they may be 12
+    # What PIL has made of 16 bits: Pillow 10 of a PNG, each version of a PPM, which it brings to the full range.
+    return 16 if image.mode == "I" and image.format in ("PNG", "PPM") else None
 
 
 def read_pixels(file: Path | BinaryIO) -> np.ndarray | None:

@@ -6,15 +6,16 @@ their labels beside: Kaggle's LOC_val_solution.csv; validation_labels.txt, lines
 which scipy reads.
 """
 
+import codecs
 import io
+import os
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 from tqdm import tqdm
 
-from data.folders import SUFFIXES
+from data.folders import class_folders, images_below, is_image, left_out_notes
 from data.preparation import open_tar
 from utils.errors import UserError
 
@@ -62,7 +63,7 @@ def _find(source: Path, split: str, tar: str) -> Path:
     """The folder or the tar file that holds a split."""
     candidates = [source / name for name in FOLDERS[split]]
     for folder in candidates:
-        if folder.is_dir() and (_has_classes(folder) or (split == "validation" and any(_images(folder)))):
+        if folder.is_dir() and (_has_classes(folder) or (split == "validation" and _flat_images(folder))):
             return folder
     if (source / tar).is_file():
         return source / tar
@@ -71,28 +72,30 @@ def _find(source: Path, split: str, tar: str) -> Path:
 
 
 def _has_classes(origin: Path) -> bool:
-    return origin.is_dir() and any(entry.is_dir() for entry in origin.iterdir())
+    return origin.is_dir() and bool(class_folders(origin))
 
 
-def _images(folder: Path) -> Iterator[Path]:
-    return (entry for entry in folder.iterdir() if entry.suffix.lower() in SUFFIXES)
+def _flat_images(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if is_image(entry.name))
 
 
 def _count_images(folder: Path, origin: Path) -> int:
-    """The images under the class folders of a split, each of which must have one."""
+    """The images below the class folders of a split, each of which must have one."""
     total = 0
-    for entry in tqdm(sorted(folder.iterdir()), f"{folder.name}: counting", unit=" classes"):
-        if entry.is_dir():
-            count = sum(1 for _ in _images(entry))
-            if count == 0:
-                raise UserError(f"--source: {origin}: the class `{entry.name}` has no image")
-            total += count
+    left_out: list[os.DirEntry[str]] = []
+    for name in tqdm(class_folders(folder, left_out), f"{folder.name}: counting", unit=" classes"):
+        count = len(images_below(folder / name, left_out))
+        if count == 0:
+            raise UserError(f"--source: {origin}: the class `{name}` has no image")
+        total += count
+    for note in left_out_notes(folder, left_out):
+        tqdm.write(note)
     return total
 
 
 def _check_same_classes(folder: Path, source: Path) -> None:
     """Labels are places among the class folders, so that a class missing from one split would shift all after it."""
-    training, validation = ({entry.name for entry in (folder / split).iterdir() if entry.is_dir()} for split in FOLDERS)
+    training, validation = (set(class_folders(folder / split)) for split in FOLDERS)
     for name, ours, others in (("training", training, validation), ("validation", validation, training)):
         if ours - others:
             raise UserError(f"--source: {source}: the class `{min(ours - others)}` is in the {name} images only")
@@ -114,7 +117,10 @@ def _read_labels(source: Path) -> dict[str, str]:
 def _read_label_file(path: Path) -> dict[str, str]:
     """Lines `FILE WNID ...` or `FILE,WNID ...`; FILE may lack its suffix, and Kaggle's heading is skipped."""
     labels = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), start=1):
+    content = path.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UserError(f"{path}: is UTF-16 text; save it as UTF-8")
+    for number, line in enumerate(content.decode("utf-8-sig", errors="replace").splitlines(), start=1):
         words = line.replace(",", " ").split()
         if not words or words[0] == "ImageId":
             continue
@@ -157,7 +163,7 @@ def _read_devkit(path: Path) -> dict[str, str]:
 
 def _link_images(origin: Path, folder: Path, labels: dict[str, str]) -> None:
     """Sort flat images into class folders, as links."""
-    images = sorted(_images(origin))
+    images = _flat_images(origin)
     for image in tqdm(images, "validation", unit=" images"):
         (_class_folder(folder, image.name, labels) / image.name).symlink_to(image)
     _check_all(origin, len(images), labels)
@@ -187,7 +193,8 @@ def _extract_classes(origin: Path, folder: Path) -> None:
     ):
         for member in archive:
             name = PurePosixPath(member.name)
-            file = archive.extractfile(member) if name.suffix == ".tar" else None
+            is_class = name.suffix == ".tar" and not name.name.startswith(".")
+            file = archive.extractfile(member) if is_class else None
             if file is not None:
                 if not _is_wnid(name.stem):
                     raise UserError(f"{origin}: should hold one WNID.tar a class, holds `{member.name}`")
@@ -199,7 +206,7 @@ def _extract_classes(origin: Path, folder: Path) -> None:
 
 
 def _is_image(member: tarfile.TarInfo) -> bool:
-    return member.isfile() and PurePosixPath(member.name).suffix.lower() in SUFFIXES
+    return member.isfile() and is_image(PurePosixPath(member.name).name)
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:

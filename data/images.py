@@ -8,6 +8,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from data.contrastive_views import ViewRecipe
+from data.folders import ImageList, refusal
 from utils.distributed import World
 from utils.errors import UserError
 from utils.seeds import Stream, generator
@@ -30,6 +31,7 @@ class ViewPairs(NamedTuple):
 class ImageSet(Protocol):
     """The images of one split."""
 
+    listed: ImageList  # n images
     labels: torch.Tensor  # (n,) int64, on the CPU
     classes: list[str]  # names of the class folders, by label
     num_views: int | None  # of the training transform; None where they are too many to enumerate
@@ -41,6 +43,7 @@ class ImageSet(Protocol):
         """This process's share of an epoch: every image once, shuffled globally, in random views.
 
         A function of (seed, epoch) alone. The last global batch is left out where it is not full, unless `keep_last`.
+        Each process has as many batches as the others, whatever images are unreadable.
         """
 
     def view_pairs(self, recipe: ViewRecipe, epoch: int, batch_size: int) -> Iterator[ViewPairs]:
@@ -83,10 +86,12 @@ class Unreadable:
         if path in self.paths:
             return
         self.paths.add(path)
-        print(f"unreadable image, left out ({len(self.paths)} of {total} so far): {path}", flush=True)
+        why = refusal(path)
+        image = str(path) if why is None else f"{path} ({why})"
+        print(f"unreadable image, left out ({len(self.paths)} of {total} so far): {image}", flush=True)
         if len(self.paths) > self.max_share * total:
             raise UserError(
-                f"{path}: {len(self.paths)} of {total} images are unreadable, more than the share of "
+                f"{image}: {len(self.paths)} of {total} images are unreadable, more than the share of "
                 f"{self.max_share:g} that dataset_params.max_unreadable allows"
             )
 

@@ -21,8 +21,8 @@ class MemoryImages:
     AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 
     def __init__(self, listed: ImageList, feed: Feed) -> None:
-        self.labels, self.classes = torch.tensor(listed.labels), listed.classes
-        self.feed = feed
+        self.listed, self.labels, self.feed = listed, torch.tensor(listed.labels), feed
+        self.classes = listed.classes
         pixels, readable = decode(listed, feed.unreadable, progress=feed.world.is_main)
         self.readable = readable  # (m,) positions in the list
         self.pixels = pixels.to(feed.world.device)  # (m, H, W, 3) uint8

@@ -16,7 +16,7 @@ does one that cannot be decoded: training names and counts it as before.
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -27,7 +27,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from data.folders import ImageList, first_classes, list_images, read_image, read_pixels
+from data.folders import ImageList, first_classes, list_images, number_classes, read_image, read_pixels
 from data.preparation import Recipe, prepare, read_stamp
 from utils.data_roots import PACKED, SPLITS, STAMP, has_packed_copy
 from utils.errors import UserError
@@ -62,6 +62,9 @@ class PackedList(ImageList):
             return content.reshape(height, width, 3)
         return read_pixels(io.BytesIO(content.tobytes()))
 
+    def sizes(self) -> Iterable[int]:
+        return self.records["length"].tolist()
+
     def take(self, positions: Sequence[int]) -> Self:
         return replace(super().take(positions), records=self.records[list(positions)])
 
@@ -84,15 +87,18 @@ def has_packed(data_root: str | Path) -> bool:
     return True
 
 
-def list_packed(data_root: str | Path, split: str, num_classes: int | None = None) -> PackedList:
+def list_packed(
+    data_root: str | Path, split: str, num_classes: int | None = None, *, all_classes: bool = False
+) -> PackedList:
     """As `list_images`, of the packed copy.
 
     Raises:
         UserError: it is damaged, or there are fewer classes than asked for.
     """
-    folder = Path(data_root) / PACKED / split
+    folder, training = (Path(data_root) / PACKED / name for name in (split, SPLITS[0]))
     try:
         names = json.loads((folder / PATHS).read_text(encoding="utf-8"))
+        of_training = json.loads((training / PATHS).read_text(encoding="utf-8"))
         records = np.load(folder / RECORDS, allow_pickle=False)
         if records.dtype != RECORD or len(names) != len(records):
             raise ValueError("its lists do not fit together")
@@ -100,13 +106,17 @@ def list_packed(data_root: str | Path, split: str, num_classes: int | None = Non
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: is damaged ({error}); delete {folder.parent} and pack again") from None
     class_of = [name.partition("/")[0] for name in names]
-    classes = first_classes(sorted(set(class_of)), num_classes, folder)
+    trained = sorted({name.partition("/")[0] for name in of_training})
+    wanted = first_classes(trained, None if all_classes else num_classes, training)
+    present = set(class_of).difference(set(trained).difference(wanted))
+    classes, notes = number_classes(wanted, present, folder, all_classes=all_classes)
     label_of = {name: label for label, name in enumerate(classes)}
     chosen = [position for position, name in enumerate(class_of) if name in label_of]
     return PackedList(
         paths=[Path(data_root) / split / names[position] for position in chosen],
         labels=[label_of[class_of[position]] for position in chosen],
         classes=classes,
+        notes=notes,
         folder=folder.absolute(),  # maps of its shards are known by it
         records=records[chosen],
     )
@@ -132,7 +142,7 @@ def lay_out(folder: Path, data_root: Path, size: int) -> dict[str, int]:
     """
     counts = {}
     for split in SPLITS:
-        listed = list_images(data_root, split)
+        listed = list_images(data_root, split, all_classes=True)
         (folder / split).mkdir()
         records = _write_shards(folder / split, listed.paths, size)
         np.save(folder / split / RECORDS, records)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from suites.planning import PlannedStage
-from utils.data_roots import image_files
+from utils.data_roots import digest, image_files
 from utils.errors import UserError
 from utils.files import sha256_of, write_json
 from utils.preemption import PREEMPTED, Preempted
@@ -131,10 +131,7 @@ def content_of(path: str, packed: str = "off") -> str:
         return sha256_of(path)
     if not Path(path).is_dir():
         raise UserError(f"there is no {path}")
-    digest = hashlib.sha256()
-    for name, status in image_files(path, packed):
-        digest.update(f"{name}\0{status.st_size}\0".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    return digest((name, status.st_size) for name, status in image_files(path, packed))
 
 
 def _read_record(path: Path) -> Record | None:

@@ -14,7 +14,7 @@ from torch import nn
 from data.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 from data.images import Batch
 from trainers.extraction import embed_images
-from utils.data_roots import image_files
+from utils.data_roots import digest, image_files
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import sha256_of
@@ -55,11 +55,10 @@ class EmbeddingCache:
         folder = Path(config.embeddings_dir or Path(config.output_transformation_path).parent / "embeddings")
         params = config.dataset_params
         assert params is not None
-        files = hashlib.sha256()
-        for name, status in image_files(params.data_root, params.packed):
-            files.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(errors="surrogateescape"))
+        found = image_files(params.data_root, params.packed)
+        files = digest((name, status.st_size, status.st_mtime_ns) for name, status in found)
         arithmetic = [precision, world.device.type, world.size, torch.__version__]
-        source = json.dumps([decisive_values(params), files.hexdigest(), arithmetic], sort_keys=True)
+        source = json.dumps([decisive_values(params), files, arithmetic], sort_keys=True)
         return cls(folder, source, hashes, world)
 
     def embed(

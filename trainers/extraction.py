@@ -105,7 +105,8 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
         UserError: the data set cannot be read, all of its views are asked for and cannot be enumerated, or an embedding
             goes beyond `embedding_dtype`.
     """
-    images = open_images(config.dataset_params, config.split, world, seed=0)
+    every_class = config.dataset_params.num_classes is None
+    images = open_images(config.dataset_params, config.split, world, seed=0, all_classes=every_class)
     if config.views == "all" and images.num_views is None:
         raise UserError(
             "views: random crops are too many to embed; set dataset_params.augmentation=flip or views=first"

@@ -205,7 +205,7 @@ def stated_space(path: Path, where: str) -> dict[str, object]:
     if not file.exists():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise UserError(f"{where}: {file} is no manifest: {_one_line(error)}") from None
     stated = (

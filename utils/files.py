@@ -19,6 +19,8 @@ from utils.errors import NO_SPACE, UNUSABLE, UserError
 
 # What file systems say that sync no folder: they keep its names safe themselves, or know no way to.
 NO_FOLDER_SYNC = (errno.EINVAL, errno.EBADF, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP)
+# Folders that other programs leave beside the user's, and that do not have hidden names.
+TOOL_FOLDERS = frozenset({"$RECYCLE.BIN", "@eaDir", "__MACOSX", "__pycache__", "lost+found"})
 
 
 @contextmanager
@@ -137,15 +139,65 @@ def read_torch(path: str | Path, *, mmap: bool = False) -> Any:
         raise ValueError(f"{path}: cannot be read by torch.load ({error})") from error
 
 
+def visible_entries(folder: str | Path, left_out: list[os.DirEntry[str]] | None = None) -> list[os.DirEntry[str]]:
+    """What lies in `folder`, sorted by name.
+
+    Not hidden entries, nor folders of other programs (`TOOL_FOLDERS`), nor links to a folder that they lie in, which
+    would never end; these are added to `left_out`.
+    """
+    with os.scandir(folder) as scanned:
+        entries = sorted(scanned, key=lambda entry: entry.name)
+    visible, around = [], None
+    for entry in entries:
+        out = entry.name.startswith(".")
+        if not out and is_folder(entry):
+            out = entry.name in TOOL_FOLDERS
+            if not out and entry.is_symlink():
+                around = around or _folders_around(folder)
+                status = entry.stat()
+                out = (status.st_dev, status.st_ino) in around
+        if not out:
+            visible.append(entry)
+        elif left_out is not None:
+            left_out.append(entry)
+    return visible
+
+
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether it is a folder or a link to one; a link that cannot be followed (to itself, say) is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _folders_around(folder: str | Path) -> set[tuple[int, int]]:
+    """(device, inode) of `folder` and of all that it lies in, by its name and by where links lead."""
+    names = Path(folder).absolute(), Path(folder).resolve()
+    statuses = [around.stat() for name in names for around in (name, *name.parents)]
+    return {(status.st_dev, status.st_ino) for status in statuses}
+
+
+def entries_below(
+    folder: str | Path, name: str = "", left_out: list[os.DirEntry[str]] | None = None
+) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """(relative name, entry) of all but folders below `folder`, through links, sorted by name.
+
+    Left out is what `visible_entries` leaves out. No file's status is looked up.
+    """
+    for entry in visible_entries(folder, left_out):
+        if is_folder(entry):
+            yield from entries_below(entry.path, f"{name}/{entry.name}", left_out)
+        else:
+            yield f"{name}/{entry.name}", entry
+
+
 def files_below(folder: str | Path, name: str = "") -> Iterator[tuple[str, os.stat_result]]:
-    """(relative name, status) of the files below `folder`, through links, sorted by name; hidden ones are left out."""
-    with os.scandir(folder) as entries:
-        visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
-    for entry in visible:
-        if entry.is_dir():
-            yield from files_below(entry.path, f"{name}/{entry.name}")
-        elif entry.is_file():  # false for a link to nothing
-            yield f"{name}/{entry.name}", entry.stat()
+    """(relative name, status) of the files among `entries_below`; a link that cannot be followed is none."""
+    for relative, entry in entries_below(folder, name):
+        with suppress(OSError):
+            if entry.is_file():
+                yield relative, entry.stat()
 
 
 def sha256_of(path: str | Path) -> str:

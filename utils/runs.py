@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from utils.config import check_outputs, paths, to_yaml
+from utils.data_roots import Contents, difference
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import read_torch, remove_leftovers, sha256_of, write_text, write_torch
@@ -21,19 +22,23 @@ NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats", "embedding
 class Run:
     """The files of one training run, named after its output: `old.pt` has `old.config.yaml`, `old.log.jsonl`, ...
 
-    Only the main process writes. A checkpoint belongs to one config and to the content of its input files. It also
-    holds what the machine decided, `precision` among it, so that a run that goes on elsewhere computes as it began.
+    Only the main process writes. A checkpoint belongs to one config, to the content of its input files, and to the
+    images that the run began with. It also holds what the machine decided, `precision` among it, so that a run that
+    goes on elsewhere computes as it began.
+
+    Args:
+        images: what the run reads (on the main process); None where it reads no images.
 
     Raises:
-        UserError: there is a checkpoint that is damaged, or belongs to another config or other input files.
+        UserError: there is a checkpoint that is damaged, or belongs to another config, other input files or images.
     """
 
-    def __init__(self, output: str, config: Any, world: World) -> None:
+    def __init__(self, output: str, config: Any, world: World, images: Contents | None = None) -> None:
         stem = without_suffix(output)
         self.config_path = stem.with_name(f"{stem.name}.config.yaml")
         self.log_path = stem.with_name(f"{stem.name}.log.jsonl")
         self.checkpoint_path = stem.with_name(f"{stem.name}.checkpoint.pt")
-        self.world, self.config = world, config
+        self.world, self.config, self.images = world, config, images
         self.identity = fingerprint(config)
         found = self._read_checkpoint()  # before anything is written: the run may not be ours to go on with
         self._found = None if found is None else (found["state"], found["history"])
@@ -57,8 +62,9 @@ class Run:
     def save(self, state: dict[str, Any], history: list[dict[str, Any]]) -> None:
         """Write the checkpoint, then the log of the finished epochs: one JSON line each."""
         if self.world.is_main:
-            checkpoint = {"identity": self.identity, "precision": self.precision, "decided": self._decided}
-            write_torch(self.checkpoint_path, {**checkpoint, "history": history, "state": state})
+            belongs = {"identity": self.identity, "images": self.images}
+            decided = {"precision": self.precision, "decided": self._decided}
+            write_torch(self.checkpoint_path, {**belongs, **decided, "history": history, "state": state})
         self.log(history)
 
     def log(self, history: list[dict[str, Any]]) -> None:
@@ -84,6 +90,13 @@ class Run:
             raise UserError(f"{path}: the checkpoint cannot be read; {advice}") from None
         if not isinstance(checkpoint, dict) or checkpoint.get("identity") != self.identity:
             raise UserError(f"{path}: the checkpoint belongs to another config or other input models; {advice}")
+        before = checkpoint.get("images")  # earlier versions' checkpoints have none
+        if before is not None and self.images is not None and (changed := difference(before, self.images)):
+            root = self.config.dataset_params.data_root
+            raise UserError(
+                f"{path}: {root} does not hold the images that the run began with: {changed};\n"
+                "put those back, or pass resume=False to start again"
+            )
         return checkpoint
 
     def finish(self) -> None:

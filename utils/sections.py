@@ -61,7 +61,9 @@ class DatasetParams:
     """`dataset_params`: which images, and how they are fed."""
 
     name: Literal["cifar100", "imagenet", "glyphs"] = key(doc="the data set: its statistics, image size and transforms")
-    data_root: str = key(doc="folder with training/CLASS/* and validation/CLASS/*", path="any")
+    data_root: str = key(
+        doc="folder with training/CLASS/* and validation/CLASS/*; the classes are those of training", path="any"
+    )
     batch_size: int = key(doc="images a step, summed over all processes", minimum=1)
     num_classes: int | None = key(
         None, doc="train on the first so many class folders (sorted as strings); all if left out", minimum=1
