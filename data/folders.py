@@ -124,7 +124,7 @@ def is_image(name: str) -> bool:
 
 
 def left_out_notes(folder: Path, left_out: Iterable[os.DirEntry[str]]) -> list[str]:
-    """Which images and folders `visible_entries` left out below a split's folder, in a line; no line where it was none."""
+    """Which images and folders `visible_entries` left out below a split's folder, in a line; none where it was none."""
     folders, images = [], []
     for entry in left_out:
         if is_folder(entry):

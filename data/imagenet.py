@@ -81,9 +81,10 @@ def _flat_images(folder: Path) -> list[Path]:
 
 def _count_images(folder: Path, origin: Path) -> int:
     """The images below the class folders of a split, each of which must have one."""
-    total = 0
+    total, title = 0, f"{folder.name}: counting"
+    folder = folder.resolve()  # a link is into the source, whose path says more
     left_out: list[os.DirEntry[str]] = []
-    for name in tqdm(class_folders(folder, left_out), f"{folder.name}: counting", unit=" classes"):
+    for name in tqdm(class_folders(folder, left_out), title, unit=" classes"):
         count = len(images_below(folder / name, left_out))
         if count == 0:
             raise UserError(f"--source: {origin}: the class `{name}` has no image")

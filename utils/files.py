@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -195,9 +196,12 @@ def entries_below(
 def files_below(folder: str | Path, name: str = "") -> Iterator[tuple[str, os.stat_result]]:
     """(relative name, status) of the files among `entries_below`; a link that cannot be followed is none."""
     for relative, entry in entries_below(folder, name):
-        with suppress(OSError):
-            if entry.is_file():
-                yield relative, entry.stat()
+        try:
+            status = entry.stat()
+        except OSError:
+            continue
+        if stat.S_ISREG(status.st_mode):
+            yield relative, status
 
 
 def sha256_of(path: str | Path) -> str:

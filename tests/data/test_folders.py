@@ -1,14 +1,20 @@
 """The layout on disk: which classes and files belong to a data set, and what can be decoded."""
 
+import contextlib
 import io
+import json
+import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data.folders import ImageList, hold_out, list_images, read_image, read_pixels
+from data.folders import ImageList, hold_out, list_images, read_image, read_pixels, refusal
 from utils.errors import UserError
+from utils.files import read_torch, write_torch
 
 RNG = np.random.default_rng(0)
 
@@ -80,6 +86,156 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert len(list_images(tmp_path, "training", num_classes=2)) == 2  # classes not asked for may be empty
 
 
+# Which folders are classes, and which files images
+
+
+def write_files(root: Path, *names: str) -> Path:
+    """Files of a byte each."""
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    return root
+
+
+def named(listed: ImageList) -> list[tuple[str, str]]:
+    """(file name, name of the class that its label stands for) of each image."""
+    return [(path.name, listed.classes[label]) for path, label in zip(listed.paths, listed.labels, strict=True)]
+
+
+def test_validation_is_numbered_by_the_classes_of_training(tmp_path: Path) -> None:
+    training = [f"training/{name}/{name}.png" for name in ("ant", "bee", "cat", "dog")]
+    write_files(tmp_path, *training, "validation/bee/bee.png", "validation/dog/dog.png", "validation/aye/aye.png")
+    (tmp_path / "validation" / "cat").mkdir()
+    (tmp_path / "validation" / "elk").mkdir()
+    of_training = list_images(tmp_path, "training")
+    assert of_training.notes == []
+    for all_classes, images, classes, done in (
+        (False, ["bee", "dog"], [], "left out"),
+        (True, ["bee", "dog", "aye"], ["aye"], "numbered after its classes"),
+    ):
+        listed = list_images(tmp_path, "validation", all_classes=all_classes)
+        assert listed.classes == [*of_training.classes, *classes] == ["ant", "bee", "cat", "dog", *classes]
+        assert named(listed) == [(f"{name}.png", name) for name in images]
+        assert listed.notes == [
+            f"{tmp_path}/validation: no image of some of the 4 classes: 2 (ant, cat)",
+            f"{tmp_path}/validation: class folders that the training split lacks, {done}: 1 (aye)",
+        ]
+    two = list_images(tmp_path, "validation", 2)
+    assert (named(two), two.classes) == ([("bee.png", "bee")], ["ant", "bee"])
+    assert "dog" not in "".join(two.notes)  # it was not asked for
+    assert list_images(tmp_path, "validation", 2, all_classes=True).labels == [1, 3, 4]
+    with pytest.raises(UserError, match=r"validation holds no image of the classes of the training split"):
+        list_images(tmp_path, "validation", 1)
+
+
+def test_without_training_images_the_classes_are_the_splits_own(tmp_path: Path) -> None:
+    write_files(tmp_path, "validation/b/0.png", "validation/a/0.png")
+    (tmp_path / "validation" / "empty").mkdir()
+    listed = list_images(tmp_path, "validation")
+    assert named(listed) == [("0.png", "a"), ("0.png", "b")]
+    assert listed.notes == [f"{tmp_path}/validation: no image of some of the 3 classes: 1 (empty)"]
+
+
+def test_hidden_files_and_folders_of_tools_are_no_part_of_a_data_set(tmp_path: Path) -> None:
+    write_files(tmp_path, *(f"training/{name}/{file}.png" for name in "ab" for file in "01"))
+    plain = list_images(tmp_path, "training")
+    write_files(tmp_path, "training/.ipynb_checkpoints/0.png", "training/a/.ipynb_checkpoints/0.png")
+    write_files(tmp_path, *(f"training/{name}/0.png" for name in ("@eaDir", "__MACOSX", "$RECYCLE.BIN")))
+    write_files(tmp_path, *(f"training/{name}/._{file}.png" for name in "ab" for file in "01"), "training/a/.DS_Store")
+    (tmp_path / "training" / "lost+found").mkdir()  # an empty class would be refused
+    listed = list_images(tmp_path, "training")
+    assert (listed.paths, listed.labels, listed.classes) == (plain.paths, plain.labels, plain.classes)
+    assert plain.notes == []
+    assert listed.notes == [
+        f"{tmp_path}/training: left out hidden images: 4 (a/._0.png, a/._1.png, b/._0.png, ...); "
+        "hidden, tool or circular folders: 6 ($RECYCLE.BIN, .ipynb_checkpoints, @eaDir, ...)"
+    ]
+
+
+def test_images_at_any_depth_belong_to_the_class_folder(tmp_path: Path) -> None:
+    """tiny-imagenet has CLASS/images/*.JPEG."""
+    names = (
+        "n1/images/b.JPEG",
+        "n1/images/a.JPEG",
+        "n1/a.png",
+        "n1/z.png",
+        "n1/x/y/z.png",
+        "n1/a.txt",
+        "n2/d/a.bmp",
+    )
+    write_files(tmp_path / "training", *names)
+    listed = list_images(tmp_path, "training")
+    assert listed.classes == ["n1", "n2"]
+    assert listed.labels == [0] * 5 + [1]
+    assert listed.paths == sorted(tmp_path / "training" / name for name in names if not name.endswith(".txt"))
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../../..", "../../0", "sub"])
+def test_a_link_to_a_folder_around_it_is_not_followed(tmp_path: Path, target: str) -> None:
+    """Nor are the images counted twice that lie around it."""
+    root = tmp_path / "data"
+    names = ["training/0/a.png", "training/0/sub/b.png", "training/1/c.png", "validation/0/d.png"]
+    write_files(root, *names)
+    (root / "training" / "0" / "sub" / "link").symlink_to(target)
+    (root / "training" / "all").symlink_to(".")
+    (root / "training" / "1" / "itself").symlink_to("itself")
+    (root / "training" / "1" / "other").symlink_to("../0/a.png")  # no image by its name
+    (tmp_path / "link").symlink_to("data")  # around it by its name, not by where it lies
+    (root / "training" / "1" / "back").symlink_to(tmp_path / "link")
+    listed = list_images(tmp_path / "link", "training")
+    assert [str(path.relative_to(tmp_path / "link")) for path in listed.paths] == names[:3]
+    assert listed.classes == ["0", "1"]
+    assert "hidden, tool or circular folders: " in listed.notes[0]
+
+
+def test_an_images_link_that_leads_nowhere_is_listed(tmp_path: Path) -> None:
+    """So that it is named as unreadable, and the ids of the others stay."""
+    write_files(tmp_path, "training/0/a.png")
+    (tmp_path / "training" / "0" / "b.png").symlink_to("nowhere")
+    (tmp_path / "training" / "0" / "c.png").symlink_to("c.png")
+    listed = list_images(tmp_path, "training")
+    assert [path.name for path in listed.paths] == ["a.png", "b.png", "c.png"]
+    assert [listed.pixels(index) for index in range(3)] == [None] * 3
+    assert list(listed.sizes()) == [1, -1, -1]
+
+
+def test_names_that_are_no_utf_8(tmp_path: Path) -> None:
+    folder = os.fsencode(tmp_path) + b"/training/\xe9t\xe9"
+    Path(os.fsdecode(folder)).mkdir(parents=True)
+    Path(os.fsdecode(folder + b"/\xff.png")).write_bytes(b"1234")
+    listed = list_images(tmp_path, "training")
+    assert os.fsencode(listed.classes[0]) == b"\xe9t\xe9"
+    contents = listed.contents(tmp_path)
+    write_torch(tmp_path / "checkpoint.pt", {"images": contents})
+    assert read_torch(tmp_path / "checkpoint.pt")["images"] == contents == listed.contents(tmp_path)
+    assert json.loads(json.dumps(listed.classes)) == listed.classes
+
+
+def test_contents_are_names_and_sizes_of_each_class(tmp_path: Path) -> None:
+    names = [f"training/{name}/{index}.png" for name in "ab" for index in range(1100)]  # more than one look-up's part
+    write_files(tmp_path, *names)
+
+    def contents() -> dict[str, tuple[int, str]]:
+        return list_images(tmp_path, "training").contents(tmp_path)
+
+    whole = contents()
+    assert {name: count for name, (count, _) in whole.items()} == {"a": 1100, "b": 1100}
+    os.utime(tmp_path / names[0], (0, 0))
+    assert contents() == whole == list_images(tmp_path, "training").contents(str(tmp_path))
+    with contextlib.chdir(tmp_path):
+        assert list_images(".", "training").contents(".") == whole  # names are below the data root
+    (tmp_path / names[0]).write_bytes(b"xx")
+    assert contents().items() ^ whole.items() == {("a", whole["a"]), ("a", contents()["a"])}
+    (tmp_path / names[0]).write_bytes(b"x")
+    (tmp_path / names[-1]).rename(tmp_path / "training" / "b" / "other.png")
+    assert contents()["a"] == whole["a"]
+    assert contents()["b"][0] == 1100
+    assert contents()["b"] != whole["b"]
+
+
+# What can be decoded
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1", "LA"])
 def test_every_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     original = noise().convert(mode)
@@ -98,6 +254,75 @@ def test_a_grayscale_jpeg_has_three_equal_channels(tmp_path: Path) -> None:
     pixels = read_pixels(tmp_path / "gray.jpg")
     assert pixels is not None
     assert (pixels == pixels[..., :1]).all()
+
+
+def save_levels(path: Path, levels: np.ndarray, bits: int, order: str) -> None:
+    """Write levels (H, W) as an image of a channel that an independent reader would take them from."""
+    height, width = levels.shape
+    if path.suffix == ".png":
+        rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in levels)
+        header = struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0)
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+        content = b"".join(
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+            for kind, data in chunks
+        )
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    elif path.suffix == ".ppm":
+        path.write_bytes(f"P5\n{width} {height}\n65535\n".encode() + levels.astype(">u2").tobytes())
+    else:
+        packed = levels.astype(f"{order}u2").tobytes()
+        if bits == 12:  # two levels in three bytes
+            pairs = levels.reshape(-1, 2).astype(int)
+            packed = bytes(byte for a, b in pairs for byte in (a >> 4, (a & 15) << 4 | b >> 8, b & 255))
+        tags = [(256, width), (257, height), (258, bits), (259, 1), (262, 1), (273, 8), (277, 1), (278, height)]
+        tags.append((279, len(packed)))
+        head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, 8 + len(packed))
+        entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in tags)
+        path.write_bytes(head + packed + struct.pack(f"{order}H", len(tags)) + entries + bytes(4))
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "order"),
+    [("a.png", 16, ">"), ("a.tif", 16, "<"), ("a.tif", 16, ">"), ("a.tif", 12, "<"), ("a.ppm", 16, ">")],
+)
+def test_levels_of_more_than_8_bits_are_scaled_by_their_range(tmp_path: Path, name: str, bits: int, order: str) -> None:
+    ramp = np.arange(2**bits, dtype=np.int64).reshape(64, -1)
+    save_levels(tmp_path / name, ramp, bits, order)
+    pixels = read_pixels(tmp_path / name)
+    assert pixels is not None
+    assert (pixels == pixels[..., :1]).all()
+    levels = pixels[..., 0].ravel().astype(int)
+    assert (levels[0], levels[-1]) == (0, 255)
+    assert np.bincount(levels).tolist() == [2 ** (bits - 8)] * 256  # as many of each
+    assert (np.diff(levels) >= 0).all()
+    assert refusal(tmp_path / name) is None
+    # An 8-bit image that another program has brought to the full range, in either way, is itself again.
+    shades = np.arange(256).reshape(16, 16)
+    for wide in (shades << (bits - 8), np.rint(shades * ((2**bits - 1) / 255)).astype(int)):
+        save_levels(tmp_path / name, wide, bits, order)
+        again = read_pixels(tmp_path / name)
+        assert again is not None
+        assert np.array_equal(again[..., 0], shades)
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("I", np.int32), ("F", np.float32)])
+def test_levels_of_no_known_range_are_refused_and_named(tmp_path: Path, mode: str, kind: type) -> None:
+    Image.fromarray(np.linspace(0, 1, 20 * 24).reshape(20, 24).astype(kind)).save(tmp_path / "a.tif")
+    assert read_image(tmp_path / "a.tif") is None
+    assert refusal(tmp_path / "a.tif") == f"levels of mode {mode} have no known range: save it with 8 or 16 bits"
+    (tmp_path / "text.png").write_text("not an image")
+    assert refusal(tmp_path / "text.png") is None  # it is damaged
+
+
+def test_an_orientation_in_the_exif_data_is_not_applied(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by a quarter
+    picture = noise()
+    picture.save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as turned:
+        assert turned.getexif()[0x0112] == 6
+    assert np.array_equal(read_pixels(tmp_path / "turned.png"), np.asarray(picture))  # type: ignore[arg-type]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:PIL")

@@ -10,14 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision import transforms
 
+from data.contrastive_views import ViewRecipe
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD, PRESETS, open_images
-from data.folder_images import FolderImages
-from data.folders import list_images
+from data.folder_images import Decoder, FolderImages, Job
+from data.folders import ImageList, list_images, read_pixels
 from data.images import Batch, Feed, ImageSet, Unreadable, shuffled_batches
 from data.memory_images import MemoryImages
 from tests.tiny import write_images
@@ -196,6 +197,37 @@ def test_unreadable_images_are_named_counted_and_left_out(
 
 
 @pytest.mark.parametrize("kind", SETS)
+def test_an_image_of_no_known_range_is_named_with_its_mode(
+    kind: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_images(tmp_path, classes=1, training=3, validation=1)
+    path = tmp_path / "training" / "0" / "f.tif"
+    Image.fromarray(np.ones((16, 16), np.float32)).save(path)
+    why = r"levels of mode F have no known range: save it with 8 or 16 bits"
+    batch = whole(open_as(kind, tmp_path, unreadable=Unreadable(0.25)).view_batches(0, 4))
+    assert batch.indices.tolist() == [0, 1, 2]
+    assert capsys.readouterr().out == f"unreadable image, left out (1 of 4 so far): {path} ({why})\n"
+    with pytest.raises(UserError, match=rf"f\.tif \({why}\): 1 of 4 images are unreadable"):
+        list(open_as(kind, tmp_path).view_batches(0, 4))
+
+
+def test_16_bit_images_differ_as_their_8_bit_ones_do(tmp_path: Path) -> None:
+    """Not white, all of them."""
+    write_images(tmp_path, classes=2, training=3, validation=1)
+    paths = list_images(tmp_path, "training").paths
+    for path in paths:
+        with Image.open(path) as image:
+            image.convert("L").save(path)
+    plain = whole(open_as(MemoryImages, tmp_path).view_batches(0, 6)).images
+    for path in paths:
+        with Image.open(path) as image:
+            Image.fromarray(np.asarray(image).astype(np.uint16) * 257).save(path)
+    for kind, expected in ((MemoryImages, plain), (FolderImages, plain[:, :, 1:15, 1:15])):
+        size = expected.shape[-1]
+        assert torch.equal(whole(open_as(kind, tmp_path, image_size=size).view_batches(0, 6)).images, expected)
+
+
+@pytest.mark.parametrize("kind", SETS)
 def test_grayscale_and_cmyk_jpegs_are_images_like_others(kind: Any, tmp_path: Path) -> None:
     write_images(tmp_path, classes=1, training=1, validation=1)
     for mode in ("L", "CMYK"):
@@ -270,6 +302,55 @@ def test_worker_processes_change_nothing(root: Path, monkeypatch: pytest.MonkeyP
     for other in epochs[1:]:
         assert torch.equal(other.images, epochs[0].images)
         assert torch.equal(other.indices, epochs[0].indices)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
+@given(broken=st.sets(st.integers(0, 11), max_size=11), size=st.sampled_from([1, 2, 3]), local=st.integers(1, 4))
+def test_each_process_has_a_batch_in_every_step(
+    monkeypatch: pytest.MonkeyPatch, root: Path, broken: set[int], size: int, local: int
+) -> None:
+    """Whatever is unreadable: the others would wait for a process without a batch."""
+    listed = list_images(root, "training").take(range(12))
+    monkeypatch.setattr(
+        ImageList, "pixels", lambda self, index: None if index in broken else read_pixels(self.paths[index])
+    )
+    recipe = ViewRecipe(True, 0.5, False, 0.5)
+    counts = []
+    for rank in range(size):
+        feed = Feed(16, "flip", IMAGENET_MEAN, IMAGENET_STD, Unreadable(1.0), World(rank, size), seed=0)
+        images = FolderImages(listed, feed, num_workers=0)
+        batches = list(images.training_batches(0, size * local))
+        for batch in batches:
+            assert 0 < len(batch.indices) <= local
+            assert len(set(batch.indices.tolist())) == len(batch.indices)
+            assert not broken & set(batch.indices.tolist())
+            assert torch.equal(batch.labels, images.labels[batch.indices])
+        pairs = [len(pair.images) for pair in images.view_pairs(recipe, 0, size * local)]
+        assert pairs == [2 * len(batch.indices) for batch in batches]
+        assert images.feed.unreadable.paths <= {listed.paths[index] for index in broken}
+        counts.append(len(batches))
+        # An evaluation is of the images themselves.
+        embedded = [index for batch in images.view_batches(0, local) for index in batch.indices.tolist()]
+        assert embedded == sorted(set(range(12)[images.feed.world.share(12)]) - broken)
+    assert counts == [12 // (size * local) or 1] * size
+
+
+def test_stand_ins_are_the_next_readable_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_images(tmp_path, classes=1, training=8, validation=1)
+    listed = list_images(tmp_path, "training")
+    for index in (2, 3, 5, 7):
+        listed.paths[index].write_text("no image")
+    decoder = Decoder(listed, 16, seed=0, max_unreadable=0.5)
+    job = Job([3, 7], resized_crop=False, flip=0.0, epoch=0, stand_ins=True)
+    pixels, indices, unreadable = decoder[job]
+    assert (indices.tolist(), unreadable) == ([0, 1], [3, 7])
+    assert torch.equal(pixels, decoder[job._replace(indices=[0, 1])].pixels)
+    assert decoder[job._replace(indices=[5, 2])].indices.tolist() == [4, 6]
+    assert decoder[job._replace(indices=[5, 2])].unreadable == [5, 2, 3]
+    assert decoder[job._replace(indices=[3, 4])].indices.tolist() == [4]  # one is enough to take part
+    assert decoder[job._replace(stand_ins=False)].indices.tolist() == []
+    # Where the run will end, no more files are tried.
+    assert Decoder(listed, 16, seed=0, max_unreadable=0.1)[job].unreadable == [3, 7]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

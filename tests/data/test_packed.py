@@ -201,6 +201,19 @@ def test_damage_is_found_before_training(tmp_path: Path, file: str, damage: obje
         list_split(params(root), "training")
 
 
+def test_validation_is_numbered_by_the_classes_of_training(tmp_path: Path) -> None:
+    root = prepared(tmp_path / "toy")
+    shutil.rmtree(root / "validation" / "0")
+    (root / "validation" / "3").rename(root / "validation" / "00")
+    packed.pack(root, 16)
+    for num_classes, all_classes in ((None, False), (5, False), (None, True)):
+        copy = packed.list_packed(root, "validation", num_classes, all_classes=all_classes)
+        original = list_images(root, "validation", num_classes, all_classes=all_classes)
+        assert (copy.paths, copy.labels, copy.classes) == (original.paths, original.labels, original.classes)
+        assert [note.replace("/packed", "") for note in copy.notes] == original.notes
+    assert copy.contents(root) != original.contents(root)  # other bytes
+
+
 def test_more_classes_than_there_are(tmp_path: Path) -> None:
     root = prepared(tmp_path / "toy")
     packed.pack(root, 16)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from data import glyphs
 from data.folders import list_images
+from data.imagenet import LABEL_FILES
 from data.packed import list_packed
 from data.preparation import read_stamp
 
@@ -276,7 +277,9 @@ def write_tar(path: Path, files: dict[str, bytes], mode: Any = "w") -> None:
 def write_training_tar(source: Path) -> None:
     classes = {}
     for wnid in WNIDS:
-        write_tar(source / "class.tar", {f"{wnid}_1.JPEG": jpeg(1), f"../../{wnid}_2.JPEG": jpeg(2)})
+        images = {f"{wnid}_1.JPEG": jpeg(1), f"../../{wnid}_2.JPEG": jpeg(2), f"._{wnid}_1.JPEG": b"of macOS"}
+        write_tar(source / "class.tar", images)
+        classes[f"._{wnid}.tar"] = b"of macOS"
         classes[f"{wnid}.tar"] = (source / "class.tar").read_bytes()
     (source / "class.tar").unlink()
     write_tar(source / "ILSVRC2012_img_train.tar", classes)
@@ -325,6 +328,27 @@ def test_imagenet_folders_are_linked(tmp_path: Path, names: tuple[str, str]) -> 
     assert "already prepared" in succeed(tmp_path, "--dataset", "imagenet", "--source", "ilsvrc")
 
 
+def test_imagenet_folders_with_what_is_no_part_of_them(tmp_path: Path) -> None:
+    """And with images below their class folders, as tiny-imagenet's CLASS/images/*.JPEG."""
+    for split, count in (("train", 3), ("val", 1)):
+        write_classes(tmp_path / split, count)
+        for wnid in WNIDS:
+            (tmp_path / split / wnid / "images").mkdir()
+            for image in (tmp_path / split / wnid).glob("*.JPEG"):
+                image.rename(image.parent / "images" / image.name)
+            (tmp_path / split / wnid / "images" / f"._{wnid}_0.JPEG").write_bytes(b"\0\5\x16\7")
+        (tmp_path / split / ".ipynb_checkpoints").mkdir()
+        (tmp_path / split / WNIDS[0] / "around").symlink_to("..")
+    (tmp_path / "train" / "@eaDir").mkdir()
+    result = run(tmp_path, "--dataset", "imagenet", "--source", ".", "--output", "raw")
+    assert result.returncode == 0, result.stderr
+    assert "6 training and 2 validation images" in result.stdout
+    assert f"{tmp_path}/train: left out hidden images: 2 (n" in result.stdout
+    assert "circular folders: 3 (.ipynb_checkpoints, @eaDir, n01440764/around)" in result.stdout
+    assert list_images(tmp_path / "raw", "training").classes == WNIDS
+    assert len(list_images(tmp_path / "raw", "training")) == 6
+
+
 @pytest.mark.parametrize("write_labels", [write_devkit, write_kaggle_labels, write_plain_labels])
 def test_imagenet_tar_files(tmp_path: Path, write_labels: Any) -> None:
     write_training_tar(tmp_path)
@@ -342,12 +366,29 @@ def test_imagenet_flat_validation_folder_is_linked_image_by_image(tmp_path: Path
     (tmp_path / "val").mkdir()
     for name, content in VALIDATION.items():
         (tmp_path / "val" / name).write_bytes(content)
+        (tmp_path / "val" / f"._{name}").write_bytes(b"of macOS")
+    (tmp_path / "val" / ".ipynb_checkpoints").mkdir()  # no class folder
     arguments = ["--dataset", "imagenet", "--source", ".", "--output", "raw"]
     assert "their classes are not given" in fail(tmp_path, *arguments)
     write_kaggle_labels(tmp_path)
     succeed(tmp_path, *arguments)
     assert tree(tmp_path / "raw" / "validation") == VALIDATION_FILES
     assert all(path.is_symlink() for path in (tmp_path / "raw" / "validation").glob("*/*"))
+
+
+@pytest.mark.parametrize("write_labels", [write_kaggle_labels, write_plain_labels])
+def test_label_files_with_a_byte_order_mark(tmp_path: Path, write_labels: Any) -> None:
+    write_training_tar(tmp_path)
+    write_tar(tmp_path / "ILSVRC2012_img_val.tar", VALIDATION | {"._ILSVRC2012_val_00000001.JPEG": b"of macOS"})
+    write_labels(tmp_path)
+    (path,) = (tmp_path / name for name in LABEL_FILES if (tmp_path / name).exists())
+    text = path.read_text()
+    arguments = ["--dataset", "imagenet", "--source", ".", "--output", "raw"]
+    path.write_text(text, encoding="utf-16")
+    assert f"{path.name}: is UTF-16 text; save it as UTF-8" in fail(tmp_path, *arguments)
+    path.write_text(text, encoding="utf-8-sig")
+    succeed(tmp_path, *arguments)
+    assert tree(tmp_path / "raw" / "validation") == VALIDATION_FILES
 
 
 def test_the_devkit_needs_scipy_and_says_so(tmp_path: Path) -> None:

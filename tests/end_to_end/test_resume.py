@@ -1,5 +1,6 @@
 """Training that is killed at any moment and started again ends with the weights of training that was not."""
 
+import json
 import random
 import shutil
 import time
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from data.packed import pack
 from tests.end_to_end.conftest import LONG, OUTPUT, copy_of, kill_after, start, wait_for_epochs
 from tests.tiny import fail, same_bits, state_of, succeed
 
@@ -98,3 +100,27 @@ def test_a_checkpoint_of_another_config_is_refused(interrupted: tuple[str, Path]
     assert "resuming" not in output
     log = (work / f"{OUTPUT[script]}.log.jsonl").read_text()
     assert len(log.splitlines()) == 1
+
+
+def test_other_images_than_a_run_began_with_are_refused(interrupted: tuple[str, Path], tmp_path: Path) -> None:
+    script, folder = interrupted
+    work = tmp_path / "work"
+    shutil.copytree(folder, work)  # the images too, with the times of the copy
+    image = work / "data" / "training" / "3" / "005.png"
+    content = image.read_bytes()
+    refused = f"{OUTPUT[script]}.checkpoint.pt: data does not hold the images that the run began with: training images "
+    image.unlink()
+    error = fail(script, *LONG[script], cwd=work, processes=None)
+    assert f"{refused}144 then and 143 now (class 3);" in error
+    assert "resume=False" in error
+    image.write_bytes(content + b"\0")
+    error = fail(script, *LONG[script], cwd=work, processes=None)
+    assert f"{refused}of other names or sizes (class 3);" in error
+    image.write_bytes(content)
+    stamp = {"dataset": "toy", "images": {"training": 144, "validation": 48}}
+    (work / "data" / "prepared.json").write_text(json.dumps(stamp))
+    pack(work / "data", 8)
+    error = fail(script, *LONG[script], cwd=work, processes=None)
+    assert f"{refused}of other names or sizes (class 0 and 5 more);" in error
+    shutil.rmtree(work / "data" / "packed")
+    assert "resuming after epoch " in succeed(script, *LONG[script], cwd=work, processes=None)

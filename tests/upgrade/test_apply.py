@@ -175,7 +175,8 @@ def test_a_batch_of_another_model_is_refused(upgraded: Case, tmp_path: Path) -> 
     )
     manifest.write_text("{}")
     assert "states neither model, dim nor normalised" in upgraded.refuse("apply", "--batch", "batch.npz")
-    manifest.write_text(json.dumps({"model": "resnet50-2024", "dim": NEW_DIM, "normalised": False}))
+    stated = {"model": "resnet50-2024", "dim": NEW_DIM, "normalised": False}
+    manifest.write_text(json.dumps(stated), encoding="utf-8-sig")  # with a byte order mark, as some editors write it
     upgraded.run("apply", "--batch", "batch.npz")
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from utils.errors import UserError
-from utils.files import atomic_path, sha256_of, sync, write_bytes, write_json, write_text, write_torch
+from utils.files import atomic_path, files_below, sha256_of, sync, write_bytes, write_json, write_text, write_torch
 
 
 def names(folder: Path) -> list[str]:
@@ -153,3 +153,31 @@ def test_sha256(tmp_path: Path) -> None:
     assert folders["a"] == folders["b"] != folders["c"]
     (tmp_path / "b" / "x").write_bytes(content[1:])
     assert sha256_of(tmp_path / "b") != folders["a"]
+
+
+def test_files_below_are_the_visible_ones_once(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    for name in ("b", "a/c/x", "a/b", ".hidden", "a/.hidden/x", "@eaDir/x", "a/__MACOSX/x"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(name)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "y").write_text("y")
+    for name, target in (
+        ("a/around", ".."),
+        ("a/c/far", "../../.."),
+        ("a/itself", "itself"),
+        ("nowhere", "gone"),
+        ("a/d", tmp_path / "elsewhere"),
+        ("elsewhere", tmp_path / "elsewhere"),
+    ):
+        (root / name).symlink_to(target)
+    (tmp_path / "elsewhere" / "back").symlink_to(root / "a")
+    (tmp_path / "by_link").symlink_to("root")
+    for start in (root, tmp_path / "by_link"):
+        found = {name: status.st_size for name, status in files_below(start)}
+        # Through `elsewhere/back` the folder `a` is another one's content, through `a/d/back` it would be its own.
+        assert list(found) == [
+            *("/a/b", "/a/c/x", "/a/d/y", "/b"),
+            *("/elsewhere/back/b", "/elsewhere/back/c/x", "/elsewhere/y"),
+        ]
+        assert found["/a/c/x"] == len("a/c/x")

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from utils.config import build, key, read_yaml
+from utils.data_roots import Contents
 from utils.distributed import World
 from utils.errors import UserError
 from utils.runs import Run, decisive_values, fingerprint
-from utils.sections import EvalParams, ObjectiveParams, Precision
+from utils.sections import DatasetParams, EvalParams, ObjectiveParams, Precision
 
 
 @dataclass
@@ -25,6 +26,7 @@ class Config:
     num_workers: int = key(4, doc="neutral")
     verbose: bool = key(True, doc="neutral")
     resume: bool = key(True, doc="neutral")
+    dataset_params: DatasetParams | None = key(None, doc="images")
     precision: Precision = key("fp32", doc="arithmetic")
 
 
@@ -143,6 +145,39 @@ def test_another_config_or_other_inputs_are_refused(config: Config, interrupted:
     with pytest.raises(UserError, match=belongs):
         start(replace(config, num_workers=0)).restore()
     assert interrupted.config_path.read_text() == resolved  # what was refused has written nothing
+
+
+def test_a_run_goes_on_with_the_images_that_it_began_with_alone(config: Config) -> None:
+    config = replace(config, dataset_params=DatasetParams("cifar100", data_root="store", batch_size=2))
+    began: Contents = {"training": {"cat": (5, "a"), "dog": (5, "b")}, "validation": {"cat": (1, "c")}}
+    changed: Contents = {**began, "training": {"cat": (5, "a"), "dog": (4, "d")}}
+
+    def start_with(images: Contents | None, **changes: Any) -> Run:
+        return Run(config.output, replace(config, **changes), World(), images)
+
+    start_with(began).save({"step": 7}, HISTORY)
+    assert start_with(began).restore() is not None
+    checkpoint = re.escape(str(Path(config.output).with_suffix(".checkpoint.pt")))
+    with pytest.raises(UserError) as refused:
+        start_with(changed)
+    assert re.fullmatch(
+        rf"{checkpoint}: store does not hold the images that the run began with: "
+        r"training images 10 then and 9 now \(class dog\);\nput those back, or pass resume=False to start again",
+        str(refused.value),
+    )
+    assert start_with(began).restore() is not None  # what was refused has changed nothing
+    assert start_with(None).restore() is not None  # a process that is not the main one does not look at them
+    assert start_with(changed, resume=False).restore() is None
+
+
+def test_a_checkpoint_that_says_nothing_of_images_goes_on(config: Config) -> None:
+    """As earlier versions wrote them."""
+    run = Run(config.output, config, World(), {"training": {"cat": (5, "a")}})
+    run.save({"step": 7}, HISTORY)
+    checkpoint = torch.load(run.checkpoint_path, weights_only=True)
+    assert checkpoint.pop("images") == {"training": {"cat": (5, "a")}}
+    torch.save(checkpoint, run.checkpoint_path)
+    assert Run(config.output, config, World(), {"training": {"dog": (9, "z")}}).restore() is not None
 
 
 def test_the_identity_looks_into_nested_sections_and_input_files(config: Config) -> None:
