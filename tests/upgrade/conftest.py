@@ -88,6 +88,10 @@ class Case:
             and not name.startswith(("journal/", "refit/"))
         }
 
+    def kept(self) -> dict[str, str]:
+        """The content less what a killed process was preparing: that goes with the next step, as `status` only reads."""
+        return {name: digest for name, digest in self.content().items() if not name.startswith(".")}
+
     def array(self, name: str) -> np.ndarray:
         """An array of the gallery."""
         return np.load(self.folder / "upgraded" / f"{name}.npy")

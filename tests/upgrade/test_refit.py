@@ -152,11 +152,11 @@ def test_a_refit_killed_at_any_moment_is_all_or_nothing(ready: Case) -> None:
     assert before != after
     late = (150, 100, 70, 45, 30, 20, 12, 6, 2)
     for moment in (events // 4, events // 2, events * 3 // 4, *(events - count for count in late)):
-        if ready.content() == before:
+        if ready.kept() == before:
             run_forked(ready, "refit", moment=moment)
             ready.run("status", "--verify")
-            assert ready.content() in (before, after), moment
-            if ready.content() == after:  # from the start for the next moment
+            assert ready.kept() in (before, after), moment
+            if ready.kept() == after:  # from the start for the next moment
                 shutil.rmtree(ready.folder / "upgraded")
                 prepared(ready).run(*BATCH)
     ready.run("refit")
