@@ -89,7 +89,7 @@ class Case:
         }
 
     def kept(self) -> dict[str, str]:
-        """The content less what a killed process was preparing: that goes with the next step, as `status` only reads."""
+        """The content less what a killed process was preparing: that goes with the next step."""
         return {name: digest for name, digest in self.content().items() if not name.startswith(".")}
 
     def array(self, name: str) -> np.ndarray:
