@@ -64,7 +64,7 @@ def test_queries_that_are_other_photos_than_the_gallery(people: tuple[Arrays, Ar
     write(tmp_path, q=query, g=three_each)
     error = refuse(tmp_path)
     assert "error: embeddings_params.gallery: g.npz and embeddings_params.query: q.npz hold different items" in error
-    assert "150 and 50; set eval_params.same_items=false if no query is an item of the gallery" in error
+    assert "150 and 50 of them; set eval_params.same_items=false if no query is an item of the gallery" in error
     result, output = evaluate(tmp_path, "eval_params.same_items=false")
     right = expected(query, three_each)
     assert list(result["metrics"].values()) == pytest.approx(right)

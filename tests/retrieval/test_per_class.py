@@ -14,9 +14,9 @@ from tests.retrieval.oracle import rank_slowly
 def items(n: int, classes: int, seed: int) -> tuple[Tensor, Tensor]:
     """Embeddings (n, 6) of unevenly many items a class, the first classes tighter, and their labels."""
     generator = torch.Generator().manual_seed(seed)
-    labels = (torch.rand(n, generator=generator) ** 2 * classes).long() * 7 - 14
+    labels = (torch.rand(n, generator=generator) ** 2 * classes).long() * 7
     centres = torch.randn(classes, 6, generator=generator)
-    return centres[(labels + 14) // 7] + (labels[:, None] + 20) / 20 * torch.randn(n, 6, generator=generator), labels
+    return centres[labels // 7] + (labels[:, None] + 6) / 20 * torch.randn(n, 6, generator=generator), labels
 
 
 def classes_slowly(query_labels: Tensor, *arguments: Any) -> dict[int, dict[str, float | None]]:
