@@ -23,6 +23,7 @@ from data.datasets import list_split
 from data.embeddings import EmbeddingSet, read_embeddings
 from data.preparation import read_stamp
 from suites.demo import Upgrade, write_demo
+from suites.methods import expand
 from suites.planning import PlannedStage, plan
 from suites.plots import plot_areas, plot_backfilling, plot_retrieval_examples, plot_risk_coverage
 from suites.report import report, tables
@@ -42,7 +43,8 @@ from utils.sections import DatasetParams
 
 def main() -> None:
     """Run the suite that the command line names."""
-    suite = load_config(SuiteConfig, argparse.ArgumentParser(description="Reproduce a suite of experiments."))
+    parser = argparse.ArgumentParser(description="Reproduce a suite of experiments.")
+    suite = load_config(SuiteConfig, parser, prepare=expand)
     with Preemption(before="the suite was done"):
         run(suite)
 

@@ -12,21 +12,6 @@ from utils.errors import UserError
 from utils.schema import SCHEMAS
 
 
-def merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """Nested `values` with nested `overrides` laid over them; neither is changed.
-
-    >>> merge({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 4}})
-    {'a': 1, 'b': {'c': 4, 'd': 3}}
-    """
-    merged = dict(values)
-    for name, value in overrides.items():
-        below = merged.get(name)
-        merged[name] = (
-            merge(below or {}, value) if isinstance(value, dict) and isinstance(below, dict | None) else value
-        )
-    return merged
-
-
 def nested(key: str, value: Any) -> dict[str, Any]:
     """A value under its dotted key, as nested sections.
 

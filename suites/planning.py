@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from suites.overrides import check_overrides, flatten, merge, nested, overrides_for
+from suites.overrides import check_overrides, flatten, nested, overrides_for
 from suites.schema import DATA_SCRIPT, EVAL_SCRIPT, Stage, SuiteConfig
-from utils.config import build, paths, read_yaml
+from utils.config import build, merge, paths, read_config
 from utils.errors import UserError
 from utils.schema import SCHEMAS
 
@@ -56,13 +56,7 @@ def plan(suite: SuiteConfig, root: Path) -> list[PlannedStage]:
             does not evaluate, an input that is neither there nor made by an earlier stage, or a stage that should run
             once on what is made for each seed.
     """
-    taken: set[str] = set()
-    stages: list[PlannedStage] = []
-    for number, seed in enumerate(suite.seeds or [None]):
-        renamed: dict[str, str] = {}  # what stages of this seed write: the configs' name -> its own
-        planned = [_plan_stage(name, stage, suite, root, seed, renamed, taken) for name, stage in suite.stages.items()]
-        stages += [stage for stage in planned if number == 0 or stage.seed is not None]
-    check_overrides(suite, taken)
+    stages = resolve(suite, root)
     _check_orders(suite, {stage.name: stage.config for stage in stages})
     read = {_absolute(path) for stage in stages for path in stage.inputs.values()}
     stages = [stage for stage in stages if stage.script != DATA_SCRIPT or _absolute(stage.outputs[0]) in read]
@@ -70,6 +64,18 @@ def plan(suite: SuiteConfig, root: Path) -> list[PlannedStage]:
     if suite.only:
         stages = [stage for stage in stages if stage.name in suite.only]
     _check_inputs(stages, makers)
+    return stages
+
+
+def resolve(suite: SuiteConfig, root: Path) -> list[PlannedStage]:
+    """All stages of a suite, seed by seed, whatever of their inputs is there."""
+    taken: set[str] = set()
+    stages: list[PlannedStage] = []
+    for number, seed in enumerate(suite.seeds or [None]):
+        renamed: dict[str, str] = {}  # what stages of this seed write: the configs' name -> its own
+        planned = [_plan_stage(name, stage, suite, root, seed, renamed, taken) for name, stage in suite.stages.items()]
+        stages += [stage for stage in planned if number == 0 or stage.seed is not None]
+    check_overrides(suite, taken)
     return stages
 
 
@@ -106,7 +112,7 @@ def _plan_stage(
         return PlannedStage(name, None, stage.script, command, arguments, None, 1, {}, [stage.output], suite.stages_dir)
     assert stage.config is not None
     source, schema = root / stage.config, SCHEMAS[stage.script]
-    values = read_yaml(source)
+    values = read_config(source)
     overrides = overrides_for(schema, suite.overrides, values)
     taken.update(key for key, _ in flatten(overrides))
     overrides = merge(overrides, ({} if seed is None else {"seed": seed}) | stage.overrides)

@@ -7,9 +7,10 @@ import difflib
 import math
 import os
 import re
+import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,6 +21,7 @@ from utils.errors import UserError
 from utils.paths import expanded
 
 Config = TypeVar("Config")
+MAX_BASES = 2  # of a config, one after the other
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -50,26 +52,73 @@ def section(kind: type, *, doc: str) -> Any:
     return dataclasses.field(default_factory=kind, metadata={"doc": doc})
 
 
-def load_config(schema: type[Config], parser: argparse.ArgumentParser, argv: list[str] | None = None) -> Config:
-    """Read `--config FILE [key=value ...]` from the command line into `schema`.
+def load_config(
+    schema: type[Config],
+    parser: argparse.ArgumentParser,
+    argv: list[str] | None = None,
+    prepare: Callable[[dict[str, Any], str], dict[str, Any]] = lambda values, source: values,
+) -> Config:
+    """Read `--config FILE [--show] [key=value ...]` from the command line into `schema`.
 
-    Further arguments that `parser` knows are stored in those fields of the config that bear their names.
+    The file's `base` comes first, then the file, then the command line; later wins. With `--show` the resolved config
+    is printed and the script ends. Further arguments that `parser` knows are stored in those fields of the config that
+    bear their names.
+
+    Args:
+        prepare: (values, file) -> values, once all of them are together.
 
     Raises:
         UserError: a missing file, an unknown key, a wrong type, a value out of bounds, a missing required key, or a
             file that the config reads and that is not there.
     """
     parser.add_argument("--config", required=True, metavar="FILE", help="YAML config")
+    parser.add_argument("--show", action="store_true", help="print the resolved config and end")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="override config keys, e.g. epochs=3")
     arguments = vars(parser.parse_intermixed_args(argv))
-    path, overrides = expanded(arguments.pop("config"), "--config"), arguments.pop("overrides")
-    values = read_yaml(path)
+    path, overrides, show = (arguments.pop(name) for name in ("config", "overrides", "show"))
+    path = expanded(path, "--config")
+    values = read_config(path)
     for override in overrides:
         apply_override(values, override)
     values.update({name: value for name, value in arguments.items() if value is not None})
-    config = build(schema, values, source=path)
+    config = build(schema, prepare(values, path), source=path)
+    if show:
+        print(to_yaml(config), end="")
+        sys.exit()
     check_inputs(config, source=path)
     return config
+
+
+def read_config(path: str | Path, chain: int = MAX_BASES) -> dict[str, Any]:
+    """Read a YAML file of keys, laid over the file that its key `base` names, relative to itself.
+
+    Raises:
+        UserError: as `read_yaml`, or `base` is no text or the last of a longer chain than MAX_BASES.
+    """
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise UserError(f"{path}: base: should be the path of a YAML file, got {base!r}")
+    if not chain:
+        raise UserError(f"{path}: base: {base} is one too many; a chain has at most {MAX_BASES} of them")
+    return merge(read_config(Path(path).parent / expanded(base, f"{path}: base"), chain - 1), values)
+
+
+def merge(values: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Nested `values` with nested `overrides` laid over them; neither is changed.
+
+    >>> merge({"a": 1, "b": {"c": 2, "d": 3}}, {"b": {"c": 4}})
+    {'a': 1, 'b': {'c': 4, 'd': 3}}
+    """
+    merged = dict(values)
+    for name, value in overrides.items():
+        below = merged.get(name)
+        merged[name] = (
+            merge(below or {}, value) if isinstance(value, dict) and isinstance(below, dict | None) else value
+        )
+    return merged
 
 
 TAG = "tag:yaml.org,2002:"

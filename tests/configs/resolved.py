@@ -1,0 +1,70 @@
+"""What every run of the repository's configs resolves to, as a hash: `python -m tests.configs.resolved` prints them."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from suites.methods import expand
+from suites.planning import resolve
+from suites.schema import SuiteConfig
+from upgrade.schema import UpgradeConfig
+from utils.config import build, read_config
+from utils.schema import SCHEMAS
+
+ROOT = Path(__file__).parents[2]
+# Where a stage of a suite writes what its file alone would not: no part of what is computed.
+OF_THE_SUITE = ("output", "embeddings_output_dir")
+
+
+def hash_of(config: Any) -> str:
+    """A hash of a config's values but for those at their default, so that a new key changes no hash."""
+    return hashlib.sha256(json.dumps(_stated(config), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _stated(config: Any) -> Any:
+    if not dataclasses.is_dataclass(config):
+        return config
+    stated = {}
+    for field in dataclasses.fields(config):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        value = _stated(getattr(config, field.name))
+        if field.name not in OF_THE_SUITE and value != _stated(default):
+            stated[field.name] = value
+    return stated
+
+
+def of_files() -> Iterator[tuple[str, str]]:
+    """(file name, hash) of each config of a script."""
+    for path in sorted((ROOT / "configs").glob("*.yaml")):
+        values = read_config(path)
+        schema = UpgradeConfig if "gallery" in values else SCHEMAS[_script_of(values)]
+        if schema is UpgradeConfig:
+            values["step"] = "transform"  # of the command line
+        yield path.name, hash_of(build(schema, values, source=path))
+
+
+def _script_of(values: dict[str, Any]) -> str:
+    for key, script in (
+        ("output_model_path", "train_backbone.py"),
+        ("output_transformation_path", "train_transformation.py"),
+        ("output_embeddings_path", "embed.py"),
+    ):
+        if key in values:
+            return script
+    return "eval.py"
+
+
+def of_stages() -> Iterator[tuple[str, str]]:
+    """(suite/stage, hash) of each stage of a suite that has a config, without several seeds."""
+    for path in sorted((ROOT / "configs" / "suites").glob("*.yaml")):
+        suite = build(SuiteConfig, expand(read_config(path), str(path)), source=path)
+        for stage in resolve(suite, ROOT):
+            if stage.config is not None:
+                yield f"{suite.name}/{stage.name}", hash_of(stage.config)
+
+
+if __name__ == "__main__":
+    print(json.dumps({"files": dict(of_files()), "stages": dict(of_stages())}, indent=1))
