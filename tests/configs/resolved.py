@@ -40,21 +40,21 @@ def of_files() -> Iterator[tuple[str, str]]:
     """(file name, hash) of each config of a script."""
     for path in sorted((ROOT / "configs").glob("*.yaml")):
         values = read_config(path)
-        schema = UpgradeConfig if "gallery" in values else SCHEMAS[_script_of(values)]
-        if schema is UpgradeConfig:
+        if "gallery" in values:
             values["step"] = "transform"  # of the command line
-        yield path.name, hash_of(build(schema, values, source=path))
+        yield path.name, hash_of(build(schema_of(values), values, source=path))
 
 
-def _script_of(values: dict[str, Any]) -> str:
+def schema_of(values: dict[str, Any]) -> type:
+    """The config class of the script that takes `values`."""
     for key, script in (
         ("output_model_path", "train_backbone.py"),
         ("output_transformation_path", "train_transformation.py"),
         ("output_embeddings_path", "embed.py"),
     ):
         if key in values:
-            return script
-    return "eval.py"
+            return SCHEMAS[script]
+    return UpgradeConfig if "gallery" in values else SCHEMAS["eval.py"]
 
 
 def of_stages() -> Iterator[tuple[str, str]]:
