@@ -12,13 +12,13 @@ import argparse
 
 from data.embedding_files import check_writable
 from data.embeddings import write_embeddings
+from embedding.config import EmbedConfig
+from embedding.extraction import embed_split, freeze
 from models.model_files import build_model, classifier_of, read_description
-from trainers.extraction import embed_split, freeze
 from utils.config import check_outputs, load_config
 from utils.distributed import process_group
 from utils.errors import UserError, run_script
 from utils.files import write_array
-from utils.schema import EmbedConfig
 
 
 def main() -> None:

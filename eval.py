@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from evaluation.sets import embed_queries_and_gallery, transform_gallery
 from tqdm import tqdm
 
 from data.embeddings import EmbeddingSet, write_embeddings
-from data.evaluation_files import ClassVectors, read_query_and_gallery
-from data.subsets import take_subset
+from evaluation.config import EvalConfig
+from evaluation.files import ClassVectors, read_query_and_gallery
+from evaluation.subsets import take_subset
 from retrieval import (
     EVEN_SPREAD,
     BackfillingCurve,
@@ -41,12 +43,10 @@ from retrieval.report import (
     result_json,
     table,
 )
-from trainers.extraction import embed_queries_and_gallery, transform_gallery
 from utils.config import check_outputs, load_config
 from utils.distributed import World, process_group
 from utils.errors import UserError, run_script
 from utils.files import write_array, write_arrays, write_json
-from utils.schema import EvalConfig
 
 
 def main() -> None:

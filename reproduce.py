@@ -19,9 +19,12 @@ from typing import Any
 
 from PIL import Image
 
+from data.config import DatasetParams
 from data.datasets import list_split
 from data.embeddings import EmbeddingSet, read_embeddings
 from data.preparation import read_stamp
+from evaluation.config import EvalConfig
+from suites.config import SuiteConfig
 from suites.demo import Upgrade, write_demo
 from suites.methods import expand
 from suites.planning import PlannedStage, plan
@@ -29,7 +32,6 @@ from suites.plots import plot_areas, plot_backfilling, plot_retrieval_examples, 
 from suites.report import report, tables
 from suites.results import Results, collect_results
 from suites.retrieval_examples import Embeddings, choose_examples
-from suites.schema import SuiteConfig
 from suites.stages import StageFailed, run_stage
 from suites.summary import Summary, summarise
 from utils.config import load_config
@@ -37,8 +39,6 @@ from utils.data_roots import PACKED, has_packed_copy
 from utils.errors import UserError, run_script
 from utils.files import write_json, write_text
 from utils.preemption import Preemption
-from utils.schema import EvalConfig
-from utils.sections import DatasetParams
 
 
 def main() -> None:

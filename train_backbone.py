@@ -12,14 +12,14 @@ from data.datasets import contents_of, open_images, resolve_image_size
 from models.export import check_formats, export_model
 from models.model_files import describe_backbone, load_model, save_model
 from models.resnet import build_backbone
-from trainers.backbone import train_backbone
-from trainers.compatible import load_old_model
+from trainers.backbone.bct import load_old_model
+from trainers.backbone.config import BackboneConfig
+from trainers.backbone.training import train_backbone
 from utils.config import load_config, to_dict
 from utils.distributed import process_group
 from utils.errors import UserError, run_script
 from utils.preemption import Preemption
 from utils.runs import Run
-from utils.schema import BackboneConfig
 
 
 def main() -> None:

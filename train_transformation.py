@@ -12,6 +12,7 @@ import torch
 
 from data.datasets import contents_of, open_images, resolve_image_size
 from data.paired_embeddings import read_paired_embeddings
+from embedding.extraction import embedding_dim, freeze
 from models.export import check_formats, export_model
 from models.model_files import (
     build_model,
@@ -24,19 +25,18 @@ from models.model_files import (
 )
 from models.transformations import build_transformation, transformation_arguments
 from retrieval import retrieval_quality, upgrade_quality
-from trainers.embedding_pairs import divide, provenance
-from trainers.extraction import embedding_dim, freeze
-from trainers.objectives import build_objective
-from trainers.pairs import build_pairs
-from trainers.refinement import check_classifier, describe_with_refinement, hold_out, material_of
-from trainers.selection import choose, comparison, fit_methods
-from trainers.transformation import fit_transformation
+from trainers.transformation.config import TransformationConfig
+from trainers.transformation.losses import build_objective
+from trainers.transformation.pairs import build_pairs
+from trainers.transformation.refinement import check_classifier, describe_with_refinement, hold_out, material_of
+from trainers.transformation.sample import divide, provenance
+from trainers.transformation.selection import choose, comparison, fit_methods
+from trainers.transformation.training import fit_transformation
 from utils.config import load_config, to_dict
 from utils.distributed import World, process_group
 from utils.errors import run_script
 from utils.preemption import Preemption
 from utils.runs import Run
-from utils.schema import TransformationConfig
 
 
 def main() -> None:

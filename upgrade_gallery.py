@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data.lengths import about_zeros
 from upgrade.batches import apply_batch
+from upgrade.config import UpgradeConfig
 from upgrade.gallery import ORDER, PENDING, Gallery, locked
 from upgrade.manifest import read_manifest
 from upgrade.order import write_order
@@ -23,7 +24,6 @@ from upgrade.plots import plot_plan
 from upgrade.refit_pairs import UnfitPairs
 from upgrade.refitting import check_refit, refit_gallery
 from upgrade.rollback import finish_removal, give_up, roll_back
-from upgrade.schema import UpgradeConfig
 from upgrade.status import status, verify
 from upgrade.transactions import finish_pending
 from upgrade.transform import transform_gallery

@@ -22,19 +22,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.figures import Figure, figure, report
 from benchmarks.hardware import bandwidth, flops_of, matmul_rate, synchronise
+from data.config import DatasetParams
 from data.contrastive_views import ViewRecipe
 from data.folders import ImageList
 from data.images import Batch, ViewPairs
+from models.config import BackboneArch
 from models.resnet import build_backbone
 from tests.utils.processes import run_processes
-from trainers.backbone import train_backbone
+from trainers.backbone.config import BackboneConfig
+from trainers.backbone.training import train_backbone
+from trainers.config import OptimizerParams
 from utils.config import to_dict
 from utils.distributed import World
-from utils.precision import resolve_precision
+from utils.precision import Precision, resolve_precision
 from utils.preemption import Preemption
 from utils.runs import Run
-from utils.schema import BackboneConfig
-from utils.sections import BackboneArch, DatasetParams, OptimizerParams, Precision
 
 # Passes over a convolution's output by what is no convolution. Forward: statistics, normalise (2), add or ReLU (2);
 # backward: ReLU (3), normalisation's sums (2) and its gradient (3).

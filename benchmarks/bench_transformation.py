@@ -28,21 +28,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.figures import Figure, figure, report
 from benchmarks.hardware import flops_of, matmul_rate, synchronise
+from data.config import DatasetParams
 from data.images import shuffled_batches
+from embedding.cache import rounded
+from models.config import TransformationArch
 from models.embedding import embed
 from models.resnet import build_backbone
 from models.transformations import build_transformation
 from models.transformed import Transformation
-from trainers.embedding_cache import rounded
-from trainers.objectives import TransformationObjective
-from trainers.pairs import PairBatch
-from trainers.transformation import train_transformation
+from trainers.config import LrPolicyParams, OptimizerParams
+from trainers.transformation.config import ObjectiveParams, TransformationConfig
+from trainers.transformation.losses import TransformationObjective
+from trainers.transformation.pairs import PairBatch
+from trainers.transformation.training import train_transformation
 from utils.distributed import World
 from utils.precision import autocast, resolve_precision
 from utils.preemption import Preemption
 from utils.runs import Run
-from utils.schema import TransformationConfig
-from utils.sections import DatasetParams, LrPolicyParams, ObjectiveParams, OptimizerParams, TransformationArch
 
 EPOCHS, ITEMS, BATCH, DIM, VIEWS = 80, 50_000, 1024, 128, 2
 LR, WEIGHT_DECAY = 5e-4, 2.0**-15

@@ -34,8 +34,8 @@ from benchmarks.figures import Figure, figure, report
 from models.model_files import describe_transformation, load_model, save_model
 from models.transformations import build_transformation
 from retrieval import backfilling_order, cutoffs
+from upgrade.config import UpgradeConfig
 from upgrade.prediction import predict_map, predict_recall
-from upgrade.schema import UpgradeConfig
 from upgrade.transform import CPU_BATCH, transform_gallery
 from utils.distributed import World
 

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, replace
 
+from data.config import DatasetParams, SimCLRParams
 from data.folder_images import FolderImages
 from data.folders import ImageList, hold_out, list_images
 from data.images import Feed, ImageSet, Unreadable
@@ -10,7 +11,6 @@ from data.packed import PackedList, has_packed, list_packed
 from utils.data_roots import Contents
 from utils.distributed import World
 from utils.errors import UserError
-from utils.sections import DatasetParams, SimCLRParams
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

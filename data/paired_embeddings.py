@@ -5,13 +5,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
+from data.config import PairedEmbeddingsParams
 from data.embedding_files import LONE, read_arrays, read_matrix
 from data.embeddings import EmbeddingSet, checked_ids, checked_labels, read_embeddings
 from data.items import Items, matching_rows
 from data.lengths import CHUNK, Lengths, about_zeros, lengths_of
 from utils.distributed import World
 from utils.errors import UserError
-from utils.sections import PairedEmbeddingsParams
 
 FEWEST = 20  # pairs to fit anything to and hold some out
 

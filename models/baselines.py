@@ -20,13 +20,13 @@ class AffineTransformation(Transformation):
 
 
 class ProcrustesTransformation(AffineTransformation):
-    """A rotation or reflection between centred spaces; `trainers.closed_form.procrustes` finds it."""
+    """A rotation or reflection between centred spaces; `trainers.transformation.closed_forms.procrustes` finds it."""
 
     takes_side_info = False
 
 
 class RidgeTransformation(AffineTransformation):
-    """Ridge regression with an intercept; `trainers.closed_form.ridge` finds it."""
+    """Ridge regression with an intercept; `trainers.transformation.closed_forms.ridge` finds it."""
 
 
 class ResidualMLP(Transformation):

@@ -10,11 +10,11 @@ import torch
 from torch import nn
 
 from models.baselines import ProcrustesTransformation, ResidualMLP, RidgeTransformation
+from models.config import TransformationArch
 from models.standardisation import Standardisation
 from models.transformed import Transformation, Transformed
 from utils.config import unknown_choice
 from utils.errors import UserError
-from utils.sections import TransformationArch
 
 
 def linear_bn_relu(inputs: int, outputs: int) -> nn.Sequential:

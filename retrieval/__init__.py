@@ -8,7 +8,7 @@ curves["distance"].auc.to_json()
 
 from retrieval.agreement import recall_of_nearest, retrieval_quality
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
-from retrieval.orders import ORDERS, backfilling_order
+from retrieval.orders.backfilling import ORDERS, backfilling_order
 from retrieval.representatives import EVEN_SPREAD, class_spread, place_representatives
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
 from retrieval.risk_coverage import RiskCoverage, order_quality

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from retrieval.buffers import Buffers
-from retrieval.distances import check_distance, distance_table
 from retrieval.evaluation import evaluate
+from retrieval.ranking.buffers import Buffers
+from retrieval.ranking.distances import check_distance, distance_table
 from retrieval.validation import check_embeddings
 from utils.errors import UserError
 

@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from retrieval.distances import DistanceTable, check_distance, distance_table
-from retrieval.engine import Relevance, rank_queries, relevance
+from retrieval.ranking.distances import DistanceTable, check_distance, distance_table
+from retrieval.ranking.engine import Relevance, rank_queries, relevance
 from retrieval.results import BackfillingCurve, Counts, PerQuery, RetrievalMetrics, Wanted
 from retrieval.summary import summarise
 from retrieval.validation import (

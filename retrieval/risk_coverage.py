@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retrieval.buffers import row_parts
-from retrieval.distances import check_distance, unit
 from retrieval.evaluation import Progress, cutoffs, evaluate
+from retrieval.ranking.buffers import row_parts
+from retrieval.ranking.distances import check_distance, unit
 from retrieval.validation import check_embeddings, check_orders, check_same_items
 from utils.distributed import World
 

@@ -5,7 +5,7 @@ from statistics import fmean
 from torch import Tensor
 
 from retrieval.evaluation import backfilling_curve, cutoffs
-from retrieval.orders import backfilling_order
+from retrieval.orders.backfilling import backfilling_order
 
 BACKFILLING = 4  # points between the ends: few, since choices are compared at the same ones
 

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.config import BackfillingOrder
 from utils.config import build, key, merge, section, unknown_choice
 from utils.errors import UserError
-from utils.sections import BackfillingOrder
 
 TABLES = ("no_backfilling", "backfilling")
 PLAIN = "plain"  # the row of a method before any backfilling
@@ -46,7 +46,7 @@ class Method:
     query: str = key("{new}", doc="model of the queries")
     gallery: str = key("{transformed}", doc="model of the gallery")
     orders: list[BackfillingOrder] = key([], doc="orders of backfilling to evaluate; none: no backfilling")
-    rows: list[str] | None = key(None, doc="`plain`, before any backfilling, and orders; left out: plain and all orders")
+    rows: list[str] | None = key(None, doc="`plain`, before any backfilling, and orders; if left out, all")
     curves: list[str] | None = key(None, doc="of the orders, those that plots of curves show; all if left out")
     published: dict[str, list[float]] = key({}, doc="row -> the published CMC-1, CMC-5 and mAP, in percent")
     old_old: str | None = key(None, doc="stage: old/old of its own models; the suite's if left out")
@@ -101,7 +101,12 @@ def _places(name: str, method: Method, template: Template, shared: dict[str, str
     """
     places = {**shared, "method": name, "training": method.training or ""}
     places |= filled(template.models | method.models, places, where)
-    for stated, name in ((template, "transformation"), (template, "transformed"), (method, "query"), (method, "gallery")):
+    for stated, name in (
+        (template, "transformation"),
+        (template, "transformed"),
+        (method, "query"),
+        (method, "gallery"),
+    ):
         places[name] = filled(getattr(stated, name), places, where)
     return places
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any
 
-from suites.schema import SuiteConfig
+from suites.config import SuiteConfig
+from suites.scripts import SCHEMAS
 from utils.errors import UserError
-from utils.schema import SCHEMAS
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:

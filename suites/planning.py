@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from suites.config import DATA_SCRIPT, EVAL_SCRIPT, Stage, SuiteConfig
 from suites.overrides import check_overrides, flatten, nested, overrides_for
-from suites.schema import DATA_SCRIPT, EVAL_SCRIPT, Stage, SuiteConfig
+from suites.scripts import SCHEMAS
 from utils.config import build, merge, paths, read_config
 from utils.errors import UserError
-from utils.schema import SCHEMAS
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from suites.config import EVAL_SCRIPT, Row, SuiteConfig
 from suites.planning import PlannedStage, seeds_of
-from suites.schema import EVAL_SCRIPT, Row, SuiteConfig
 from suites.stages import Record
 from utils.errors import UserError
 from utils.provenance import environment, git_revision

@@ -1,4 +1,4 @@
-"""Imports run one way: scripts -> upgrade -> trainers, retrieval, suites -> models, data -> utils."""
+"""Imports run one way: scripts -> upgrade, suites -> trainers, evaluation -> embedding -> models, data -> utils."""
 
 import ast
 from pathlib import Path
@@ -12,8 +12,10 @@ MAY_IMPORT = {
     "models": {"utils"},
     "data": {"utils"},
     "retrieval": {"utils"},
-    "suites": {"utils"},
-    "trainers": {"models", "data", "utils"},
+    "embedding": {"models", "data", "utils"},
+    "evaluation": {"embedding", "retrieval", "models", "data", "utils"},
+    "trainers": {"embedding", "models", "data", "utils"},
+    "suites": {"trainers", "evaluation", "embedding", "retrieval", "models", "data", "utils"},
     "upgrade": {"trainers", "retrieval", "models", "data", "utils"},
 }
 SCRIPTS = {path.stem for path in REPOSITORY.glob("*.py")}

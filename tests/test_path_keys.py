@@ -4,9 +4,9 @@ import typing
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
-from suites.schema import SuiteConfig
-from upgrade.schema import UpgradeConfig
-from utils.schema import SCHEMAS
+from suites.config import SuiteConfig
+from suites.scripts import SCHEMAS
+from upgrade.config import UpgradeConfig
 
 MODELS = {"arch", "old_model", "new_model"}  # names of theirs
 SUITES = {"case", "examples", "name", "new_new", "notes", "old_old", "only", "stage", "title"}

@@ -4,16 +4,16 @@ import re
 
 import pytest
 
+from suites.key_table import key_tables
 from tests.tiny import REPOSITORY
-from upgrade.schema import UpgradeConfig
-from utils.key_table import key_tables
+from upgrade.config import UpgradeConfig
 
 ROOMS = "configs|docs|benchmarks|results|models|data|trainers|retrieval|suites|upgrade|utils"
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
 def test_key_table_is_the_schema() -> None:
-    assert key_tables().strip() in README, "run `python -m utils.key_table` and put its output into README.md"
+    assert key_tables().strip() in README, "run `python -m suites.key_table` and put its output into README.md"
 
 
 def test_the_guide_to_upgrades_lists_its_keys() -> None:

@@ -6,8 +6,8 @@ from typing import cast
 import torch
 from torch import nn
 
+from trainers.config import Compile
 from utils.distributed import World
-from utils.sections import Compile
 
 # Below so many steps, `auto` takes it that compilation (a minute or so) costs more than it saves.
 COMPILE_PAYS_AFTER = 5_000

@@ -13,13 +13,13 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from trainers.acceleration import maybe_compiled
-from trainers.batches import split_batch
+from trainers.config import Compile
+from utils.batches import split_batch
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import kernels
 from utils.preemption import Preempted, Preemption
 from utils.runs import Run
-from utils.sections import Compile
 
 BatchT = TypeVar("BatchT", bound=tuple[torch.Tensor | None, ...])
 HELD_OUT = "held_out_loss"  # in a log record: what early stopping looks at

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from trainers.config import LrPolicyParams, OptimizerParams
 from utils.schedules import SCHEDULES
-from utils.sections import LrPolicyParams, OptimizerParams
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
 

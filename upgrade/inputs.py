@@ -13,9 +13,9 @@ from torch import nn
 
 from models.model_files import Description, build_model, read_description
 from models.transformed import Transformation
+from upgrade.config import UpgradeConfig
 from upgrade.manifest import Manifest, Origin, Refit
 from upgrade.rows import Array, Rows, check_finite
-from upgrade.schema import UpgradeConfig
 from upgrade.sources import Source, open_source, stated_space
 from upgrade.spaces import check_lengths, check_stated, have_unit_length
 from utils.distributed import World

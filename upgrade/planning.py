@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from retrieval import backfilling_order, cutoffs
+from upgrade.config import PlanParams, UpgradeConfig
 from upgrade.gallery import Gallery
 from upgrade.inputs import load_transformation, output_of, present_transformation, read_checked
 from upgrade.manifest import Manifest
 from upgrade.prediction import Curve, predict_map, predict_recall
 from upgrade.rows import parts_of
-from upgrade.schema import PlanParams, UpgradeConfig
 from upgrade.sources import Source, open_source
 from upgrade.spaces import have_unit_length
 from upgrade.transform import transform_rows

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from data.paired_embeddings import FEWEST, PairedEmbeddings, numbered, read_classifier, read_paired_embeddings
 from models.model_files import read_description
-from trainers.embedding_pairs import FEWEST_HELD_OUT, classifier_of, split
+from trainers.transformation.config import TransformationConfig
+from trainers.transformation.sample import FEWEST_HELD_OUT, classifier_of, split
 from upgrade.gallery import RE_EMBEDDED, Gallery
 from upgrade.inputs import Inputs, read_checked
 from upgrade.order import random_bits
@@ -20,7 +21,6 @@ from utils.config import build
 from utils.distributed import World
 from utils.errors import UserError
 from utils.files import sha256_of
-from utils.schema import TransformationConfig
 
 HELD_OUT = 0.1  # of the re-embedded items, that no refit trains on
 # Added to the recipe's seed, so that which items are used has nothing to do with a random order of re-embedding.

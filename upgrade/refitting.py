@@ -18,10 +18,11 @@ from data.paired_embeddings import PairedEmbeddings
 from models.model_files import Description, build_model, save_model
 from models.transformed import Transformation
 from retrieval import retrieval_quality, upgrade_quality
-from trainers.embedding_pairs import batch_of, outcome, sample_of
-from trainers.refinement import describe_with_refinement, material_of
-from trainers.selection import choose, fit_methods
+from trainers.transformation.refinement import describe_with_refinement, material_of
+from trainers.transformation.sample import batch_of, outcome, sample_of
+from trainers.transformation.selection import choose, fit_methods
 from upgrade.batches import copy_rows
+from upgrade.config import UpgradeConfig
 from upgrade.faiss_index import INDEX, write_index
 from upgrade.gallery import JOURNAL, ORDER, RE_EMBEDDED, REFIT, TRANSFORMED, Gallery, remove
 from upgrade.inputs import Inputs, present_transformation, reopen_inputs
@@ -30,7 +31,6 @@ from upgrade.manifest import Refit
 from upgrade.order import write_order
 from upgrade.refit_pairs import Recipe, divided_pairs, read_recipe
 from upgrade.rows import RowFile, parts_of
-from upgrade.schema import UpgradeConfig
 from upgrade.transactions import FILES, set_manifest, transaction
 from upgrade.transform import CHUNKS, digest_of, transformed_chunks
 from utils.config import to_dict

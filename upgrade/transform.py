@@ -15,13 +15,13 @@ from torch import nn
 from tqdm import tqdm
 
 from models.folding import folded
+from upgrade.config import UpgradeConfig
 from upgrade.faiss_index import INDEX, write_index
 from upgrade.gallery import TRANSFORMED, Gallery, locked, remove
 from upgrade.inputs import Inputs, memory_named, open_inputs, read_checked
 from upgrade.lookup import write_ids
 from upgrade.manifest import Manifest, difference, read_manifest
 from upgrade.rows import Array, RowFile, check_finite, parts_of
-from upgrade.schema import UpgradeConfig
 from upgrade.sources import MANIFEST
 from upgrade.spaces import are_zero, unit_rows
 from upgrade.transactions import finish_pending

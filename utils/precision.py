@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+Precision = Literal["auto", "bf16", "fp32"]
 Resolved = Literal["bf16", "fp32"]
 # CPU features that compute bf16 matrix products in hardware; elsewhere bf16 is emulated and slower than float32.
 FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from suites.config import SuiteConfig
 from suites.methods import expand
 from suites.planning import resolve
-from suites.schema import SuiteConfig
-from upgrade.schema import UpgradeConfig
+from suites.scripts import SCHEMAS
+from upgrade.config import UpgradeConfig
 from utils.config import build, read_config
-from utils.schema import SCHEMAS
 
 ROOT = Path(__file__).parents[2]
 # Where a stage of a suite writes what its file alone would not: no part of what is computed.

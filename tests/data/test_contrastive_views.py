@@ -9,6 +9,7 @@ import torch
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
+from data.config import SimCLRParams
 from data.contrastive_views import Colours, Crops, ViewRecipe, kernel_size, recolour, resized_crops
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD, resolve_simclr
 from data.folder_images import FolderImages
@@ -17,7 +18,6 @@ from data.images import Feed, Unreadable
 from data.memory_images import MemoryImages
 from tests.tiny import write_images
 from utils.distributed import World
-from utils.sections import SimCLRParams
 
 MANY = 20_000
 TORCHVISIONS = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation, TF.adjust_hue)

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 from torchvision import transforms
 
+from data.config import DatasetParams
 from data.contrastive_views import ViewRecipe
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD, PRESETS, open_images
 from data.folder_images import Decoder, FolderImages, Job
@@ -24,7 +25,6 @@ from data.memory_images import MemoryImages
 from tests.tiny import write_images
 from utils.distributed import World
 from utils.errors import UserError
-from utils.sections import DatasetParams
 from utils.seeds import Stream, seed_of
 
 SETS: list[Any] = [MemoryImages, FolderImages]

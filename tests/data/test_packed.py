@@ -13,13 +13,13 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from data import packed
+from data.config import DatasetParams
 from data.datasets import list_split, open_images
 from data.folders import list_images
 from data.preparation import STAMP, Recipe, prepare, read_stamp
 from tests.tiny import write_images
 from utils.distributed import World
 from utils.errors import UserError
-from utils.sections import DatasetParams
 
 RNG = np.random.default_rng(0)
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from data.config import PairedEmbeddingsParams
 from data.paired_embeddings import PairedEmbeddings, read_paired_embeddings
 from utils.errors import UserError
-from utils.sections import PairedEmbeddingsParams
 
 N = 30
 RNG = np.random.default_rng(0)

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.config import EvalConfig
 from tests.retrieval.oracle import evaluate_slowly, rank_slowly
 from tests.tiny import fail, succeed, write_images, write_torchscript
+from trainers.backbone.config import BackboneConfig
+from trainers.transformation.config import TransformationConfig
 from utils.config import build, parse_yaml, read_yaml
-from utils.schema import BackboneConfig, EvalConfig, TransformationConfig
 
 BACKBONE_OLD = """
 arch_params:

@@ -14,11 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
-from suites.schema import SuiteConfig
+from suites.config import SuiteConfig
+from suites.scripts import SCHEMAS
 from tests.tiny import ENVIRONMENT, REPOSITORY, command_of, same_bits, succeed
-from upgrade.schema import UpgradeConfig
+from upgrade.config import UpgradeConfig
 from utils.config import build, read_yaml
-from utils.schema import SCHEMAS
 
 CONFIGS = REPOSITORY / "configs"
 STAGES = 8

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from models.config import TransformationArch
 from models.transformations import TRANSFORMATIONS, FCTTransformation, build_transformation, transformation_arguments
 from utils.errors import UserError
-from utils.sections import TransformationArch
 
 DIMS = {"old_embedding_dim": 6, "new_embedding_dim": 8, "side_info_dim": 10, "inner_dim": 12}
 FASTFILL = [name for name in TRANSFORMATIONS if "fastfill" in name or "SIGMA" in name]

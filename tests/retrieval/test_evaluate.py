@@ -293,7 +293,7 @@ def test_result_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> No
 
     assert evaluate_in_chunks() == expected
     assert chunks == [200]
-    monkeypatch.setattr("retrieval.engine.CPU_CHUNK_ELEMENTS", 1)
-    monkeypatch.setattr("retrieval.engine.MIN_QUERIES", 7)
+    monkeypatch.setattr("retrieval.ranking.engine.CPU_CHUNK_ELEMENTS", 1)
+    monkeypatch.setattr("retrieval.ranking.engine.MIN_QUERIES", 7)
     assert evaluate_in_chunks() == expected
     assert chunks == [*range(7, 200, 7), 200]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from suites.schema import SuiteConfig
+from suites.config import SuiteConfig
 from utils.config import build
 
 SCRIPT = """

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from suites.config import SuiteConfig
 from suites.planning import plan
-from suites.schema import SuiteConfig
 from tests.suites import fake_suite
 from tests.suites.fake_suite import read_suite, suite_values, write_config
 from utils.config import build, read_yaml

@@ -9,6 +9,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
+from evaluation.config import BackfillingOrder
 from suites import plots
 from suites.plots import (
     GREEN,
@@ -22,7 +23,6 @@ from suites.plots import (
 )
 from suites.retrieval_examples import Example, Hits
 from suites.summary import summarise
-from utils.sections import BackfillingOrder
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from suites.config import SuiteConfig
 from suites.planning import plan
 from suites.report import report, tables
 from suites.results import collect_results, gain_recovered
-from suites.schema import SuiteConfig
 from suites.stages import Record
 from suites.summary import over_seeds, summarise
 from tests.suites.fake_suite import CONFIGS, read_suite, suite_values, write_suite

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from trainers.acceleration import COMPILE_PAYS_AFTER, maybe_compiled
+from trainers.config import Compile
 from utils.distributed import World
-from utils.sections import Compile
 
 GPU = World(device=torch.device("cuda"))
 

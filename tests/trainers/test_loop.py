@@ -17,15 +17,15 @@ from torch.nn import functional as F
 from models.resnet import build_backbone
 from tests.tiny import same_bits
 from tests.utils.processes import run_processes
+from trainers.config import OptimizerParams
 from trainers.loop import HELD_OUT, Step, Trainer
 from trainers.optimizers import build_optimizer
 from utils.config import key
 from utils.distributed import World
 from utils.errors import UserError
-from utils.precision import kernels
+from utils.precision import Precision, kernels
 from utils.preemption import Preempted, Preemption
 from utils.runs import Run
-from utils.sections import OptimizerParams, Precision
 from utils.seeds import Stream, generator
 
 ITEMS, CLASSES, STEPS = 12, 3, 3

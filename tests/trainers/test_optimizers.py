@@ -9,8 +9,8 @@ from torch import nn
 
 from models.resnet import build_backbone
 from models.transformations import build_transformation
+from trainers.config import LrPolicyParams, OptimizerParams
 from trainers.optimizers import build_optimizer, build_schedule
-from utils.sections import LrPolicyParams, OptimizerParams
 
 
 def exempt_names(model: nn.Module, optimizer: torch.optim.Optimizer) -> set[str]:

@@ -12,10 +12,10 @@ from models.model_files import load_model
 from tests.tiny import files_in, same_bits, state_of
 from tests.upgrade.conftest import BATCH, BATCHES, IDS, NEW_DIM, Case, N, fill_disk_at, make_refittable, prepared
 from tests.upgrade.test_kills import run_forked
+from upgrade.config import UpgradeConfig
 from upgrade.gallery import Gallery
 from upgrade.manifest import read_manifest
 from upgrade.refitting import refit_gallery
-from upgrade.schema import UpgradeConfig
 from utils.distributed import World
 from utils.errors import UserError
 from utils.preemption import Preemption

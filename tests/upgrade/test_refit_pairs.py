@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from tests.upgrade.conftest import BATCH, IDS, Case, N, make_refittable, prepared, without_sample
+from upgrade.config import UpgradeConfig
 from upgrade.gallery import Gallery
 from upgrade.inputs import present_transformation, reopen_inputs
 from upgrade.refit_pairs import RefitPairs, divided_pairs, read_recipe
-from upgrade.schema import UpgradeConfig
 from utils.distributed import World
 
 

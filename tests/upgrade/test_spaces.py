@@ -12,10 +12,10 @@ from models.model_files import describe_refined, describe_transformation, save_m
 from models.refinement import RefinedTransformation
 from models.transformations import build_transformation
 from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, make_case, write_transformation
+from upgrade.config import PlanParams, UpgradeConfig
 from upgrade.gallery import Gallery
 from upgrade.inputs import open_inputs
 from upgrade.planning import read_sample
-from upgrade.schema import PlanParams, UpgradeConfig
 from upgrade.spaces import have_unit_length
 from upgrade.transform import transform_gallery
 from utils.distributed import World

@@ -1,0 +1,112 @@
+"""Which images, how they are seen, and files of paired embeddings."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from utils.config import key
+
+
+@dataclass
+class DatasetParams:
+    """`dataset_params`: which images, and how they are fed."""
+
+    name: Literal["cifar100", "imagenet", "glyphs"] = key(doc="the data set: its statistics, image size and transforms")
+    data_root: str = key(
+        doc="folder with training/CLASS/* and validation/CLASS/*; the classes are those of training", path="any"
+    )
+    batch_size: int = key(doc="images a step, summed over all processes", minimum=1)
+    num_classes: int | None = key(
+        None, doc="train on the first so many class folders (sorted as strings); all if left out", minimum=1
+    )
+    held_out: float | None = key(
+        None,
+        doc="share of each class's training images that stands in for the validation split, to choose by: it is not "
+        "trained on, and the validation images are not looked at",
+        minimum=0.01,
+        maximum=0.5,
+    )
+    num_workers: int = key(4, doc="processes that decode images; imagenet only, others fit in memory", minimum=0)
+    packed: Literal["auto", "off"] = key(
+        "auto", doc="auto: read the images that prepare_dataset.py --pack wrote, where there are such; off: never"
+    )
+    image_size: int | None = key(None, doc="pixels a side; cifar100 and imagenet: 224, glyphs: 32", minimum=1)
+    augmentation: Literal["none", "flip", "crop", "crop_flip", "resized_crop_flip"] | None = key(
+        None, doc="random training transform; cifar100: flip, imagenet: resized_crop_flip, glyphs: crop"
+    )
+    max_unreadable: float = key(
+        0.001, doc="share of unreadable images above which the run stops", minimum=0.0, maximum=1.0
+    )
+
+
+@dataclass
+class SimCLRParams:
+    """`simclr_params`: two views of each image, the projection head and NT-Xent."""
+
+    temperature: float | None = key(None, doc="of the softmax over similarities; imagenet: 0.1, others: 0.5")
+    projection_dim: int = key(128, doc="dimension in which views are compared", minimum=1)
+    projection_hidden_dim: int = key(2048, doc="hidden width of the projection head", minimum=1)
+    min_area: float = key(0.08, doc="smallest random crop, as a share of the image", minimum=0.0, maximum=1.0)
+    jitter_strength: float | None = key(
+        None, doc="of the colour jitter; imagenet: 1, others: 0.5", minimum=0.0, maximum=2.5
+    )
+    blur: bool | None = key(None, doc="Gaussian blur of every other view; imagenet: True, others: False")
+    flip: bool | None = key(None, doc="mirror every other view; glyphs: False, others: True")
+    knn_items: int = key(20_000, doc="training images, evenly spaced, among which the monitor looks", minimum=1)
+
+    def __post_init__(self) -> None:
+        if self.temperature is not None and self.temperature <= 0:
+            raise ValueError(f"temperature: should be above 0, got {self.temperature}")
+
+
+@dataclass
+class PairedEmbeddingsParams:
+    """`embeddings_params` of a transformation: embeddings of the same items by both models.
+
+    An embedding file is an `.npz`, a folder of `.npy`, a `.parquet` or a folder of such, a `.safetensors` or a `.pt`.
+    Files with ids are joined by these, in any order; without ids, row i of all is the same item.
+    """
+
+    old: str = key(
+        doc="embedding file of the items, by the old model: `.npz`, a folder of `.npy`, `.parquet` or a folder of it, "
+        "`.safetensors` or `.pt`, with `embeddings` and perhaps `ids` (numbers or texts) and `labels`",
+        path="input",
+    )
+    new: str = key(
+        doc="embedding file of the same items, by the new model; joined by `ids`, or row by row if neither has any",
+        path="input",
+    )
+    side_info: str | None = key(None, doc="embedding file of their side-information; likewise", path="input")
+    labels: str | None = key(
+        None,
+        doc="their classes, negative for an item of none: a file with `labels` and, if the others have them, `ids`, or "
+        "`.npy` (n,), row by row; else those of the new or old file",
+        path="input",
+    )
+    classifier: str | None = key(
+        None,
+        doc="the new model's classifier, bias-free: `.npy` (classes, dimension) or a file with `classifier`; if there "
+        "are labels alone, one is fitted",
+        path="input",
+    )
+    views: int = key(
+        1,
+        doc="the files hold so many views of each item, one after another, as embed.py's views=all writes them; an "
+        "item is held out in all of them",
+        minimum=1,
+    )
+    held_out: float = key(
+        0.1,
+        doc="share of the items kept for early stopping and the choice of `auto`; 0: the papers' recipe, every epoch "
+        "on all items, the losses weighed as given",
+        minimum=0.0,
+        maximum=0.5,
+    )
+    patience: int = key(
+        10, doc="stop after so many epochs without a smaller held-out loss; the best is kept", minimum=1
+    )
+    batch_size: int = key(256, doc="pairs a step, summed over all processes", minimum=2)
+    normalised: Literal["auto", "on", "off"] = key(
+        "auto",
+        doc="give transformed embeddings length 1, for search by cosine; auto: where the new ones, but for zero "
+        "vectors, have it",
+    )

@@ -1,0 +1,1 @@
+"""Running frozen models over images, and keeping what comes out."""

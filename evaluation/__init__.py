@@ -1,0 +1,1 @@
+"""What eval.py compares: queries and gallery, of models and images or of files."""

@@ -1,0 +1,136 @@
+"""The config of eval.py."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from data.config import DatasetParams
+from utils.config import key, section
+from utils.precision import Precision
+
+BackfillingOrder = Literal[
+    "random", "distance", "sigma", "auto", "confidence", "entropy", "class_distance", "knn_disagreement", "oracle"
+]
+
+
+@dataclass
+class Subset:
+    """`eval_params.subset`: the gallery, and the queries, of a system that holds other classes or other numbers."""
+
+    classes: list[int] | None = key(
+        None,
+        doc="the labels from the first up to, but not including, the second, as [80, 100]; all if left out, negative "
+        "ones too",
+    )
+    imbalance: float = key(
+        1.0,
+        doc="a long tail: so many times more items stay of the largest class than of the smallest, and at least two",
+        minimum=1.0,
+    )
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and not (len(self.classes) == 2 and 0 <= self.classes[0] < self.classes[1]):
+            raise ValueError(f"classes: should be two rising labels, as [80, 100], got {self.classes}")
+
+
+@dataclass
+class EvalParams:
+    """`eval_params`."""
+
+    distance_metric_name: Literal["l2", "cosine"] = key(
+        "l2", doc="distance on embeddings as the models give them", alias="distance_metric"
+    )
+    verbose: bool = key(True, doc="print a progress bar and the table; without `output`, the table in any case")
+    compute_map: bool = key(True, doc="mean average precision too")
+    backfilling: int | None = key(None, doc="B: evaluate B + 2 points from 0 to all items backfilled", minimum=0)
+    backfilling_list: list[BackfillingOrder] = key(["random"], doc="orders of backfilling to evaluate")
+    backfilling_result_path: str | None = key(
+        None, doc="also write the curves as .npy: (orders, points, 3) of CMC-1, CMC-5, mAP", path="output"
+    )
+    embeddings_output_dir: str | None = key(
+        None, doc="also keep the embeddings: query.npz and gallery.npz in this folder", path="output"
+    )
+    representatives: Literal["off", "auto", "on"] = key(
+        "off",
+        doc="move the clearest item of each class to the class's mean, once the orders have looked at the gallery; "
+        "auto: unless the items are of few of the classes that the classifier knows, or of others",
+    )
+    subset: Subset | None = key(None, doc="evaluate on a part of the items alone")
+    same_items: bool | None = key(
+        None,
+        doc="of embedding files: True: row i of both is the same item, and no query retrieves itself; False: no query "
+        "is an item of the gallery; if left out, `ids` say which are, and of files without ids equal labels",
+    )
+    recall_at: list[int] = key([], doc="the k of recall@k: share of a query's relevant items among its k nearest")
+    precision_at: list[int] = key([], doc="the k of precision@k: share of a query's k nearest that are relevant")
+    per_class: bool = key(False, doc="the figures of each class too, and of the worst and best on screen")
+    confidence: float | None = key(None, doc="level, as 0.95, of bootstrap intervals over queries for every figure")
+    per_query: str | None = key(
+        None, doc="also write each query's average precision and hit ranks (.npz)", path="output"
+    )
+
+    def __post_init__(self) -> None:
+        for name, ranks in (("recall_at", self.recall_at), ("precision_at", self.precision_at)):
+            if any(k < 1 for k in ranks):
+                raise ValueError(f"{name}: should be 1 or more each, got {ranks}")
+        if self.confidence is not None and not 0 < self.confidence < 1:
+            raise ValueError(f"confidence: should be between 0 and 1, as 0.95, got {self.confidence}")
+
+
+@dataclass
+class EmbeddingsParams:
+    """`embeddings_params`: evaluate embedding files in place of models and images.
+
+    An embedding file is an `.npz`, a folder of `.npy`, a `.parquet` or a folder of such, a `.safetensors` or a `.pt`.
+    """
+
+    query: str = key(
+        doc="embedding file of the queries, by the new model: `.npz`, a folder of `.npy`, `.parquet` or a folder of "
+        "it, `.safetensors` or `.pt`, with `embeddings`, `labels` and perhaps `ids` (numbers or texts) and `sigma`",
+        path="input",
+    )
+    gallery: str = key(doc="embedding file of the gallery; its `sigma` serves the sigma order", path="input")
+    transformation: str | None = key(
+        None, doc="transformation that the gallery's old embeddings go through first; it gives the sigma", path="input"
+    )
+    side_info: str | None = key(
+        None, doc="embedding file of the gallery's side-information for it; joined by `ids`, in any order", path="input"
+    )
+    classifier: str | None = key(
+        None,
+        doc="the new model's classifier, (classes, dimension), for orders: `.npy`, or a file with `classifier` as that "
+        "of the queries; a refinement has its own",
+        path="input",
+    )
+    class_means: str | None = key(
+        None,
+        doc="mean new embedding of each class over the training set, or k-means centroids: `.npy` or a file with "
+        "`class_means`",
+        path="input",
+    )
+
+    def __post_init__(self) -> None:
+        if self.side_info is not None and self.transformation is None:
+            raise ValueError("side_info: is for a transformation; name one as embeddings_params.transformation")
+
+
+@dataclass
+class EvalConfig:
+    """eval.py: query and gallery models with images, or embedding files -> CMC, mAP, backfilling curves."""
+
+    eval_params: EvalParams = section(EvalParams, doc="what to compute")
+    query_model_path: str | None = key(None, doc="model of the queries (the new one)", path="input")
+    gallery_model_path: str | None = key(None, doc="model of the gallery (transformed old, old or new)", path="input")
+    dataset_params: DatasetParams | None = key(None, doc="images; the validation split is query set and gallery")
+    embeddings_params: EmbeddingsParams | None = key(None, doc="embedding files in place of models and images")
+    output: str | None = key(None, doc="result file (JSON); also --output FILE", path="output")
+    seed: int = key(0, doc="of the random order and the bootstrap", minimum=0)
+    precision: Precision = key("fp32", doc="of the embedding models; bf16 moves a metric by up to 0.3 points")
+
+    def __post_init__(self) -> None:
+        from_models = [self.query_model_path, self.gallery_model_path, self.dataset_params]
+        if self.embeddings_params is not None and any(from_models):
+            raise ValueError("embeddings_params: stands in place of the model paths and dataset_params")
+        if self.embeddings_params is None and self.eval_params.same_items is not None:
+            raise ValueError("eval_params.same_items: is for embeddings_params; models embed the same images")
+        if self.embeddings_params is None and not all(from_models):
+            raise ValueError("query_model_path, gallery_model_path, dataset_params: all three, or embeddings_params")

@@ -1,0 +1,109 @@
+"""The queries and the gallery of an evaluation: from models and images, or through a transformation."""
+
+from dataclasses import replace
+
+import torch
+
+from data.datasets import open_images
+from data.embeddings import EmbeddingSet
+from data.lengths import about_zeros, lengths_of, zeros_kept
+from embedding.extraction import embed_images, freeze
+from evaluation.config import EmbeddingsParams, EvalConfig
+from evaluation.files import ClassVectors, read_class_vectors
+from models.embedding import TransformedModel
+from models.model_files import build_model, check_inputs, classifier_of, load_model, read_description
+from models.refinement import RefinedTransformation
+from models.transformed import Transformation
+from utils.distributed import World
+from utils.errors import UserError
+
+TRANSFORMED_AT_ONCE = 1 << 14  # items
+
+
+def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, EmbeddingSet, ClassVectors]:
+    """Embed the validation split of all classes as query set, by the query model, and as gallery, by the gallery model.
+
+    The ids are the images' positions in the list of the split; unreadable images are in neither set. The third is what
+    the models know of the classes, and their names.
+
+    Raises:
+        UserError: a model file or the data set cannot be read.
+    """
+    assert config.query_model_path is not None
+    assert config.gallery_model_path is not None
+    assert config.dataset_params is not None
+    description = read_description(config.query_model_path, where="query_model_path", transformation=False)
+    query_model = freeze(build_model(description, where="query_model_path"), world)
+    gallery_model = query_model
+    if config.gallery_model_path != config.query_model_path:
+        gallery_model = load_model(config.gallery_model_path, where="gallery_model_path", transformation=False)
+        gallery_model = freeze(gallery_model, world)
+    images = open_images(config.dataset_params, "validation", world, seed=config.seed, all_classes=True)
+    embedded, ids = embed_images(
+        {"query": query_model, "gallery": gallery_model},
+        images.view_batches(0, world.local_batch(config.dataset_params.batch_size)),
+        total=len(range(len(images))[world.share(len(images))]),
+        precision=config.precision,
+        world=world,
+        title="embedding",
+    )
+    numbers, labels = ids.to(world.device), images.labels[ids].to(world.device)
+    query, gallery = (
+        EmbeddingSet(output.embedding, ids.numpy(), labels, output.log_variance, numbers)
+        for output in (embedded["query"], embedded["gallery"])
+    )
+    classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None
+    classes = classes or ClassVectors(classifier_of(query_model, description))
+    return query, gallery, replace(classes, names=images.classes)
+
+
+def transform_gallery(
+    gallery: EmbeddingSet, side_info: torch.Tensor | None, files: EmbeddingsParams, world: World
+) -> tuple[EmbeddingSet, ClassVectors]:
+    """Put a gallery of old embeddings through the transformation that `embeddings_params` names, if any.
+
+    Zero vectors stay zero, and a line says how many there are. The second is what is known of the classes: of a refined
+    transformation, else of the files.
+
+    Args:
+        side_info: (n, d_side) of the gallery's items, if there is any.
+
+    Raises:
+        UserError: the file holds no transformation, or embeddings or side-information do not fit it; see also
+            `read_class_vectors`.
+    """
+    classes = read_class_vectors(files, gallery.embeddings.device)
+    if files.transformation is None:
+        return gallery, classes
+    where = "embeddings_params.transformation"
+    description = read_description(files.transformation, where=where)
+    transformation = build_model(description, where=where)
+    if not isinstance(transformation, Transformation):
+        raise UserError(f"{where}: {files.transformation} is a model of images, not a transformation of embeddings")
+    side_dim = None if side_info is None else side_info.shape[1]
+    check_inputs(description, gallery.embeddings.shape[1], side_dim, where=f"{where}: {files.transformation}")
+    transformation.to(gallery.embeddings.device)
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(gallery), TRANSFORMED_AT_ONCE):
+            rows = slice(start, start + TRANSFORMED_AT_ONCE)
+            old, side = gallery.embeddings[rows].float(), None if side_info is None else side_info[rows].float()
+            transformed = transformation(old, side)
+            parts.append(transformed._replace(embedding=zeros_kept(transformed.embedding, old)))
+    lengths = lengths_of(gallery.embeddings)
+    if lengths.zero and world.is_main:
+        print(about_zeros(f"embeddings_params.gallery: {files.gallery}", lengths.zero, lengths.first_zero), flush=True)
+    log_variances = [part.log_variance for part in parts if part.log_variance is not None]
+    in_new_space = replace(
+        gallery,
+        embeddings=torch.cat([part.embedding for part in parts]),
+        log_variance=torch.cat(log_variances) if log_variances else None,
+    )
+    return in_new_space, _classes_of(transformation) or classes
+
+
+def _classes_of(transformation: Transformation) -> ClassVectors | None:
+    """What a refined transformation knows of the classes; None of another."""
+    if not isinstance(transformation, RefinedTransformation):
+        return None
+    return ClassVectors(transformation.classifier, transformation.bias, transformation.class_means)

@@ -1,0 +1,49 @@
+"""`arch_params`: which network, which transformation."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from utils.config import key
+
+AUTO = "auto"  # `arch_params.arch`: the transformation that does best on held-out pairs
+CLOSED_FORMS = ("procrustes", "ridge")
+
+
+@dataclass
+class BackboneArch:
+    """`arch_params` of an embedding model."""
+
+    arch: str = key(doc="ResNet18, ResNet50, ResNet101, WideResNet50_2 or WideResNet101_2")
+    num_classes: int = key(doc="outputs of the classifier `fc`", minimum=1)
+    embedding_dim: int = key(128, doc="dimension of the embedding", minimum=1)
+    last_nonlin: bool = key(True, doc="ReLU before the average pooling that makes the embedding")
+    stem: Literal["imagenet", "cifar"] = key(
+        "imagenet", doc="imagenet: 7x7 stride 2 and max-pool; cifar: 3x3 stride 1, no pool"
+    )
+    width: float = key(
+        1.0, doc="factor on the channels of every layer but the embedding; at least 16 stay", minimum=1 / 64
+    )
+
+
+@dataclass
+class TransformationArch:
+    """`arch_params` of a transformation. Dimensions left out are those of the models."""
+
+    arch: str = key(
+        doc="fct (MLP_BN_SIDE_PROJECTION) or fastfill (MLP_BN_SIDE_PROJECTION_SIGMA); the baselines residual_mlp and, "
+        "in closed form, procrustes and ridge; auto, on embedding files: the best of all"
+    )
+    old_embedding_dim: int | None = key(None, doc="dimension of the old embedding", minimum=1)
+    new_embedding_dim: int | None = key(None, doc="dimension of the new embedding", minimum=1)
+    side_info_dim: int | None = key(None, doc="dimension of the side-information", minimum=1)
+    inner_dim: int | None = key(
+        None,
+        doc="width of the hidden layers; fct and fastfill: 2048, residual_mlp: 256; closed forms have none",
+        minimum=1,
+    )
+    sigma_dim: int | None = key(None, doc="fastfill: 1 log variance an item (default), or one a dimension", minimum=1)
+
+    @property
+    def is_closed_form(self) -> bool:
+        """Whether the transformation is computed, not trained."""
+        return self.arch in CLOSED_FORMS

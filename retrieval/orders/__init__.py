@@ -1,0 +1,1 @@
+"""Backfilling orders."""

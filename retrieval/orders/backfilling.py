@@ -1,0 +1,134 @@
+"""Backfilling orders: which gallery items to give their new embedding first. Ties go by index."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from retrieval.orders.by_class import class_distance, confidence, entropy, knn_disagreement
+from retrieval.orders.evidence import Gallery
+from retrieval.orders.oracle import retrieval_error
+from retrieval.ranking.buffers import row_parts
+from retrieval.ranking.distances import check_distance, unit
+from retrieval.representatives import EVEN_SPREAD, class_spread
+from retrieval.validation import as_integers, check_embeddings, check_finite, check_same_items
+from utils.config import unknown_choice
+from utils.errors import UserError
+
+
+def random_score(gallery: Gallery) -> Tensor:
+    """A random order, the same for a seed on every device."""
+    order = torch.randperm(len(gallery.new), generator=torch.Generator().manual_seed(gallery.seed))
+    return -order.argsort()  # so that the item at place i of `order` comes i-th
+
+
+def distance_score(gallery: Gallery) -> Tensor:
+    """Largest distance between new and h(old) first: an oracle, since it needs the new embeddings."""
+    parts = zip(row_parts(gallery.transformed), row_parts(gallery.new), strict=True)
+    if gallery.distance == "cosine":
+        return torch.cat([-(unit(h.double()) * unit(new.double())).sum(1) for h, new in parts])
+    return torch.cat([(new.double() - h.double()).square().sum(1) for h, new in parts])
+
+
+def sigma_score(gallery: Gallery) -> Tensor:
+    """Largest log variance first (FastFill); one of several dimensions counts by its mean."""
+    if gallery.log_variance is None:
+        raise UserError(
+            "order `sigma` needs a gallery with sigma (log variance); "
+            "train with MLP_BN_SIDE_PROJECTION_SIGMA or give a gallery file with `sigma`"
+        )
+    rows = gallery.log_variance.double().view(len(gallery.log_variance), -1)  # (n,) or (n, sigma_dim)
+    if len(rows) != len(gallery.new):
+        raise UserError(f"sigma: has {len(rows)} rows, but new {len(gallery.new)}; they should be the same items")
+    check_finite("sigma", rows)
+    return rows.mean(1)
+
+
+def auto_score(gallery: Gallery) -> Tensor:
+    """`confidence` where the gallery spreads over the classes that the classifier knows, else `sigma`.
+
+    Of unknown classes the classifier's confidence says less than sigma does.
+    """
+    if gallery.classifier is None and gallery.log_variance is None:
+        raise UserError("order `auto` needs a classifier of the new model, or a gallery with sigma (log variance)")
+    if gallery.log_variance is None:
+        return confidence(gallery)
+    if gallery.classifier is None:
+        return sigma_score(gallery)
+    spread = class_spread(gallery.transformed, gallery.classifier, gallery.classifier_bias)
+    return confidence(gallery) if spread >= EVEN_SPREAD else sigma_score(gallery)
+
+
+class Order(NamedTuple):
+    """A way to rank the items of a gallery."""
+
+    score: Callable[[Gallery], Tensor]
+    """-> (n,), the largest to be backfilled first."""
+    needs: str
+    """What it looks at beside h(old)."""
+
+
+ORDERS = {
+    "random": Order(random_score, "nothing"),
+    "distance": Order(distance_score, "new embeddings (an oracle)"),
+    "sigma": Order(sigma_score, "sigma"),
+    "auto": Order(auto_score, "classifier or sigma; both to choose between them"),
+    "confidence": Order(confidence, "classifier"),
+    "entropy": Order(entropy, "classifier"),
+    "class_distance": Order(class_distance, "class means; classifier if there is one"),
+    "knn_disagreement": Order(knn_disagreement, "classifier or class means"),
+    "oracle": Order(retrieval_error, "new embeddings and gallery labels (an oracle)"),
+}
+
+
+def backfilling_order(
+    name: str,
+    *,
+    transformed: Tensor,
+    new: Tensor,
+    log_variance: Tensor | None = None,
+    classifier: Tensor | None = None,
+    classifier_bias: Tensor | None = None,
+    class_means: Tensor | None = None,
+    labels: Tensor | None = None,
+    seed: int = 0,
+    distance: str = "l2",
+) -> Tensor:
+    """The order `name` of ORDERS for a gallery -> permutation (n,) int64, on the device of `new`.
+
+    Memory beyond the embeddings does not grow with n, but for a few numbers an item.
+
+    Args:
+        name: of ORDERS, which say what each needs.
+        transformed: h(old) of the gallery items, (n, d).
+        new: the new model's embeddings of the same items, (n, d); only `distance` and `oracle` look at them.
+        log_variance: of h's output, (n,) or (n, sigma_dim).
+        classifier: (C, d) weight of the new model's classifier.
+        classifier_bias: (C,), if it has one.
+        class_means: (C, d) mean new embedding of each class over the training set, in the classifier's order; where
+            there is no classifier, those of any clusters.
+        labels: (n,) integers, for `oracle`; negative ones: of no class.
+        seed: of the order `random`, and of the sample that `knn_disagreement` looks at.
+        distance: `l2` or `cosine`, for the orders that look at distances.
+
+    Raises:
+        UserError: an unknown name, something missing that the order needs, or tensors that are not finite or do not
+            fit together.
+    """
+    if name not in ORDERS:
+        raise UserError(unknown_choice("order", name, ORDERS))
+    check_distance(distance)
+    check_embeddings(new=new, transformed=transformed)
+    check_same_items(new=new, transformed=transformed)
+    vectors = {"classifier": classifier, "class_means": class_means}
+    check_embeddings(new=new, **{key: value for key, value in vectors.items() if value is not None})
+    if classifier is not None and class_means is not None and len(classifier) != len(class_means):
+        raise UserError(f"class_means: are of {len(class_means)} classes, but the classifier knows {len(classifier)}")
+    if classifier is not None and classifier_bias is not None and classifier_bias.shape != classifier.shape[:1]:
+        raise UserError(f"classifier_bias: should be ({len(classifier)},), got {tuple(classifier_bias.shape)}")
+    if labels is not None:
+        labels = as_integers("labels", labels, new)
+    gallery = Gallery(transformed, new, log_variance, classifier, classifier_bias, class_means, labels, distance, seed)
+    scores = ORDERS[name].score(gallery)
+    return scores.sort(descending=True, stable=True).indices.to(new.device)

@@ -1,0 +1,1 @@
+"""Ranking a gallery for each query: distances, and counts of what lies within them."""

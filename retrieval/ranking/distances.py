@@ -1,0 +1,125 @@
+"""Distances from chunks of queries to the gallery: squared, in float32, without cancellation error."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from retrieval.ranking.buffers import PART_ELEMENTS, Buffers, row_parts
+from utils.config import unknown_choice
+from utils.errors import UserError
+
+DISTANCES = ("l2", "cosine")
+
+# |q|^2 + |g|^2 - 2qg in float64 is off by about 1e-15 of its terms. Where the result is under this share of them, less
+# than half a float32 digit of it would be sure in the worst case, and it is computed again from the differences.
+NEAR = 1e-6
+# Unit vectors of the same direction differ by rounding in float64; squared, by less than this.
+SAME_DIRECTION = 1e-28
+
+
+def check_distance(distance: str) -> None:
+    """Raise a UserError unless `distance` is one of DISTANCES."""
+    if distance not in DISTANCES:
+        raise UserError(unknown_choice("distance", distance, DISTANCES))
+
+
+@dataclass(frozen=True)
+class DistanceTable:
+    """The distances from every query to every gallery item in each of its S embeddings, computed row by row.
+
+    They are squared L2 distances up to one power of two, or 2 (1 - cosine): what ranks alike. Each is computed in
+    float64 and rounded to float32 once, so distances that differ by less than that are ties, whichever device or chunk
+    they come from. Equal embeddings are one column of the matrix product, so their distances are equal to the last bit.
+    """
+
+    query: Tensor  # (n_q, d) as it was given, perhaps a file that is mapped: only a chunk of it is looked at a time
+    space: "Space"
+    points: Tensor  # (m, d + 2) float64, (-2g, 1, |g|^2) of the gallery's distinct embeddings
+    columns: Tensor | None  # (S * n_g,) the point of each embedding; None where that is the identity
+    sources: int  # S
+
+    def rows(self, index: Tensor, itself: Tensor, buffers: Buffers) -> Tensor:
+        """The distances of the queries `index` (c,) -> (c, S, n_g) float32, infinite to the item `itself` (c,).
+
+        They lie in `buffers`. `itself` is -1 where the gallery does not hold the query.
+        """
+        # (q, |q|^2, 1), whose product with the points is |q|^2 - 2qg + |g|^2 without a pass over it for each term
+        queries = self.space.augmented(self.space.placed(self.query[index].double()))
+        (row,) = (itself >= 0).nonzero(as_tuple=True)
+        item = itself[row]
+        shape = (len(index), len(self.points))  # (c, m)
+        table = torch.mm(queries, self.points.T, out=buffers.take("float64 distances", shape, torch.float64))
+        if self.columns is None:  # before what follows, which most queries then need not do
+            table.view(len(index), self.sources, -1)[row, :, item] = torch.inf
+        self._refine(table, queries)
+        table = buffers.take("distances", shape, torch.float32).copy_(table)
+        if self.columns is not None:
+            of_items = buffers.take("distances of items", (len(index), len(self.columns)), torch.float32)
+            table = torch.index_select(table, 1, self.columns, out=of_items)
+        table = table.view(len(index), self.sources, -1)
+        table[row, :, item] = torch.inf
+        return table
+
+    def _refine(self, table: Tensor, queries: Tensor) -> None:
+        """Compute the distances that cancellation has spoilt again, from the differences, in place."""
+        query_squares, point_squares = queries[:, -2], self.points[:, -1]
+        # The bound of a row, which is cheap; where a distance is within it, the bound of the pair.
+        bound = NEAR * (query_squares + point_squares.max())
+        (near,) = (table.amin(1) < bound).nonzero(as_tuple=True)
+        row, column = (table[near] < bound[near, None]).nonzero(as_tuple=True)
+        row = near[row]
+        spoilt = table[row, column] < NEAR * (query_squares[row] + point_squares[column])
+        pairs = torch.stack([row[spoilt], column[spoilt]], dim=1)
+        vectors, minus_twice_points = queries[:, :-2], self.points[:, :-2]
+        for part in pairs.split(max(1, PART_ELEMENTS // queries.shape[1])):
+            row, column = part.unbind(1)
+            difference = vectors[row] + minus_twice_points[column] / 2
+            table[row, column] = difference.square().sum(1).clamp_(min=self.space.floor)
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where distances are computed: about the gallery's mean and in a safe range, or for cosine on the unit sphere."""
+
+    distance: str
+    centre: Tensor  # (d,) float64
+    exponent: Tensor  # () every coordinate is divided by this power of two (exact): squares stay in float32's range
+
+    @property
+    def floor(self) -> float:
+        """Distances below are rounding only."""
+        return SAME_DIRECTION if self.distance == "cosine" else 0.0
+
+    def placed(self, vectors: Tensor) -> Tensor:
+        """(n, d) float64 embeddings -> (n, d)."""
+        return unit(vectors) if self.distance == "cosine" else torch.ldexp(vectors - self.centre, -self.exponent)
+
+    def augmented(self, vectors: Tensor) -> Tensor:
+        """(n, d) placed vectors v -> (n, d + 2): (v, |v|^2, 1), for cosine with 1 for |v|^2, also where v is zero."""
+        one = torch.ones_like(vectors[:, :1])
+        squares = one if self.distance == "cosine" else vectors.square().sum(1, keepdim=True)
+        return torch.cat([vectors, squares, one], dim=1)
+
+
+def distance_table(query: Tensor, galleries: Sequence[Tensor], distance: str) -> DistanceTable:
+    """Prepare the distances from `query` (n_q, d) to S embeddings, each (n_g, d), of the same gallery items."""
+    rows = torch.cat([gallery.double() for gallery in galleries])
+    centre = rows.mean(0)
+    largest = torch.stack([(part.double() - centre).abs().amax() for part in (*row_parts(query), *row_parts(rows))])
+    space = Space(distance, centre, torch.frexp(largest.amax()).exponent)
+    rows = space.placed(rows)
+    points, columns = rows.unique(dim=0, return_inverse=True)
+    if len(points) == len(rows):  # all distinct, as most galleries are: their own order needs no look-up
+        points, columns = rows, None
+    points = space.augmented(points)[:, [*range(rows.shape[1]), -1, -2]]
+    points[:, :-2] *= -2
+    return DistanceTable(query, space, points, columns, len(galleries))
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """(n, d) -> (n, d) of length 1; a zero vector stays zero, and its cosine with anything is 0."""
+    largest = vectors.abs().amax(1, keepdim=True)
+    vectors = vectors / torch.where(largest > 0, largest, 1)  # or the squares of tiny values would vanish
+    return torch.nn.functional.normalize(vectors, dim=1)

@@ -1,0 +1,191 @@
+"""The ranking engine: a query's metrics at every point of a backfilling curve, without a sort or an n x n matrix.
+
+CMC and AP need only how many items are as near as each relevant item. At cut-off c an item's distance is that of its
+*new* embedding if it is among the first c of the backfilling order, else that of its *old* one: so whatever the
+cut-off, every relevant distance is among the 2R of the R relevant items, the thresholds. Per chunk of queries:
+
+1. both distances of every item, once                                                    (c, 2, n)
+2. the bin of each: how many thresholds are below it                                     (c, 2, n)
+3. per order: histograms of the bins, old and new, by block of items between cut-offs    (c, blocks, bins) each
+4. new in the blocks before the cut-off, old in those after: prefix sums over blocks     (c, points, bins)
+
+The same of the relevant items alone gives their share of each bin, and from the two follow AP and the first hit.
+A plain evaluation is the curve with one embedding an item and one point.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from retrieval.metrics import average_precision, first_relevant_rank, hit_ranks, hits_within
+from retrieval.ranking.binning import bins_of, cells_of
+from retrieval.ranking.buffers import Buffers
+from retrieval.ranking.distances import DistanceTable
+from retrieval.ranking.threads import run_chunks, worker_count
+from retrieval.results import PerQuery, Wanted
+from utils.memory import free_on_gpu
+
+# On a CPU a chunk's elements should stay in the last cache, but it has so many queries that the matrix product is
+# efficient; on a GPU it is as large as may be.
+CPU_CHUNK_ELEMENTS = 2**20
+MIN_QUERIES = 64
+MAX_BYTES = 2**31  # of all chunks at work
+GPU_SHARE = 0.5  # of the free memory, where that is less
+INDEXABLE = 2**31 - 1  # elements, by int32
+BYTES_PER_ELEMENT = 28  # of a distance in float64 and float32, its cell, bin and histogram cell, and flags
+
+
+@dataclass(frozen=True)
+class Relevance:
+    """Which gallery items count for which query: the items of its class but not itself."""
+
+    by_class: Tensor  # (n_g,) gallery items, class by class
+    start: Tensor  # (n_q,) the query's class begins here in `by_class` ...
+    size: Tensor  # (n_q,) ... and has so many items
+    self_item: Tensor  # (n_q,) the gallery item that is the query itself, -1 if none
+    count: Tensor  # (n_q,) relevant items
+
+
+def relevance(query_labels: Tensor, gallery_labels: Tensor, self_item: Tensor) -> Relevance:
+    """Find each query's relevant items from the labels (n_q,), (n_g,) and the queries' own places in the gallery.
+
+    A negative label is no class: nothing is relevant to such a query.
+    """
+    ordered, by_class = gallery_labels.sort(stable=True)
+    start = torch.searchsorted(ordered, query_labels)
+    size = torch.searchsorted(ordered, query_labels, right=True) - start
+    own_label = gallery_labels[self_item.clamp(min=0)]
+    count = size - ((self_item >= 0) & (own_label == query_labels)).long()
+    count = torch.where(query_labels < 0, 0, count)
+    return Relevance(by_class, start, size, self_item, count)
+
+
+def rank_queries(
+    table: DistanceTable,
+    relevant: Relevance,
+    queries: Tensor,
+    blocks: Mapping[str, Tensor],
+    points: int,
+    wanted: Wanted,
+    progress: Callable[[int], None] | None,
+) -> dict[str, PerQuery]:
+    """Rank the gallery for `queries` (q,), which all have relevant items, in each order.
+
+    `blocks` gives for each order every item's block (n_g,): the first point at which its new embedding stands,
+    `points` if none. It has no effect if the table has one embedding an item. `progress` is told the queries done.
+    """
+    num_relevant = relevant.count[queries]
+    rankings = {name: _unfilled(queries, num_relevant, points, wanted) for name in blocks}
+    first_hit = num_relevant.cumsum(0) - num_relevant  # where a query's begin in `hit_ranks`
+
+    def rank(places: Tensor, buffers: Buffers) -> int:
+        bins, relevant_items, relevant_bins, last = _bin_chunk(table, relevant, queries[places], buffers)
+        for name, block in blocks.items():
+            retrieved = _count_within(bins, block, points, last, buffers)  # (points, c, last)
+            found = _count_within(relevant_bins, block[relevant_items], points, last, buffers)
+            ranking = rankings[name]
+            ranking.first_ranks[places] = first_relevant_rank(found, retrieved).T
+            if ranking.average_precisions is not None:
+                ranking.average_precisions[places] = average_precision(found, retrieved).T
+            for i, k in enumerate(wanted.depths):
+                ranking.hits[places, :, i] = hits_within(found, retrieved, k).T
+            if ranking.hit_ranks is not None:
+                number = torch.arange(relevant_items.shape[1], device=places.device)
+                query, number = (number < num_relevant[places, None]).nonzero(as_tuple=True)
+                ranks = hit_ranks(found[0], retrieved[0], relevant_items.shape[1])  # (c, R)
+                ranking.hit_ranks[first_hit[places][query] + number] = ranks[query, number]
+        return len(places)
+
+    done = 0
+    for count in run_chunks(rank, _chunks(table, relevant, queries, points), queries.device):
+        done += count
+        if progress is not None:
+            progress(done)
+    return rankings
+
+
+def _unfilled(queries: Tensor, num_relevant: Tensor, points: int, wanted: Wanted) -> PerQuery:
+    """Room for the figures of the queries."""
+    shape = (len(queries), points)
+    return PerQuery(
+        query_index=queries,
+        num_relevant=num_relevant,
+        first_ranks=queries.new_empty(shape, dtype=torch.int32),
+        average_precisions=queries.new_empty(shape, dtype=torch.float64) if wanted.compute_map else None,
+        hits=queries.new_empty((*shape, len(wanted.depths)), dtype=torch.int32),
+        hit_ranks=queries.new_empty(int(num_relevant.sum()), dtype=torch.int32) if wanted.per_query else None,
+    )
+
+
+def _chunks(table: DistanceTable, relevant: Relevance, queries: Tensor, points: int) -> Iterator[Tensor]:
+    """Places in `queries`, in chunks: queries of like class size together, so that little of a chunk is padding."""
+    by_size = relevant.size[queries].argsort(descending=True, stable=True)
+    sizes = relevant.size[queries[by_size]].tolist()
+    memory = chunk_memory(queries.device)
+    share = -(-len(queries) // worker_count(queries.device))  # so that no core is idle when there are few queries
+    done = 0
+    while done < len(queries):
+        width = table.sources * sizes[done] + 1
+        elements = table.sources * (len(relevant.by_class) + width * (points + 1)) + cells_of(width)
+        length = min(share, chunk_length(elements, memory, queries.device))
+        yield by_size[done : done + length]
+        done += length
+
+
+def chunk_memory(device: torch.device) -> int:
+    """The bytes that a chunk may take."""
+    if device.type == "cuda":
+        return min(MAX_BYTES, int(GPU_SHARE * free_on_gpu(device)))
+    return MAX_BYTES // worker_count(device)
+
+
+def chunk_length(elements: int, memory: int, device: torch.device) -> int:
+    """Queries a chunk, from the elements that a query takes: its distances, histograms and look-up table."""
+    fitting = max(1, min(memory // BYTES_PER_ELEMENT, INDEXABLE) // elements)
+    return fitting if device.type == "cuda" else min(fitting, max(MIN_QUERIES, CPU_CHUNK_ELEMENTS // elements))
+
+
+def _bin_chunk(
+    table: DistanceTable, relevant: Relevance, chunk: Tensor, buffers: Buffers
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Bin the distances of a chunk (c,) of queries, whose classes have up to R items.
+
+    Returns the bins (c, S, n) of all items, numbered through the chunk, the relevant items (c, R), their bins
+    (c, S, R), and the number of thresholds S * R: a query's bin of what lies beyond all of them, of itself and of
+    padding.
+    """
+    itself = relevant.self_item[chunk]
+    distances = table.rows(chunk, itself, buffers)
+    place = torch.arange(int(relevant.size[chunk[0]]), device=chunk.device)
+    padding = place >= relevant.size[chunk, None]  # (c, R)
+    items = relevant.by_class[torch.where(padding, 0, relevant.start[chunk, None] + place)]
+    excluded = (padding | (items == itself[:, None]))[:, None]  # (c, 1, R)
+    columns = items[:, None].expand(-1, table.sources, -1)  # (c, S, R)
+    thresholds = distances.gather(2, columns).masked_fill_(excluded, torch.inf).flatten(1).sort(1).values
+
+    bins = bins_of(thresholds, distances.flatten(1), buffers).view_as(distances)
+    last = thresholds.shape[1]
+    last_bins = torch.arange(last, len(chunk) * (last + 1), last + 1, dtype=bins.dtype, device=bins.device)
+    relevant_bins = torch.where(excluded, last_bins[:, None, None], bins.gather(2, columns))
+    return bins, items, relevant_bins, last
+
+
+def _count_within(bins: Tensor, block: Tensor, points: int, last: int, buffers: Buffers) -> Tensor:
+    """How many items lie up to each bin at each point: bins (c, S, m), block (m,) or (c, m) -> (points, c, last) int32.
+
+    The bin `last` of each query is left out.
+    """
+    rows, sources, items = bins.shape
+    histogram = buffers.take("histogram", (sources, points + 1, rows, last + 1), torch.int32).zero_()
+    cell = buffers.take("histogram cells", bins.shape, torch.int32)
+    first_cell = block.view(-1, 1, items) + torch.arange(sources, device=bins.device)[:, None] * (points + 1)
+    torch.add(bins, (first_cell * (rows * (last + 1))).int(), out=cell)
+    one = torch.ones((), dtype=torch.int32, device=bins.device).expand(cell.numel())
+    histogram.view(-1).index_add_(0, cell.view(-1), one)
+    counts = histogram[0].sum(0, dtype=torch.int32).expand(points, -1, -1)  # (points, c, last + 1)
+    if sources == 2:
+        old, new = histogram[:, :points]
+        counts = counts + new.sub_(old).cumsum_(0)
+    return counts[..., :last].cumsum(2, dtype=torch.int32)

@@ -1,0 +1,61 @@
+"""Chunks on several threads: the results of one, in order, and torch's threads as they were."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from retrieval import backfilling_curve, cutoffs
+from retrieval.ranking.buffers import Buffers
+from retrieval.ranking.threads import run_chunks
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def test_results_come_in_order_each_on_one_thread_with_buffers_of_its_own(threads: int) -> None:
+    used = set()
+
+    def work(chunk: torch.Tensor, buffers: Buffers) -> int:
+        assert torch.get_num_threads() == 1
+        buffer = buffers.take("x", (1000,), torch.int64).fill_(int(chunk))
+        used.add(id(buffers))
+        assert (buffer == chunk).all()
+        return int(chunk)
+
+    assert list(run_chunks(work, torch.arange(50).unbind(), CPU)) == list(range(50))
+    assert 1 <= len(used) <= threads
+    assert torch.get_num_threads() == threads
+
+
+def test_an_error_comes_through(threads: int) -> None:
+    def work(chunk: torch.Tensor, buffers: Buffers) -> int:
+        if int(chunk) == 7:
+            raise ValueError("seven")
+        return 0
+
+    with pytest.raises(ValueError, match="seven"):
+        list(run_chunks(work, torch.arange(50).unbind(), CPU))
+    assert torch.get_num_threads() == threads
+
+
+def test_a_curve_is_the_same_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr("retrieval.ranking.engine.MIN_QUERIES", 16)
+    monkeypatch.setattr("retrieval.ranking.engine.CPU_CHUNK_ELEMENTS", 1)
+    new, transformed = torch.randn(2, 150, 8, generator=generator)
+    labels = torch.arange(150) % 7
+    orders = {"order": torch.randperm(150, generator=generator)}
+    before, curves = torch.get_num_threads(), []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        curves.append(backfilling_curve(new, transformed, new, labels, orders=orders, cutoffs=cutoffs(150, 4)))
+    torch.set_num_threads(before)
+    assert curves[0] == curves[1] == curves[2]

@@ -1,0 +1,119 @@
+"""SimCLR: NT-Xent against a plain loop, on one process and on two, and that training learns and validates."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.datasets import open_images
+from models.resnet import build_backbone
+from tests.tiny import BACKBONE, write_images
+from tests.utils.processes import run_processes
+from trainers.backbone.config import BackboneConfig
+from trainers.backbone.neighbours import knn_predict
+from trainers.backbone.simclr import nt_xent
+from trainers.backbone.training import train_backbone
+from utils.config import build, parse_yaml, to_dict
+from utils.distributed import World
+from utils.preemption import Preemption
+from utils.runs import Run
+
+
+def naive_nt_xent(z: torch.Tensor, temperature: float) -> float:
+    """Equation 1 of the paper, view by view, in float64."""
+    z = z.double()
+    n = len(z)
+    total = 0.0
+    for i in range(n):
+        similarity = [float(z[i] @ z[k] / (z[i].norm() * z[k].norm())) / temperature for k in range(n)]
+        others = sum(math.exp(similarity[k]) for k in range(n) if k != i)
+        total -= math.log(math.exp(similarity[(i + n // 2) % n]) / others)
+    return total / n
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5, 2.0])
+@pytest.mark.parametrize("images", [1, 2, 5])
+def test_nt_xent_is_the_papers_equation(images: int, temperature: float) -> None:
+    z = torch.randn(2 * images, 4, generator=torch.Generator().manual_seed(images))
+    assert nt_xent(z, temperature, World()).item() == pytest.approx(naive_nt_xent(z, temperature), rel=1e-5, abs=1e-6)
+    assert nt_xent(3 * z, temperature, World()).item() == pytest.approx(nt_xent(z, temperature, World()).item())
+
+
+def test_the_gradient_of_nt_xent_is_the_slope() -> None:
+    z = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (gradient,) = torch.autograd.grad(nt_xent(z, 0.5, World()), z)
+    for row, column in [(0, 0), (2, 1), (5, 2)]:
+        step = torch.zeros_like(z, dtype=torch.float64)
+        step[row, column] = 1e-4
+        slope = (naive_nt_xent(z.detach() + step, 0.5) - naive_nt_xent(z.detach() - step, 0.5)) / 2e-4
+        assert gradient[row, column].item() == pytest.approx(slope, abs=1e-4)
+
+
+def test_two_processes_have_the_loss_and_the_gradients_of_one() -> None:
+    run_processes(compare_to_one, 2)
+
+
+def compare_to_one(world: World) -> None:
+    for counts in ((4, 4), (3, 5)):
+        compare_shares(world, counts)
+
+
+def compare_shares(world: World, counts: tuple[int, int]) -> None:
+    """The parameters of a linear layer get the same gradient from the shares of two processes as from the whole."""
+    torch.manual_seed(0)
+    model, views = nn.Linear(5, 3), torch.randn(2, 8, 5)
+    loss = nt_xent(model(views.flatten(0, 1)), 0.5, World())
+    (expected,) = torch.autograd.grad(loss, model.weight)
+    share = slice(0, counts[0]) if world.is_main else slice(counts[0], 8)
+    # Without equal shares a process's mean weighs as much as that of another; weigh it by its part of the views.
+    weight = world.size * counts[world.rank] / 8
+    parallel = DistributedDataParallel(model)
+    own = nt_xent(parallel(views[:, share].flatten(0, 1)), 0.5, world) * weight
+    own.backward()
+    assert model.weight.grad is not None
+    torch.testing.assert_close(model.weight.grad, expected)
+    torch.testing.assert_close(world.sum(own.detach().clone()) / world.size, loss.detach())
+
+
+def test_training_learns_without_labels_and_logs_the_accuracy_of_neighbours(tmp_path: Path) -> None:
+    write_images(tmp_path / "data", classes=3, training=16, validation=4)
+    values = {**parse_yaml(BACKBONE), "epochs": 8, "validate_every": 4, "precision": "fp32", "objective": "simclr"}
+    values["label_smoothing"], values["dataset_params"]["augmentation"] = 0.0, None
+    values["optimizer_params"] = {"algorithm": "adam", "lr": 3e-3}
+    values["simclr_params"] = {
+        "projection_hidden_dim": 32,
+        "projection_dim": 8,
+        "knn_items": 20,
+        "min_area": 0.7,
+        "jitter_strength": 0.1,
+    }
+    config = build(BackboneConfig, values, source="tiny")
+    config.dataset_params.data_root, config.dataset_params.batch_size = str(tmp_path / "data"), 16
+    torch.manual_seed(0)
+    model = build_backbone(**to_dict(config.arch_params))
+    classifier = model.fc.weight.clone()
+    training, validation = (
+        open_images(config.dataset_params, split, World(), seed=0) for split in ("training", "validation")
+    )
+    before = training.labels.clone()
+    training.labels.fill_(-1)  # nothing but the monitor may look at them, and that takes them from the batches
+    run = Run(str(tmp_path / "m.pt"), config, World())
+    train_backbone(model, config, training, validation, run, World(), Preemption())
+    training.labels.copy_(before)
+    records = [json.loads(line) for line in (tmp_path / "m.log.jsonl").read_text().splitlines()]
+    assert [record["epoch"] for record in records if "knn_accuracy" in record] == [4, 8]
+    assert not any("accuracy" in record for record in records)
+    assert records[-1]["loss"] < records[0]["loss"] - 0.1
+    assert torch.equal(model.fc.weight, classifier)
+
+    (bank,) = training.view_batches(0, 100, limit=20)
+    assert bank.indices.tolist() == [i * 48 // 20 for i in range(20)]
+    (queries,) = validation.view_batches(0, 100)
+    with torch.inference_mode():
+        embedded, expected = (model.eval()(batch.images)[1].flatten(1) for batch in (queries, bank))
+    right = knn_predict(embedded, expected, bank.labels) == queries.labels
+    assert records[-1]["knn_accuracy"] == pytest.approx(right.double().mean().item())

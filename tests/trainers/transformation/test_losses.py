@@ -1,0 +1,197 @@
+"""The equations of FCT and FastFill, one sample and one dimension at a time."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models.transformations import Transformed, build_transformation
+from trainers.transformation.config import DiscriminativeLoss, ObjectiveParams, SimilarityLoss, UncertaintyLoss
+from trainers.transformation.losses import TransformationObjective, build_objective
+from utils.errors import UserError
+
+B, D, C = 7, 5, 4
+GENERATOR = torch.Generator().manual_seed(0)
+H, NEW = torch.randn(B, D, generator=GENERATOR), torch.randn(B, D, generator=GENERATOR)
+CLASSIFIER = torch.randn(C, D, generator=GENERATOR)
+LABELS = torch.randint(C, (B,), generator=GENERATOR)
+PARTLY = LABELS.where(
+    torch.tensor([False, True, True, False, True, True, False]), torch.tensor([-1, -7, -1, -1, -1, -1, -2])
+)
+SCALAR, VECTOR = torch.randn(B, 1, generator=GENERATOR), torch.randn(B, D, generator=GENERATOR)
+
+
+def similarity(name: str, h: list[float], n: list[float]) -> list[float]:
+    """The terms of L_sim by dimension; for the cosine there is one."""
+    if name == "mse":
+        return [(a - b) ** 2 for a, b in zip(h, n, strict=True)]
+    if name == "l1":
+        return [abs(a - b) for a, b in zip(h, n, strict=True)]
+    dot = sum(a * b for a, b in zip(h, n, strict=True))
+    return [1 - dot / math.hypot(*h) / math.hypot(*n)] * len(h)
+
+
+def smoothed_cross_entropy(h: list[float], label: int, smoothing: float) -> float:
+    logits = [sum(w * a for w, a in zip(row, h, strict=True)) for row in CLASSIFIER.tolist()]
+    total = sum(math.exp(logit) for logit in logits)
+    target = [smoothing / C + (1 - smoothing) * (label == c) for c in range(C)]
+    return -sum(t * math.log(math.exp(logit) / total) for t, logit in zip(target, logits, strict=True))
+
+
+def naive(params: ObjectiveParams, s: torch.Tensor | None, labels: torch.Tensor = LABELS) -> float:
+    """The objective as the papers give it: a mean over samples, and over dimensions where s has some."""
+    total = 0.0
+    for i in range(B):
+        terms = similarity(params.similarity_loss.name, H[i].tolist(), NEW[i].tolist())
+        terms = [params.similarity_loss.mu_similarity * term for term in terms]
+        if params.discriminative_loss is not None and labels[i] >= 0:
+            disc = params.discriminative_loss
+            entropy = smoothed_cross_entropy(H[i].tolist(), int(labels[i]), disc.label_smoothing)
+            terms = [term + disc.mu_disc * entropy for term in terms]
+        if params.uncertainty_loss is None:
+            total += sum(terms) / D
+            continue
+        assert s is not None
+        mu = params.uncertainty_loss.mu_uncertainty
+        if s.shape[1] == 1:  # the published equation
+            s_i = s[i].item()
+            total += 0.5 * math.exp(-s_i) * sum(terms) / D + mu * s_i
+        else:
+            by_dimension = zip(terms, s[i].tolist(), strict=True)
+            total += sum(0.5 * math.exp(-s_ij) * term + mu * s_ij for term, s_ij in by_dimension) / D
+    return total / B
+
+
+@pytest.mark.parametrize("labels", [LABELS, PARTLY], ids=["labelled", "partly"])
+@pytest.mark.parametrize("name", ["mse", "l1", "cosine"])
+@pytest.mark.parametrize("disc", [None, DiscriminativeLoss(), DiscriminativeLoss(label_smoothing=0.0, mu_disc=0.3)])
+@pytest.mark.parametrize("s", [None, SCALAR, VECTOR], ids=["certain", "scalar", "vector"])
+def test_the_objective_is_the_naive_loop(
+    name: Any, disc: DiscriminativeLoss | None, s: torch.Tensor | None, labels: torch.Tensor
+) -> None:
+    uncertainty = None if s is None else UncertaintyLoss(mu_uncertainty=0.7)
+    params = ObjectiveParams(SimilarityLoss(name, mu_similarity=1.5), disc, uncertainty)
+    objective = TransformationObjective(params, None if disc is None else CLASSIFIER)
+    loss = objective(Transformed(H, s), NEW, labels)
+    assert loss.shape == ()
+    assert loss.item() == pytest.approx(naive(params, s, labels), rel=1e-5)
+
+
+def test_fastfill_with_the_published_weights() -> None:
+    params = ObjectiveParams(SimilarityLoss(), DiscriminativeLoss(), UncertaintyLoss())
+    loss = TransformationObjective(params, CLASSIFIER)(Transformed(H, SCALAR), NEW, LABELS)
+    expected = 0.0
+    for i in range(B):
+        l_sim = sum((a - b) ** 2 for a, b in zip(H[i].tolist(), NEW[i].tolist(), strict=True)) / D
+        l_disc = smoothed_cross_entropy(H[i].tolist(), int(LABELS[i]), 0.1)
+        expected += (0.5 * math.exp(-SCALAR[i].item()) * (l_sim + l_disc) + 0.5 * SCALAR[i].item()) / B
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["InfoNCE", "SupCon"])
+def test_cosines_of_a_contrast_may_be_taken_from_another_origin(name: Any) -> None:
+    params = ObjectiveParams(SimilarityLoss(mu_similarity=0.0), DiscriminativeLoss(name=name))
+    there = TransformationObjective(params, None, origin=torch.full((D,), 100.0))
+    expected = TransformationObjective(params, None)(Transformed(H, None), NEW, LABELS)
+    torch.testing.assert_close(there(Transformed(H + 100, None), NEW + 100, LABELS), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+@pytest.mark.parametrize("name", ["InfoNCE", "SupCon"])
+@pytest.mark.parametrize("labels", [LABELS, PARTLY], ids=["labelled", "partly"])
+def test_without_a_classifier_each_new_embedding_is_contrasted_with_the_batch(
+    labels: torch.Tensor, name: Any, temperature: float
+) -> None:
+    def cosine(a: list[float], b: list[float]) -> float:
+        return sum(x * y for x, y in zip(a, b, strict=True)) / math.hypot(*a) / math.hypot(*b)
+
+    assert len(labels.unique()) < B  # or both losses are the same
+    expected = 0.0
+    for i in range(B):
+        terms = [math.exp(cosine(H[i].tolist(), NEW[j].tolist()) / temperature) for j in range(B)]
+        by_class = name == "SupCon" and labels[i] >= 0
+        positive = [j for j in range(B) if (labels[j] == labels[i] if by_class else j == i)]
+        expected -= sum(math.log(terms[j] / sum(terms)) for j in positive) / len(positive) / B
+    params = ObjectiveParams(
+        SimilarityLoss(mu_similarity=0.0), DiscriminativeLoss(name=name, temperature=temperature, mu_disc=2.0)
+    )
+    objective = TransformationObjective(params, None)
+    assert float(objective(Transformed(H, None), NEW, labels)) == pytest.approx(2 * expected, rel=1e-5)
+
+
+def test_fct_is_the_mean_squared_error() -> None:
+    loss = TransformationObjective(ObjectiveParams(), None)(Transformed(H, None), NEW, LABELS)
+    torch.testing.assert_close(loss, nn.functional.mse_loss(H, NEW))
+
+
+def test_a_vector_of_equal_log_variances_is_the_scalar() -> None:
+    params = ObjectiveParams(SimilarityLoss(), DiscriminativeLoss(), UncertaintyLoss())
+    objective = TransformationObjective(params, CLASSIFIER)
+    scalar, vector = (objective(Transformed(H, s), NEW, LABELS) for s in (SCALAR, SCALAR.expand(B, D)))
+    torch.testing.assert_close(scalar, vector)
+
+
+@pytest.mark.parametrize("s", [SCALAR, VECTOR], ids=["scalar", "vector"])
+def test_gradients_reach_h_and_the_log_variance_but_not_the_classifier(s: torch.Tensor) -> None:
+    classifier = CLASSIFIER.clone().requires_grad_()
+    params = ObjectiveParams(SimilarityLoss(), DiscriminativeLoss(), UncertaintyLoss())
+    objective = TransformationObjective(params, classifier)
+    h, s = H.clone().requires_grad_(), s.clone().requires_grad_()
+    objective(Transformed(h, s), NEW, LABELS).backward()
+    assert h.grad is not None
+    assert s.grad is not None
+    assert (h.grad.abs().sum(1) > 0).all()
+    assert (s.grad != 0).all()
+    assert classifier.grad is None
+    assert not list(objective.parameters())
+
+
+def test_the_log_variance_settles_where_the_weighted_loss_is_twice_its_price() -> None:
+    # d/ds [0.5 exp(-s) L + 0.5 s] = 0 at s = log L: the log variance is the log of the item's own loss.
+    losses = (H - NEW).square().mean(1, keepdim=True)
+    s = losses.log().requires_grad_()
+    params = ObjectiveParams(SimilarityLoss(), None, UncertaintyLoss(mu_uncertainty=0.5))
+    TransformationObjective(params, None)(Transformed(H, s), NEW, LABELS).backward()
+    torch.testing.assert_close(s.grad, torch.zeros(B, 1))
+
+
+def test_bf16_outputs_are_judged_in_float32() -> None:
+    params = ObjectiveParams(SimilarityLoss(), DiscriminativeLoss(), UncertaintyLoss())
+    loss = TransformationObjective(params, CLASSIFIER)(Transformed(H.bfloat16(), SCALAR.bfloat16()), NEW, LABELS)
+    assert loss.dtype == torch.float32
+
+
+# Putting an objective together
+
+DIMS = {"old_embedding_dim": 3, "new_embedding_dim": 8, "side_info_dim": 3, "inner_dim": 4}
+
+
+def test_the_classifier_is_a_frozen_copy() -> None:
+    classifier = torch.randn(C, 8)
+    params = ObjectiveParams(SimilarityLoss(mu_similarity=0.0), DiscriminativeLoss(label_smoothing=0.0))
+    objective = build_objective(params, classifier, build_transformation("fct", **DIMS))
+    h = torch.randn(B, 8)
+    expected = nn.functional.cross_entropy(h @ classifier.T, LABELS)
+    classifier.zero_()
+    loss = objective(Transformed(h, None), torch.zeros(B, 8), LABELS)
+    torch.testing.assert_close(loss, expected)
+
+
+def test_parts_that_do_not_go_together() -> None:
+    fct, fastfill = build_transformation("fct", **DIMS), build_transformation("fastfill", **DIMS)
+    with pytest.raises(UserError, match=r"objective_params\.uncertainty_loss: needs a transformation with uncertainty"):
+        build_objective(ObjectiveParams(uncertainty_loss=UncertaintyLoss()), None, fct)
+    with pytest.raises(UserError, match=r"objective_params\.uncertainty_loss: is missing"):
+        build_objective(ObjectiveParams(), None, fastfill)
+    with pytest.raises(UserError, match=r"objective_params\.discriminative_loss: needs a new model with a classifier"):
+        build_objective(ObjectiveParams(discriminative_loss=DiscriminativeLoss()), None, fct)
+
+
+def test_a_training_set_with_classes_that_the_classifier_does_not_know() -> None:
+    objective = TransformationObjective(ObjectiveParams(discriminative_loss=DiscriminativeLoss()), CLASSIFIER)
+    objective.check_labels(torch.tensor([0, C - 1]))
+    with pytest.raises(UserError, match=r"new_model_path: .* has 4 classes, the training set 5"):
+        objective.check_labels(torch.tensor([0, C]))
+    TransformationObjective(ObjectiveParams(), None).check_labels(torch.tensor([99]))

@@ -1,0 +1,229 @@
+"""Choosing the refinement: what it sees, and that it chooses what is best there."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from data.paired_embeddings import PairedEmbeddings
+from models import build_transformation
+from models.baselines import AffineTransformation
+from retrieval import upgrade_quality
+from trainers.transformation.centroids import class_means, k_means
+from trainers.transformation.config import RefinementParams, TransformationConfig
+from trainers.transformation.pairs import CachedPairs, PairBatch, StreamedPairs, View
+from trainers.transformation.refinement import Material, check_classifier, hold_out, known_classes, material_of, refine
+from trainers.transformation.sample import Sample, divide
+from utils.config import build
+from utils.distributed import World
+from utils.errors import UserError
+from utils.precision import resolve_precision
+
+CLASSES, N, DIMENSION = 4, 80, 8
+GENERATOR = torch.Generator().manual_seed(0)
+MEANS = 3 * torch.randn(CLASSES, DIMENSION, generator=GENERATOR)
+LABELS = torch.arange(N) % CLASSES
+NEW = MEANS[LABELS] + torch.randn(N, DIMENSION, generator=GENERATOR)
+
+
+class Pairs(CachedPairs):
+    """Two views of pairs, without models: old embeddings are new ones with much noise."""
+
+    def __init__(self) -> None:
+        self.batch_size, self.world, self.seed, self.exhaustive = 16, World(), 5, True
+        old = NEW + 3 * torch.randn(2, N, DIMENSION, generator=torch.Generator().manual_seed(1))
+        self.views = [View({"old": rows, "new": NEW + view}, LABELS) for view, rows in enumerate(old)]
+
+
+def identity() -> AffineTransformation:
+    transformation = build_transformation("ridge", old_embedding_dim=8, new_embedding_dim=8, side_info_dim=0)
+    assert isinstance(transformation, AffineTransformation)
+    transformation.affine.weight.data.copy_(torch.eye(8))
+    transformation.affine.bias.data.zero_()
+    return transformation
+
+
+def material_of_classes(params: RefinementParams) -> Material:
+    found = hold_out(Pairs(), params, MEANS)
+    assert found is not None
+    return found
+
+
+def test_held_out_items_leave_every_view_for_good() -> None:
+    pairs = Pairs()
+    held = pairs.hold_out(0.25)
+    assert len(held.labels) == 20
+    assert len(pairs) == 60
+    taken = {tuple(row) for row in held.new.tolist()}
+    kept = [row for batch in pairs.views_once() for row in batch.new.tolist()]
+    drawn = [row for epoch in range(6) for batch in pairs.batches(epoch) for row in batch.new.tolist()]
+    for rows, views in ((kept, (0, 1)), (drawn, (0, 1))):
+        for view in views:
+            assert taken.isdisjoint(tuple((torch.tensor(row) - view).tolist()) for row in rows)
+    assert len(kept) == 120
+    again = Pairs().hold_out(0.25)
+    assert torch.equal(again.new, held.new)
+    assert all(before < after for before, after in pairwise(NEW.tolist().index(row) for row in held.new.tolist()))
+
+
+@pytest.mark.parametrize("clusters", [None, 6])
+def test_the_choice_is_the_best_of_all_on_held_out_items_alone(clusters: int | None) -> None:
+    strengths = [0.0, 0.1, 0.3, 1.0]
+    params = RefinementParams(held_out=0.25, strengths=strengths, clusters=clusters)
+    material, seen = material_of_classes(params), []
+
+    def quality(new: Tensor, transformed: Tensor, labels: Tensor, classifier: Tensor, bias: Tensor) -> float:
+        assert torch.equal(new, material.held_out.new)
+        value = upgrade_quality(new, transformed, labels, classifier, bias)
+        seen.append((value, transformed))
+        return value
+
+    found = refine(identity(), material, quality, World())
+    best = max(value for value, _ in seen)
+    assert found.record["quality"] == dict(zip(map(str, strengths), (value for value, _ in seen), strict=True))
+    assert found.record["quality"][str(found.record["strength"])] == best
+    assert torch.equal(seen[0][1], material.held_out.old)
+    (transformed,) = [h for value, h in seen if value == best][:1]
+    torch.testing.assert_close(found.transformation(material.held_out.old).embedding, transformed)
+
+
+def test_where_nothing_helps_h_stays() -> None:
+    def worse_with_change(new: Tensor, transformed: Tensor, *_: Tensor) -> float:
+        return -float((transformed - material.held_out.old).abs().sum())
+
+    material = material_of_classes(RefinementParams())
+    found = refine(identity(), material, worse_with_change, World())
+    assert found.record["strength"] == 0
+    old = material.held_out.old
+    assert torch.equal(found.transformation(old).embedding, old)
+
+
+def test_with_clusters_no_label_is_looked_at() -> None:
+    found = [material_of_classes(RefinementParams(clusters=6)) for _ in range(2)]
+    unlabelled = PairBatch(found[1].held_out.old, None, found[1].held_out.new, torch.full((8,), -1))
+    found[1].training.views = [View(view.embeddings, -view.labels) for view in found[1].training.views]
+    first, second = (
+        refine(identity(), found[0], upgrade_quality, World()),
+        refine(identity(), found[1]._replace(held_out=unlabelled), upgrade_quality, World()),
+    )
+    assert first.record == second.record
+    assert torch.equal(first.transformation.class_means, second.transformation.class_means)
+
+
+def test_class_means_are_means() -> None:
+    means = class_means(NEW, LABELS, CLASSES + 1)
+    for label in range(CLASSES):
+        torch.testing.assert_close(means[label], NEW[label == LABELS].mean(0))
+    torch.testing.assert_close(means[CLASSES], NEW.mean(0))  # a class without an item
+
+
+def test_class_means_are_of_labelled_items_alone() -> None:
+    known = torch.arange(N) % 5 > 0
+    means = class_means(NEW, LABELS.where(known, -3), CLASSES)
+    torch.testing.assert_close(means, class_means(NEW[known], LABELS[known], CLASSES))
+
+
+def test_held_out_items_without_a_label_are_no_queries_of_the_choice() -> None:
+    material = material_of_classes(RefinementParams(held_out=0.25))
+    junk = material.held_out.labels.where(torch.arange(20) > 4, -1)
+    partly = material._replace(held_out=material.held_out._replace(labels=junk))
+    found = refine(identity(), partly, upgrade_quality, World()).record["quality"]
+    as_class = partly._replace(held_out=partly.held_out._replace(labels=junk.where(junk >= 0, CLASSES)))
+    assert found != refine(identity(), as_class, upgrade_quality, World()).record["quality"]
+
+
+def test_what_is_known_is_of_the_training_items_first_view() -> None:
+    material = material_of_classes(RefinementParams(held_out=0.25))
+    new, labels = material.training.views[0].embeddings["new"], material.training.views[0].labels
+    known = known_classes(material)
+    assert torch.equal(known.means, class_means(new, labels, CLASSES))
+    assert torch.equal(known.weight, MEANS)
+    assert not known.bias.any()
+
+
+def test_k_means_finds_clusters_and_its_variance() -> None:
+    points, variance = k_means(NEW, CLASSES, seed=0)
+    nearest = torch.cdist(NEW, points).argmin(1)
+    for cluster in range(CLASSES):
+        torch.testing.assert_close(points[cluster], NEW[nearest == cluster].mean(0), rtol=1e-4, atol=1e-5)
+    assert variance == pytest.approx(float((NEW - points[nearest]).square().mean()), rel=1e-4)
+    assert torch.equal(points, k_means(NEW, CLASSES, seed=0).points)
+    assert k_means(NEW[:5], 5, seed=0).variance == pytest.approx(0, abs=1e-6)
+
+
+def test_what_a_refinement_cannot_be_made_from() -> None:
+    assert hold_out(Pairs(), None, MEANS) is None
+    check_classifier(None, None)
+    check_classifier(RefinementParams(clusters=3), None)
+    check_classifier(RefinementParams(), MEANS)
+    with pytest.raises(UserError, match="classifier has 2 classes, the training set 4; refinement_params needs"):
+        hold_out(Pairs(), RefinementParams(), MEANS[:2])
+    with pytest.raises(UserError, match=r"needs a new model with a classifier, .*; or set refinement_params.clusters"):
+        check_classifier(RefinementParams(), None)
+    streamed = StreamedPairs({}, [], batch_size=4, precision=resolve_precision("fp32", World().device), world=World())  # type: ignore[arg-type]
+    with pytest.raises(UserError, match="refinement_params: needs embeddings that are computed once; set cached_views"):
+        hold_out(streamed, RefinementParams(), MEANS)
+    many = material_of_classes(RefinementParams(clusters=1000))
+    with pytest.raises(UserError, match=r"refinement_params.clusters: 1000 are more than the 72 training embeddings"):
+        refine(identity(), many, upgrade_quality, World())
+
+
+def config_of_files(**embeddings_params: object) -> TransformationConfig:
+    files = {"old": "old.npz", "new": "new.npz", **embeddings_params}
+    values = {"arch_params": {"arch": "ridge"}, "output_transformation_path": "h.pt", "embeddings_params": files}
+    return build(TransformationConfig, values, "test")
+
+
+def sample_of(classifier: Tensor | None = MEANS, **embeddings_params: object) -> Sample:
+    both = {"old": torch.cat([NEW, NEW + 1]), "new": torch.cat([NEW, -NEW])}
+    pairs = PairedEmbeddings(both, LABELS.repeat(2), classifier, normalised=False)
+    return divide(pairs, config_of_files(**embeddings_params), World())
+
+
+def test_of_files_with_views_an_item_is_held_out_in_all_of_them() -> None:
+    sample = sample_of(views=2, held_out=0.25)
+    material = material_of(sample, RefinementParams())
+    assert material is not None
+    assert len(material.held_out.labels) == 20
+    assert len(material.training) == 120
+    taken = {tuple(row.tolist()) for row in material.held_out.new.abs()}
+    assert len(taken) == 20
+    assert taken.isdisjoint(tuple(row.tolist()) for row in material.training.views[0].embeddings["new"].abs())
+    with pytest.raises(UserError, match=r"embeddings_params.views: the 160 rows are not 3 views of each item"):
+        sample_of(views=3)
+
+
+def test_the_published_recipe_holds_out_for_a_refinement_alone() -> None:
+    assert sample_of(held_out=0).held_out is None
+    both = {"old": torch.cat([NEW, NEW + 1]), "new": torch.cat([NEW, -NEW])}
+    pairs = PairedEmbeddings(both, LABELS.repeat(2), MEANS, normalised=False)
+    config = replace(config_of_files(views=2, held_out=0), refinement_params=RefinementParams(held_out=0.25))
+    held_out = divide(pairs, config, World()).held_out
+    assert held_out is not None
+    assert torch.equal(held_out.new, sample_of(views=2, held_out=0.25).held_out.new)  # type: ignore[union-attr]
+
+
+def test_labels_may_be_those_of_a_part() -> None:
+    """The first item has none: what is known of the sample does not hang on it."""
+    labels = torch.where(torch.arange(N) % 4 == 0, -1, LABELS)
+    pairs = PairedEmbeddings({"old": NEW, "new": NEW}, labels, None, normalised=False)
+    sample = divide(pairs, config_of_files(), World())
+    assert sample.training.views[0].labels[0] == -1
+    assert sample.has_labels
+    assert sample.classifier is not None
+    assert sample.classifier.shape == (CLASSES, DIMENSION)
+    unknown = divide(replace(pairs, labels=torch.full((N,), -1)), config_of_files(), World())
+    assert not unknown.has_labels
+    assert unknown.classifier is None
+
+
+def test_what_a_sample_of_files_lacks() -> None:
+    assert material_of(sample_of(), None) is None
+    unlabelled = replace(sample_of(), classifier=None)
+    with pytest.raises(UserError, match=r"needs embeddings_params.labels or .classifier; or set"):
+        material_of(unlabelled, RefinementParams())
+    material = material_of(unlabelled, RefinementParams(clusters=3))
+    assert material is not None
+    assert material.clusters == 3

@@ -1,0 +1,116 @@
+"""Training a transformation: from half of the epochs on, BN statistics may freeze; nothing else may."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from data.config import PairedEmbeddingsParams
+from models.transformations import build_transformation
+from tests.tiny import TRANSFORMATION, same_bits
+from tests.utils.processes import run_processes
+from trainers.loop import HELD_OUT
+from trainers.transformation.config import ObjectiveParams, TransformationConfig
+from trainers.transformation.losses import TransformationObjective
+from trainers.transformation.pairs import PairBatch, PairsInMemory, View
+from trainers.transformation.training import HeldOut, train_transformation
+from utils.config import build, parse_yaml
+from utils.distributed import World
+from utils.errors import UserError
+from utils.preemption import Preemption
+from utils.runs import Run
+
+
+class Recorded:
+    """Random pairs; before every epoch it notes the transformation's state."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.states: list[dict[str, torch.Tensor]] = []
+
+    def __len__(self) -> int:
+        return 32
+
+    def batches(self, epoch: int) -> Iterator[PairBatch]:
+        self.states.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
+        g = torch.Generator().manual_seed(epoch)
+        for _ in range(2):
+            old = torch.randn(16, 4, generator=g)
+            yield PairBatch(old, None, old.cumsum(1), torch.zeros(16, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("switch", [False, True])
+@pytest.mark.parametrize("epochs", [4, 5])
+def test_bn_statistics_freeze_half_way_while_the_weights_train_on(tmp_path: Path, switch: bool, epochs: int) -> None:
+    values = {**parse_yaml(TRANSFORMATION), "epochs": epochs, "switch_mode_to_eval": switch, "precision": "fp32"}
+    config = build(TransformationConfig, values, source="tiny")
+    torch.manual_seed(0)
+    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
+    pairs, objective = Recorded(model), TransformationObjective(ObjectiveParams(), None)
+    run = Run(str(tmp_path / "t.pt"), config, World())
+    train_transformation(model, objective, config, pairs, run, World(), Preemption())
+    states = [*pairs.states, model.state_dict()]
+    for epoch in range(epochs):
+        before, after = states[epoch], states[epoch + 1]
+        frozen = switch and epoch >= epochs / 2
+        for name in before:
+            is_statistic = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+            assert torch.equal(before[name], after[name]) == (is_statistic and frozen), (epoch, name)
+
+
+def pairs_of(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Old and new embeddings (count, 4), the later ones farther out."""
+    old = torch.randn(count, 4, generator=torch.Generator().manual_seed(3)) + torch.linspace(0, 3, count)[:, None]
+    return old, old.cumsum(1)
+
+
+def train_with_held_out_pairs(world: World, folder: str) -> None:
+    """Three epochs over 40 pairs, with 16 held out; every process saves its transformation."""
+    values = {**parse_yaml(TRANSFORMATION), "epochs": 3, "precision": "fp32", "switch_mode_to_eval": False}
+    config = build(TransformationConfig, values, source="tiny")
+    assert config.dataset_params is not None
+    config.dataset_params.batch_size = 8
+    torch.manual_seed(0)
+    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
+    objective = TransformationObjective(ObjectiveParams(), None)
+    old, new = pairs_of(40)
+    training = View({"old": old, "new": new}, torch.zeros(40, dtype=torch.int64))
+    pairs = PairsInMemory([training], batch_size=8, world=world, seed=0)
+    held_out = HeldOut(PairBatch(old[:16], None, new[:16], training.labels[:16]), patience=3)
+    run = Run(f"{folder}/t.pt", config, world)
+    train_transformation(model, objective, config, pairs, run, world, Preemption(), held_out)
+    torch.save(model.state_dict(), f"{folder}/{world.rank}.pt")
+
+
+def test_what_several_processes_validate_is_what_the_main_one_saves(tmp_path: Path) -> None:
+    """The held-out loss, by which training ends, is that of one transformation: its batch statistics are rank 0's."""
+    run_processes(train_with_held_out_pairs, 2, str(tmp_path))
+    states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert same_bits(states[0], states[1])
+    records = [json.loads(line) for line in (tmp_path / "t.log.jsonl").read_text().splitlines()]
+    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8).eval()
+    model.load_state_dict(states[0])
+    old, new = pairs_of(40)
+    with torch.no_grad():
+        squared = (model(old[:16], None).embedding - new[:16]).square().mean()
+    assert min(record[HELD_OUT] for record in records) == pytest.approx(float(squared), rel=1e-5)
+
+
+@pytest.mark.parametrize("files", [False, True])
+def test_one_item_a_process_is_refused_before_any_training(tmp_path: Path, files: bool) -> None:
+    values = {**parse_yaml(TRANSFORMATION), "epochs": 1, "precision": "fp32"}
+    config = build(TransformationConfig, values, source="tiny")
+    assert config.dataset_params is not None
+    config.dataset_params.batch_size = 2
+    if files:
+        config.embeddings_params = PairedEmbeddingsParams("old.npz", "new.npz", batch_size=2)
+    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
+    world, objective = World(1, 2), TransformationObjective(ObjectiveParams(), None)
+    key = "embeddings_params.batch_size" if files else "dataset_params.batch_size"
+    with pytest.raises(UserError, match=rf"^{key}: 2 items a step over 2 processes .*; take at least 4"):
+        train_transformation(
+            model, objective, config, Recorded(model), Run(str(tmp_path / "t.pt"), config, world), world, Preemption()
+        )

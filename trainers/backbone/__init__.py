@@ -1,0 +1,1 @@
+"""Training an embedding model: by classification, by SimCLR, or compatible with an old one."""

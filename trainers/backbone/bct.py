@@ -1,0 +1,142 @@
+"""Backward-compatible training: a new model whose embeddings the old gallery understands (BCT, arXiv 2003.11942).
+
+To the new model's own cross-entropy comes the influence loss: the cross-entropy of the old model's classifier, frozen,
+on the new embedding. So new queries are compared with old embeddings as they are, without a transformation, at a price
+in new/new.
+
+The old classifier knows only the classes that the old model was trained on. For the others a row is synthesised from
+the mean old embedding of the class, as in the paper: without them nothing would tie these classes' new embeddings to
+their old ones. In the paper, on faces, classifiers compare directions; ours are plain dot products, so a mean is
+brought to the form of a learned row. Learned rows are centred about zero (what all share cancels in the softmax, and
+weight decay removes it), while embeddings after a ReLU share a large positive part, which would draw every image to the
+synthesised classes. Hence the mean over classes is taken out, and the length is the mean length of the learned rows.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from data.images import Batch, ImageSet
+from embedding.extraction import freeze
+from embedding.memory import in_parts_that_fit
+from models.embedding import embed
+from models.model_files import build_model, read_description
+from models.resnet import ResNet
+from trainers.backbone.classification import Classification
+from trainers.backbone.config import BackboneConfig, BCTParams
+from trainers.loop import Step
+from utils.distributed import World
+from utils.errors import UserError
+from utils.precision import Resolved, autocast
+
+WHERE = "bct_params.old_model_path"
+
+
+@dataclass(frozen=True)
+class OldModel:
+    """The model that the new one is to be compatible with."""
+
+    backbone: ResNet  # frozen, on the device
+    classes: int  # it was trained on the first so many
+
+
+def load_old_model(params: BCTParams, embedding_dim: int, world: World) -> OldModel:
+    """Load the old model, and find out which classes it was trained on.
+
+    Args:
+        embedding_dim: of the new model.
+
+    Raises:
+        UserError: it has no classifier, its embeddings have another dimension, or its classes are not known.
+    """
+    description = read_description(params.old_model_path, where=WHERE, torchscript=False)
+    if description["kind"] != "backbone":
+        raise UserError(f"{WHERE}: {params.old_model_path} has no classifier of its own; BCT needs a backbone file")
+    arguments = description["arguments"]
+    if (old_dim := arguments.get("embedding_dim", 128)) != embedding_dim:
+        raise UserError(
+            f"{WHERE}: {params.old_model_path} has embeddings of {old_dim} dimensions, the new model of "
+            f"{embedding_dim};\nBCT compares them as they are: set arch_params.embedding_dim={old_dim}"
+        )
+    trained_with = description["provenance"]["config"]
+    if trained_with.get("objective") == "simclr":
+        raise UserError(f"{WHERE}: {params.old_model_path} was trained without labels; its classifier knows nothing")
+    outputs, classes = arguments["num_classes"], params.old_classes
+    if classes is None and "dataset_params" in trained_with:
+        classes = trained_with["dataset_params"]["num_classes"] or outputs
+    if classes is None or classes > outputs:
+        raise UserError(
+            f"bct_params.old_classes: needs the number of classes that {params.old_model_path} was trained on, at most "
+            f"the {outputs} outputs of its classifier"
+        )
+    model = freeze(build_model(description, where=WHERE), world)
+    assert isinstance(model, ResNet)
+    return OldModel(model, classes)
+
+
+class Compatible(Classification):
+    """A `BackboneObjective`: predict the labels, and let the old classifier predict them from the new embedding too."""
+
+    def __init__(
+        self,
+        model: ResNet,
+        config: BackboneConfig,
+        training: ImageSet,
+        validation: ImageSet,
+        precision: Resolved,
+        world: World,
+        old: OldModel,
+    ) -> None:
+        super().__init__(model, config, training, validation, precision, world)
+        assert config.bct_params is not None
+        self.weight = config.bct_params.weight
+        rows = old.backbone.fc.weight.flatten(1)[: old.classes]  # (C_old, d)
+        classes = int(training.labels.max()) + 1
+        if classes > old.classes:
+            batches = training.view_batches(0, world.local_batch(config.dataset_params.batch_size))
+            means = class_means(old.backbone, batches, classes, precision, world)
+            rows = torch.cat([rows, synthesised_rows(rows, means)])
+        self.old_classifier = rows
+
+    def step(self, model: nn.Module, batch: Batch) -> Step:
+        with autocast(self.precision, self.world.device):
+            logits, embedding = model(batch.images)
+        own = self.classify(logits.float(), batch.labels)
+        old_logits = F.linear(embedding.flatten(1).float(), self.old_classifier)  # (B, d, 1, 1) -> (B, C)
+        influence = F.cross_entropy(old_logits, batch.labels, label_smoothing=self.config.label_smoothing)
+        return own._replace(loss=own.loss + self.weight * influence)
+
+
+def class_means(
+    model: nn.Module, batches: Iterable[Batch], classes: int, precision: Resolved, world: World
+) -> torch.Tensor:
+    """The mean embedding of each class over the images of all processes, (C, d); zero for a class without images."""
+    sums: torch.Tensor | None = None
+    counts = torch.zeros(classes, dtype=torch.float64, device=world.device)
+    with torch.inference_mode(), autocast(precision, world.device):
+        for batch in in_parts_that_fit(batches, model, [model], world):
+            embeddings = embed(model, batch.images).embedding.double()
+            if sums is None:
+                sums = embeddings.new_zeros(classes, embeddings.shape[1])
+            sums.index_add_(0, batch.labels, embeddings)
+            counts += torch.bincount(batch.labels, minlength=classes)
+    assert sums is not None
+    means = world.sum(sums) / world.sum(counts).clamp(min=1).unsqueeze(1)
+    return means.float().clone()  # a tensor of inference mode could not take part in training
+
+
+def synthesised_rows(learned: torch.Tensor, means: torch.Tensor) -> torch.Tensor:
+    """Rows of the old classifier for the classes that it lacks.
+
+    Args:
+        learned: (C_old, d), its rows.
+        means: (C, d), the mean old embedding of every class, the old ones first.
+
+    Returns:
+        (C - C_old, d): the means, less what all classes have in common, at the mean length of the learned rows.
+    """
+    directions = F.normalize(means[len(learned) :] - means.mean(0), dim=1)
+    return directions * learned.norm(dim=1).mean()

@@ -1,0 +1,165 @@
+"""Training an embedding model for what its config names as the objective."""
+
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from data.datasets import resolve_image_size
+from data.images import ImageSet
+from embedding.memory import even_part, most_that_train, trains_on
+from models.resnet import ResNet
+from trainers.backbone.bct import Compatible, OldModel
+from trainers.backbone.classification import Classification
+from trainers.backbone.config import BackboneConfig
+from trainers.backbone.simclr import SimCLR
+from trainers.loop import Step, Trainer
+from trainers.optimizers import build_optimizer, build_schedule
+from utils.batches import check_parts
+from utils.distributed import World
+from utils.errors import UserError
+from utils.preemption import Preemption
+from utils.runs import Run
+
+
+class BackboneObjective(Protocol):
+    """What a backbone is trained for."""
+
+    module: nn.Module  # what is trained: the backbone, and what the objective needs beside it
+
+    def batches(self, epoch: int) -> Iterable[Any]:
+        """This process's batches of an epoch, a function of its argument."""
+
+    def step(self, model: nn.Module, batch: Any) -> Step:
+        """The loss of a batch by `model`, which is the data-parallel `module`."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures on the validation split, as fractions."""
+
+
+def train_backbone(
+    model: ResNet,
+    config: BackboneConfig,
+    training: ImageSet,
+    validation: ImageSet,
+    run: Run,
+    world: World,
+    preemption: Preemption,
+    old: OldModel | None = None,
+) -> None:
+    """Train `model` in place on this process's share of `training`.
+
+    Args:
+        validation: images of the trained classes, for the figures in the log.
+        old: the model to be compatible with; needed with `bct_params`.
+
+    Raises:
+        UserError: `sync_bn` over several processes without GPUs, a batch too small for batch normalisation or too large
+            for the memory; see also `Trainer.fit`.
+        Preempted: see `Trainer.fit`.
+    """
+    objective: BackboneObjective
+    if config.objective == "simclr":
+        objective = SimCLR(model, config, training, validation, run.precision, world)
+    elif old is not None:
+        objective = Compatible(model, config, training, validation, run.precision, world, old)
+    else:
+        objective = Classification(model, config, training, validation, run.precision, world)
+    # Convolutions over channels-last images are the faster ones, in bf16 and in float32.
+    module = objective.module.to(world.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+    size = resolve_image_size(config.dataset_params)
+    image, views = torch.zeros(1, 3, size, size, device=world.device), 2 if config.objective == "simclr" else 1
+    micro_batch = images_at_once(module, image, views, config, run, world)
+    check_parts(
+        len(training),
+        config.dataset_params.batch_size,
+        micro_batch,
+        world,
+        key="dataset_params.batch_size",
+        trains_on_one=lambda: (config.sync_bn and world.size > 1) or trains_on(module, image, views),
+    )
+    if config.sync_bn:
+        synchronise_batch_norms(module, world)
+
+    def validate(epoch: int) -> dict[str, float]:
+        every = config.validate_every
+        if not every or ((epoch + 1) % every and epoch + 1 < config.epochs):
+            return {}
+        module.eval()
+        return objective.validate()
+
+    trainer: Trainer[Any] = Trainer(
+        module,
+        build_optimizer(module, config.optimizer_params),
+        build_schedule(config.lr_policy_params, config.optimizer_params, config.epochs),
+        epochs=config.epochs,
+        items=len(training),
+        batch_size=config.dataset_params.batch_size,
+        batches=objective.batches,
+        step=objective.step,
+        run=run,
+        world=world,
+        preemption=preemption,
+        micro_batch=micro_batch,
+        compilation=config.compile,
+        validate=validate,
+    )
+    trainer.fit()
+
+
+def images_at_once(
+    module: nn.Module, image: torch.Tensor, views: int, config: BackboneConfig, run: Run, world: World
+) -> int | None:
+    """How many images a process takes through `module` at once: `micro_batch`; None: its whole share of a batch.
+
+    Args:
+        image: (1, 3, H, W) of the kind that it takes.
+        views: of an image in a batch; where they are several, all of a batch are compared and must go through at once.
+
+    Raises:
+        UserError: the memory is too small.
+    """
+    share = world.local_batch(config.dataset_params.batch_size)
+
+    def fitting(count: int) -> int:
+        return most_that_train(module, image, count * views, run.precision, world) // views
+
+    if config.micro_batch is None:
+        return None
+    if views > 1:
+        if (most := fitting(share)) < share:
+            raise UserError(
+                f"dataset_params.batch_size: the {share} images of a process's batch do not fit into its memory, about "
+                f"{most} would, and simclr compares all of a batch; lower it"
+            )
+        return None
+    if config.micro_batch == "auto":
+        chosen = run.decide("micro_batch", lambda: even_part(share, fitting(share)))
+        if chosen == 0:
+            raise UserError(
+                f"dataset_params.image_size: not even one image of {image.shape[-1]} px fits into the memory in "
+                "training; take smaller images, or a narrower network"
+            )
+        if chosen < share and world.is_main:
+            print(f"micro_batch: {chosen} of {share} images fit at a time; batch statistics are theirs", flush=True)
+        return chosen
+    at_once = min(config.micro_batch, share)
+    if world.device.type != "cuda" and (most := fitting(at_once)) < at_once and world.is_main:  # a GPU says so itself
+        print(f"micro_batch: {at_once} images at a time may not fit into the memory; about {most} would", flush=True)
+    return at_once
+
+
+def synchronise_batch_norms(model: nn.Module, world: World) -> None:
+    """Let every batch normalisation use the statistics of all processes' images, in place; names stay as they are.
+
+    Of one process's images it does so anyway.
+
+    Raises:
+        UserError: several processes have no GPUs.
+    """
+    if world.size == 1:
+        return
+    if world.device.type != "cuda":
+        raise UserError("sync_bn: needs GPUs; set it to False on CPUs, each process then uses its own statistics")
+    nn.SyncBatchNorm.convert_sync_batchnorm(model)

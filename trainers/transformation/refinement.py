@@ -1,0 +1,171 @@
+"""Refining a trained transformation: class means from the pairs it was trained on, the rest chosen on held-out ones."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from models.model_files import Description, describe_refined, describe_transformation
+from models.refinement import RefinedTransformation, soft_assignment
+from models.transformed import Transformation
+from trainers.transformation.centroids import class_means, k_means
+from trainers.transformation.config import RefinementParams
+from trainers.transformation.pairs import PairBatch, Pairs, PairsInMemory
+from trainers.transformation.sample import Sample
+from utils.distributed import World
+from utils.errors import UserError
+
+# (new (n, d), h (n, d), labels (n,), classifier (C, d), its bias (C,)) -> quality of the upgrade; higher is better
+Quality = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], float]
+
+
+class Material(NamedTuple):
+    """What a refinement is made from: the items of the training set that h is trained on, and others to choose by."""
+
+    held_out: PairBatch
+    training: PairsInMemory  # without them
+    strengths: list[float]  # of the pull, to choose among
+    classifier: torch.Tensor | None  # (C, d_new); None: k-means centroids stand for classes
+    clusters: int = 0
+
+
+class Refinement(NamedTuple):
+    """What was chosen."""
+
+    transformation: RefinedTransformation
+    record: dict[str, Any]  # what they are and the quality that they reach, as plain values
+
+
+def check_classifier(params: RefinementParams | None, classifier: torch.Tensor | None) -> None:
+    """Check, before anything is embedded, that there is a classifier (C, d_new) where a refinement needs one.
+
+    Raises:
+        UserError: there is none, and no `clusters`.
+    """
+    if params is not None and params.clusters is None and classifier is None:
+        raise UserError(
+            "refinement_params: needs a new model with a classifier, a backbone file that was not trained by SimCLR; "
+            "or set refinement_params.clusters"
+        )
+
+
+def hold_out(pairs: Pairs, params: RefinementParams | None, classifier: torch.Tensor | None) -> Material | None:
+    """Take what the refinement needs out of `pairs`, before any training; None where no refinement is asked for.
+
+    Args:
+        classifier: (C, d_new) weight of the new model's, as `check_classifier` found it.
+
+    Raises:
+        UserError: the pairs are not kept, or the classifier does not know all of their classes.
+    """
+    if params is None:
+        return None
+    if not isinstance(pairs, PairsInMemory):
+        raise UserError(
+            "refinement_params: needs embeddings that are computed once; set cached_views, and leave "
+            "cache_embeddings=off out"
+        )
+    if params.clusters is not None:
+        return Material(pairs.hold_out(params.held_out), pairs, params.strengths, None, params.clusters)
+    assert classifier is not None
+    known, classes = len(classifier), int(pairs.views[0].labels.max()) + 1
+    if classes > known:
+        raise UserError(
+            f"new_model_path: the new model's classifier has {known} classes, the training set {classes}; "
+            "refinement_params needs them all"
+        )
+    return Material(pairs.hold_out(params.held_out), pairs, params.strengths, classifier)
+
+
+def material_of(sample: Sample, params: RefinementParams | None) -> Material | None:
+    """The same of a sample of embedding files, which has been divided already.
+
+    Raises:
+        UserError: there is neither a classifier (or labels to fit one to) nor `clusters`.
+    """
+    if params is None:
+        return None
+    assert sample.held_out is not None  # `split` saw to it
+    if params.clusters is not None:
+        return Material(sample.held_out, sample.training, params.strengths, None, params.clusters)
+    if sample.classifier is None:
+        raise UserError(
+            "refinement_params: needs embeddings_params.labels or .classifier; or set refinement_params.clusters"
+        )
+    classifier = sample.classifier.to(sample.held_out.new.device)
+    return Material(sample.held_out, sample.training, params.strengths, classifier)
+
+
+@torch.no_grad()
+def refine(transformation: Transformation, material: Material, quality: Quality, world: World) -> Refinement:
+    """Pull h towards class means, as strongly as is best for retrieval among items that neither was made from.
+
+    What `material` holds is all that is looked at. With `clusters` that is no label either: the classes of the held-out
+    items are then the clusters of their new embeddings.
+
+    Args:
+        transformation: trained on `material.training`.
+        quality: of the upgrade of a gallery of held-out items.
+
+    Raises:
+        UserError: there are fewer embeddings than clusters.
+    """
+    transformation.to(world.device).eval()
+    items, classes = material.held_out, known_classes(material)
+    h = transformation(items.old, items.side_info).embedding.float()
+    labels = items.labels if material.classifier is not None else torch.cdist(items.new, classes.means).argmin(1)
+    tried: dict[float, float] = {}
+    for strength in material.strengths:
+        h_refined = refined(transformation, classes, strength).refine(h)
+        tried[strength] = quality(items.new, h_refined, labels, classes.weight, classes.bias)
+    strength = max(tried, key=lambda choice: tried[choice])  # of equal ones, the first
+    record = {"strength": strength, "quality": {str(key): value for key, value in tried.items()}, "held_out": len(h)}
+    return Refinement(refined(transformation, classes, strength), record)
+
+
+def describe_with_refinement(
+    transformation: Transformation, arguments: dict[str, Any], material: Material | None, quality: Quality, world: World
+) -> Description:
+    """The trained transformation for its file; refined where there is material for it.
+
+    Raises:
+        UserError: see `refine`.
+    """
+    description = describe_transformation(transformation, arguments)
+    if material is None:
+        return description
+    refinement = refine(transformation, material, quality, world)
+    if world.is_main:
+        print(f"refinement, chosen on held-out training items: {refinement.record}", flush=True)
+    return describe_refined(refinement.transformation, description, refinement.record)
+
+
+class Classes(NamedTuple):
+    """What is known of the new space's classes, or clusters, from the training items."""
+
+    weight: torch.Tensor  # (C, d) of the classifier
+    bias: torch.Tensor  # (C,)
+    means: torch.Tensor  # (C, d)
+
+
+def known_classes(material: Material) -> Classes:
+    """What a refinement is made from, of the first view of the training items."""
+    embeddings, labels = material.training.views[0]
+    new = embeddings["new"].float()
+    if material.classifier is None:
+        means, variance = k_means(new, material.clusters, material.training.seed)
+        return Classes(*soft_assignment(means, variance), means)
+    weight = material.classifier
+    return Classes(weight, weight.new_zeros(len(weight)), class_means(new, labels, len(weight)))
+
+
+def refined(transformation: Transformation, classes: Classes, strength: float) -> RefinedTransformation:
+    """`transformation` with a refinement of that strength, in eval mode."""
+    num_classes, dim = classes.means.shape
+    model = RefinedTransformation(transformation, num_classes=num_classes, new_embedding_dim=dim, strength=strength).to(
+        classes.means.device
+    )
+    model.classifier.copy_(classes.weight)
+    model.bias.copy_(classes.bias)
+    model.class_means.copy_(classes.means)
+    return model.eval()
