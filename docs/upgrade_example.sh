@@ -17,17 +17,19 @@ for model in old new; do
   done
 done
 
-run train_transformation.py --config configs/embeddings_transformation.yaml \
-  embeddings_params.old=embeddings/glyphs_old_training.npz embeddings_params.new=embeddings/glyphs_new_training.npz \
-  arch_params.arch=fastfill arch_params.inner_dim=512 epochs=10 \
+run fit_embeddings.py --config configs/fit_embeddings.yaml \
+  old=embeddings/glyphs_old_training.npz new=embeddings/glyphs_new_training.npz method=fastfill inner_dim=512 epochs=10 \
   objective_params.discriminative_loss.mu_disc=1 objective_params.uncertainty_loss.mu_uncertainty=0.5 \
-  output_transformation_path=checkpoints/glyphs_embeddings_transformation.pt
+  output=checkpoints/glyphs_embeddings_transformation.pt
 
 upgrade() { run upgrade_gallery.py "$1" --config configs/glyphs_upgrade.yaml "${@:2}"; }
+evaluate() {
+  run eval.py --config configs/cifar100_files_eval.yaml embeddings_params.query=embeddings/glyphs_new_validation.npz embeddings_params.gallery=upgraded/glyphs
+}
 
 upgrade transform
 upgrade plan
-run eval.py --config configs/glyphs_upgrade_eval.yaml
+evaluate
 
 say "two batches of 500 items each, as the order says, one of them a second time"
 for batch in 1 2; do
@@ -45,12 +47,12 @@ PYTHON
 done
 upgrade apply --batch upgraded/batch_1.npz
 upgrade status --verify
-run eval.py --config configs/glyphs_upgrade_eval.yaml
+evaluate
 
 # The transformation once more, with the 1,000 pairs that the batches brought; kept if it is better on held-out pairs.
 upgrade refit
 upgrade status --verify
-run eval.py --config configs/glyphs_upgrade_eval.yaml
+evaluate
 
 upgrade rollback --to 1
 upgrade rollback

@@ -1,22 +1,40 @@
-"""README's table of config keys, written from the schema: `python -m suites.key_table`."""
+"""The tables of config keys in docs/, from the config classes: `python -m docs.key_tables` writes them into the pages."""
 
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from suites.scripts import SCHEMAS
+from upgrade.config import UpgradeConfig
+
+DOCS = Path(__file__).resolve().parent
+BEGINNING = "<!-- From here on: python -m docs.key_tables -->\n"
+OWN_EMBEDDINGS = ("fit_embeddings.py", "upgrade_gallery.py")
 
 
-def key_tables(schemas: Mapping[str, type] = SCHEMAS) -> str:
+def pages() -> dict[str, dict[str, type]]:
+    """Page -> the config class of each script whose keys it lists."""
+    schemas: dict[str, type] = {**SCHEMAS, "upgrade_gallery.py": UpgradeConfig}
+    own = {script: schema for script, schema in schemas.items() if script in OWN_EMBEDDINGS}
+    others = {script: schema for script, schema in schemas.items() if script not in own}
+    return {"configuration.md": others, "configuration_own_embeddings.md": own}
+
+
+def with_tables(text: str, schemas: Mapping[str, type]) -> str:
+    """The text of a page, with what follows BEGINNING replaced by the tables of the scripts' keys."""
+    return text[: text.index(BEGINNING)] + BEGINNING + key_tables(schemas)
+
+
+def key_tables(schemas: Mapping[str, type]) -> str:
     """A Markdown table of keys for each script; a section that several scripts share stands in the first."""
-    parts = []
     seen: set[type] = set()
-    for script, schema in schemas.items():
-        rows = "\n".join(_rows(schema, "", seen))
-        parts.append(f"**{script}**\n\n| key | default | meaning |\n|---|---|---|\n{rows}\n")
-    return "\n".join(parts)
+    return "".join(
+        f"\n## {script}\n\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(_rows(schema, "", seen)) + "\n"
+        for script, schema in schemas.items()
+    )
 
 
 def _rows(schema: type, prefix: str, seen: set[type]) -> Iterator[str]:
@@ -57,4 +75,6 @@ def _default(field: Field[Any]) -> str:
 
 
 if __name__ == "__main__":
-    print(key_tables())
+    for page, schemas in pages().items():
+        path = DOCS / page
+        path.write_text(with_tables(path.read_text(encoding="utf-8"), schemas), encoding="utf-8")
