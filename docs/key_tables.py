@@ -1,4 +1,4 @@
-"""The tables of config keys in docs/, from the config classes: `python -m docs.key_tables` writes them into the pages."""
+"""The tables of config keys, from the config classes: `python -m docs.key_tables` writes them into pages of docs/."""
 
 import types
 import typing

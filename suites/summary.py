@@ -24,7 +24,7 @@ Figures = dict[str, Figure | None]  # by metric; None where it was not computed
 
 @dataclass(frozen=True)
 class Risk:
-    """How well an order keeps the items of low risk for the end, over the seeds: see `risk_coverage` in docs/evaluation.md."""
+    """How well an order keeps the items of low risk for the end: see `risk_coverage` in docs/evaluation.md."""
 
     spearman: Figure | None
     coverages: list[float]
