@@ -7,6 +7,8 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from suites.config import SuiteConfig
+from suites.methods import Method, Template
 from suites.scripts import SCHEMAS
 from upgrade.config import UpgradeConfig
 
@@ -16,24 +18,25 @@ OWN_EMBEDDINGS = ("fit_embeddings.py", "upgrade_gallery.py")
 
 
 def pages() -> dict[str, dict[str, type]]:
-    """Page -> the config class of each script whose keys it lists."""
+    """Page -> heading -> the config class whose keys stand below it: those of a script, or of a part of a suite."""
     schemas: dict[str, type] = {**SCHEMAS, "upgrade_gallery.py": UpgradeConfig}
     own = {script: schema for script, schema in schemas.items() if script in OWN_EMBEDDINGS}
     others = {script: schema for script, schema in schemas.items() if script not in own}
-    return {"configuration.md": others, "configuration_own_embeddings.md": own}
+    suites = {"reproduce.py": SuiteConfig, "methods.NAME": Method, "template": Template}
+    return {"configuration.md": others, "configuration_own_embeddings.md": own, "configuration_suites.md": suites}
 
 
 def with_tables(text: str, schemas: Mapping[str, type]) -> str:
-    """The text of a page, with what follows BEGINNING replaced by the tables of the scripts' keys."""
+    """The text of a page, with what follows BEGINNING replaced by the tables of keys."""
     return text[: text.index(BEGINNING)] + BEGINNING + key_tables(schemas)
 
 
 def key_tables(schemas: Mapping[str, type]) -> str:
-    """A Markdown table of keys for each script; a section that several scripts share stands in the first."""
+    """A Markdown table of keys for each heading; a section that several share stands in the first."""
     seen: set[type] = set()
     return "".join(
-        f"\n## {script}\n\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(_rows(schema, "", seen)) + "\n"
-        for script, schema in schemas.items()
+        f"\n## {heading}\n\n| key | default | meaning |\n|---|---|---|\n" + "\n".join(_rows(schema, "", seen)) + "\n"
+        for heading, schema in schemas.items()
     )
 
 
@@ -48,6 +51,12 @@ def _rows(schema: type, prefix: str, seen: set[type]) -> Iterator[str]:
             if not again:
                 seen.add(kind)
                 yield from _rows(kind, f"{name}.", seen)
+        elif typing.get_args(hint) and is_dataclass(typing.get_args(hint)[-1]):  # of several: by name, or in a list
+            yield f"| `{name}` | {_default(field)} | {field.metadata['doc']} |"
+            kind = typing.get_args(hint)[-1]
+            if kind not in seen:
+                seen.add(kind)
+                yield from _rows(kind, f"{name}.NAME." if typing.get_origin(hint) is dict else f"{name}[].", seen)
         else:
             yield f"| `{name}` | {_default(field)} | {field.metadata['doc']}{_choices(hint)} |"
 
