@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "trainers": {"embedding", "models", "data", "utils"},
     "suites": {"trainers", "evaluation", "embedding", "retrieval", "models", "data", "utils"},
     "upgrade": {"trainers", "retrieval", "models", "data", "utils"},
+    "benchmarks": {"upgrade", "trainers", "embedding", "retrieval", "models", "data", "utils"},
 }
 SCRIPTS = {path.stem for path in REPOSITORY.glob("*.py")}
 
