@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 import torch
+
+from utils.provenance import cpu_field
 
 Precision = Literal["auto", "bf16", "fp32"]
 Resolved = Literal["bf16", "fp32"]
@@ -13,21 +14,15 @@ Resolved = Literal["bf16", "fp32"]
 FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}
 
 
-def resolve_precision(choice: Literal["auto", "bf16", "fp32"], device: torch.device) -> Resolved:
+def resolve_precision(choice: Precision, device: torch.device) -> Resolved:
     """The precision to compute in. `auto` asks what the device has, so it is the same on every run on a machine."""
     if choice != "auto":
         return choice
-    fast = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_fast_bf16()
+    if device.type == "cuda":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:  # where the system says nothing of its processor: float32 is never wrong
+        fast = not FAST_BF16_FLAGS.isdisjoint(cpu_field("flags").split())
     return "bf16" if fast else "fp32"
-
-
-def _cpu_has_fast_bf16() -> bool:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return False  # not Linux: float32 is never wrong
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return not FAST_BF16_FLAGS.isdisjoint(flags.split())
 
 
 @contextmanager

@@ -33,7 +33,7 @@ def timestamp() -> str:
 
 def environment() -> dict[str, str | int]:
     """This machine as plain values: Python, torch, the device that stages run on, the CPU and its usable cores."""
-    cpu = _cpu_name()
+    cpu = cpu_field("model name") or platform.processor() or platform.machine()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     device = f"{len(gpus)} x {gpus[0]}" if gpus else cpu
     return {
@@ -45,10 +45,11 @@ def environment() -> dict[str, str | int]:
     }
 
 
-def _cpu_name() -> str:
+def cpu_field(name: str) -> str:
+    """What Linux says of the first processor: its "flags" or "model name", say; empty where it does not."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:  # not Linux
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return ""
+    fields = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in fields if key.strip() == name), "")
