@@ -63,7 +63,9 @@ class EvalParams:
     recall_at: list[int] = key([], doc="the k of recall@k: share of a query's relevant items among its k nearest")
     precision_at: list[int] = key([], doc="the k of precision@k: share of a query's k nearest that are relevant")
     per_class: bool = key(False, doc="the figures of each class too, and of the worst and best on screen")
-    confidence: float | None = key(None, doc="level, as 0.95, of bootstrap intervals over queries for every figure")
+    interval_level: float | None = key(
+        None, doc="level, as 0.95, of bootstrap intervals over queries for every figure", alias="confidence"
+    )
     per_query: str | None = key(
         None, doc="also write each query's average precision and hit ranks (.npz)", path="output"
     )
@@ -72,8 +74,8 @@ class EvalParams:
         for name, ranks in (("recall_at", self.recall_at), ("precision_at", self.precision_at)):
             if any(k < 1 for k in ranks):
                 raise ValueError(f"{name}: should be 1 or more each, got {ranks}")
-        if self.confidence is not None and not 0 < self.confidence < 1:
-            raise ValueError(f"confidence: should be between 0 and 1, as 0.95, got {self.confidence}")
+        if self.interval_level is not None and not 0 < self.interval_level < 1:
+            raise ValueError(f"interval_level: should be between 0 and 1, as 0.95, got {self.interval_level}")
 
 
 @dataclass

@@ -6,19 +6,20 @@ curves = backfilling_curve(new, h_old, new, labels, orders={"distance": order}, 
 curves["distance"].auc.to_json()
 """
 
-from retrieval.agreement import recall_of_nearest, retrieval_quality
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders.backfilling import ORDERS, backfilling_order
+from retrieval.quality import recall_of_nearest, retrieval_quality, upgrade_quality
+from retrieval.ranking.engine import Progress
 from retrieval.representatives import EVEN_SPREAD, class_spread, place_representatives
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
 from retrieval.risk_coverage import RiskCoverage, order_quality
-from retrieval.upgrade import upgrade_quality
 
 __all__ = [
     "EVEN_SPREAD",
     "ORDERS",
     "BackfillingCurve",
     "PerQuery",
+    "Progress",
     "RetrievalMetrics",
     "RiskCoverage",
     "backfilling_curve",

@@ -30,7 +30,7 @@ def class_spread(transformed: Tensor, classifier: Tensor, classifier_bias: Tenso
         classifier_bias: (C,), if it has one.
     """
     total = torch.zeros(len(classifier), dtype=torch.float64, device=transformed.device)
-    for logits in _logits(transformed, classifier, classifier_bias):
+    for logits in class_logits(transformed, classifier, classifier_bias):
         total += logits.softmax(1).double().sum(0)
     share = total / len(transformed)
     return float(torch.special.entr(share).sum().exp()) / len(classifier)
@@ -50,7 +50,7 @@ def representatives(
         The items and their classes, (m,) and (m,) int64 with m <= C, by rising class; of equal items the first.
     """
     values, indices = [], []
-    for logits in _logits(transformed, classifier, classifier_bias):
+    for logits in class_logits(transformed, classifier, classifier_bias):
         value, index = logits.log_softmax(1).max(1)
         values.append(value)
         indices.append(index)
@@ -62,10 +62,11 @@ def representatives(
     return by_probability[first[classes]], classes
 
 
-def _logits(transformed: Tensor, classifier: Tensor, classifier_bias: Tensor | None) -> Iterator[Tensor]:
+def class_logits(transformed: Tensor, classifier: Tensor, classifier_bias: Tensor | None) -> Iterator[Tensor]:
     """The classifier's logits (c, C) of a part of the items at a time."""
+    bias = None if classifier_bias is None else classifier_bias.float()
     for part in transformed.split(max(1, PART_ELEMENTS // max(classifier.shape))):
-        yield F.linear(part.float(), classifier.float(), classifier_bias)  # (c, d) -> (c, C)
+        yield F.linear(part.float(), classifier.float(), bias)  # (c, d) -> (c, C)
 
 
 def place_representatives(

@@ -102,7 +102,7 @@ def check_wanted(wanted: Wanted) -> None:
         raise UserError("top_k: there is nothing to compute; name a k, or ask for mAP")
 
 
-def check_confidence(confidence: float | None) -> None:
-    """Raise a UserError unless the confidence level, if there is one, is between 0 and 1."""
-    if confidence is not None and not 0 < confidence < 1:
-        raise UserError(f"confidence: should be between 0 and 1, as 0.95, got {confidence}")
+def check_level(interval_level: float | None) -> None:
+    """Raise a UserError unless the level of intervals, if there is one, is between 0 and 1."""
+    if interval_level is not None and not 0 < interval_level < 1:
+        raise UserError(f"interval_level: should be between 0 and 1, as 0.95, got {interval_level}")

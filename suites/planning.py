@@ -159,7 +159,7 @@ def _depends_on_seed(config: Any) -> bool:
     params = getattr(config, "eval_params", None)
     if params is None:
         return True
-    return any(drawn is not None for drawn in (params.backfilling, params.confidence, params.subset))
+    return any(drawn is not None for drawn in (params.backfilling, params.interval_level, params.subset))
 
 
 def _check_orders(suite: SuiteConfig, configs: dict[str, Any]) -> None:

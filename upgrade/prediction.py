@@ -177,7 +177,7 @@ def predict_map(
 ) -> dict[str, Curve]:
     """Mean average precision by labels (m,), with bootstrap bands over the queries; arguments as `predict_recall`."""
     curves = backfilling_curve(
-        new, transformed, new, labels, orders=orders, cutoffs=cutoffs, top_k=(), confidence=confidence, seed=seed
+        new, transformed, new, labels, orders=orders, cutoffs=cutoffs, top_k=(), interval_level=confidence, seed=seed
     )
     predicted = {}
     for name, curve in curves.items():

@@ -17,6 +17,7 @@ from utils.precision import Resolved, resolve_precision
 
 # Keys that do not change the weights that a run ends with.
 NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats", "embeddings_dir"}
+FORMER_NAMES = {"interval_level": "confidence"}  # of keys, by which finished runs know them
 
 
 class Run:
@@ -115,8 +116,9 @@ def fingerprint(config: Any) -> str:
 def decisive_values(config: Any) -> Any:
     """The nested values of a config that its result depends on: less neutral keys, and less keys at their default.
 
-    So a key that a later version adds, with a default that does what was done before, leaves finished runs valid; and
-    for the same reason a default never changes. A section whose default is none counts even if all in it is default.
+    So a key that a later version adds, with a default that does what was done before, leaves finished runs valid; for
+    the same reason a default never changes, and a key that is renamed counts by its former name. A section whose
+    default is none counts even if all in it is default.
     """
     if not is_dataclass(config):
         return config
@@ -124,7 +126,7 @@ def decisive_values(config: Any) -> Any:
     for field in fields(config):
         value = decisive_values(getattr(config, field.name))
         if field.name not in NEUTRAL_KEYS and value != decisive_values(_default(field)):
-            values[field.name] = value
+            values[FORMER_NAMES.get(field.name, field.name)] = value
     return values
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from retrieval.orders.by_class import class_distance, confidence, entropy, knn_disagreement
-from retrieval.orders.evidence import Gallery
+from retrieval.orders.evidence import Evidence
 from retrieval.orders.oracle import retrieval_error
 from retrieval.ranking.buffers import row_parts
 from retrieval.ranking.distances import check_distance, unit
@@ -17,53 +17,53 @@ from utils.config import unknown_choice
 from utils.errors import UserError
 
 
-def random_score(gallery: Gallery) -> Tensor:
+def random_score(evidence: Evidence) -> Tensor:
     """A random order, the same for a seed on every device."""
-    order = torch.randperm(len(gallery.new), generator=torch.Generator().manual_seed(gallery.seed))
+    order = torch.randperm(len(evidence.new), generator=torch.Generator().manual_seed(evidence.seed))
     return -order.argsort()  # so that the item at place i of `order` comes i-th
 
 
-def distance_score(gallery: Gallery) -> Tensor:
+def distance_score(evidence: Evidence) -> Tensor:
     """Largest distance between new and h(old) first: an oracle, since it needs the new embeddings."""
-    parts = zip(row_parts(gallery.transformed), row_parts(gallery.new), strict=True)
-    if gallery.distance == "cosine":
+    parts = zip(row_parts(evidence.transformed), row_parts(evidence.new), strict=True)
+    if evidence.distance == "cosine":
         return torch.cat([-(unit(h.double()) * unit(new.double())).sum(1) for h, new in parts])
     return torch.cat([(new.double() - h.double()).square().sum(1) for h, new in parts])
 
 
-def sigma_score(gallery: Gallery) -> Tensor:
+def sigma_score(evidence: Evidence) -> Tensor:
     """Largest log variance first (FastFill); one of several dimensions counts by its mean."""
-    if gallery.log_variance is None:
+    if evidence.log_variance is None:
         raise UserError(
             "order `sigma` needs a gallery with sigma (log variance); "
             "train with MLP_BN_SIDE_PROJECTION_SIGMA or give a gallery file with `sigma`"
         )
-    rows = gallery.log_variance.double().view(len(gallery.log_variance), -1)  # (n,) or (n, sigma_dim)
-    if len(rows) != len(gallery.new):
-        raise UserError(f"sigma: has {len(rows)} rows, but new {len(gallery.new)}; they should be the same items")
+    rows = evidence.log_variance.double().view(len(evidence.log_variance), -1)  # (n,) or (n, sigma_dim)
+    if len(rows) != len(evidence.new):
+        raise UserError(f"sigma: has {len(rows)} rows, but new {len(evidence.new)}; they should be the same items")
     check_finite("sigma", rows)
     return rows.mean(1)
 
 
-def auto_score(gallery: Gallery) -> Tensor:
+def auto_score(evidence: Evidence) -> Tensor:
     """`confidence` where the gallery spreads over the classes that the classifier knows, else `sigma`.
 
     Of unknown classes the classifier's confidence says less than sigma does.
     """
-    if gallery.classifier is None and gallery.log_variance is None:
+    if evidence.classifier is None and evidence.log_variance is None:
         raise UserError("order `auto` needs a classifier of the new model, or a gallery with sigma (log variance)")
-    if gallery.log_variance is None:
-        return confidence(gallery)
-    if gallery.classifier is None:
-        return sigma_score(gallery)
-    spread = class_spread(gallery.transformed, gallery.classifier, gallery.classifier_bias)
-    return confidence(gallery) if spread >= EVEN_SPREAD else sigma_score(gallery)
+    if evidence.log_variance is None:
+        return confidence(evidence)
+    if evidence.classifier is None:
+        return sigma_score(evidence)
+    spread = class_spread(evidence.transformed, evidence.classifier, evidence.classifier_bias)
+    return confidence(evidence) if spread >= EVEN_SPREAD else sigma_score(evidence)
 
 
 class Order(NamedTuple):
     """A way to rank the items of a gallery."""
 
-    score: Callable[[Gallery], Tensor]
+    score: Callable[[Evidence], Tensor]
     """-> (n,), the largest to be backfilled first."""
     needs: str
     """What it looks at beside h(old)."""
@@ -129,6 +129,8 @@ def backfilling_order(
         raise UserError(f"classifier_bias: should be ({len(classifier)},), got {tuple(classifier_bias.shape)}")
     if labels is not None:
         labels = as_integers("labels", labels, new)
-    gallery = Gallery(transformed, new, log_variance, classifier, classifier_bias, class_means, labels, distance, seed)
-    scores = ORDERS[name].score(gallery)
+    evidence = Evidence(
+        transformed, new, log_variance, classifier, classifier_bias, class_means, labels, distance, seed
+    )
+    scores = ORDERS[name].score(evidence)
     return scores.sort(descending=True, stable=True).indices.to(new.device)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Gallery:
-    """A gallery of n items before and after backfilling, and what is known of their classes."""
+class Evidence:
+    """The n items of a gallery before and after backfilling, and what is known of their classes."""
 
     transformed: Tensor  # (n, d) h(old)
     new: Tensor  # (n, d)

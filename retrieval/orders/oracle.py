@@ -3,24 +3,24 @@
 import torch
 from torch import Tensor
 
-from retrieval.orders.evidence import Gallery
+from retrieval.orders.evidence import Evidence
 from retrieval.ranking.buffers import PART_ELEMENTS
 from retrieval.ranking.distances import unit
 from utils.errors import UserError
 
 
-def retrieval_error(gallery: Gallery) -> Tensor:
+def retrieval_error(evidence: Evidence) -> Tensor:
     """Largest true error first: the average precision that an item loses by h(old) in place of new.
 
     Each of the item's two embeddings ranks the new embeddings of all other items; relevant are those of its label. The
     score is the average precision by its new embedding less that by h(old); 0 where there is none, as of an item with a
     negative label, which is of no class. Quadratic in n, as an evaluation is.
     """
-    labels = gallery.labels
+    labels = evidence.labels
     if labels is None:
         raise UserError("order `oracle` needs the labels of the gallery items")
-    new, transformed = (rows.float() for rows in (gallery.new, gallery.transformed))
-    if gallery.distance == "cosine":
+    new, transformed = (rows.float() for rows in (evidence.new, evidence.transformed))
+    if evidence.distance == "cosine":
         new, transformed = unit(new), unit(transformed)
     rank = torch.arange(1, len(new) + 1, device=new.device)
     losses = []

@@ -14,7 +14,6 @@ A plain evaluation is the curve with one embedding an item and one point.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -23,8 +22,10 @@ from retrieval.metrics import average_precision, first_relevant_rank, hit_ranks,
 from retrieval.ranking.binning import bins_of, cells_of
 from retrieval.ranking.buffers import Buffers
 from retrieval.ranking.distances import DistanceTable
+from retrieval.ranking.relevance import Relevance
 from retrieval.ranking.threads import run_chunks, worker_count
 from retrieval.results import PerQuery, Wanted
+from utils.distributed import World
 from utils.memory import free_on_gpu
 
 # On a CPU a chunk's elements should stay in the last cache, but it has so many queries that the matrix product is
@@ -34,48 +35,31 @@ MIN_QUERIES = 64
 MAX_BYTES = 2**31  # of all chunks at work
 GPU_SHARE = 0.5  # of the free memory, where that is less
 INDEXABLE = 2**31 - 1  # elements, by int32
+Progress = Callable[[int], None]
 BYTES_PER_ELEMENT = 28  # of a distance in float64 and float32, its cell, bin and histogram cell, and flags
-
-
-@dataclass(frozen=True)
-class Relevance:
-    """Which gallery items count for which query: the items of its class but not itself."""
-
-    by_class: Tensor  # (n_g,) gallery items, class by class
-    start: Tensor  # (n_q,) the query's class begins here in `by_class` ...
-    size: Tensor  # (n_q,) ... and has so many items
-    self_item: Tensor  # (n_q,) the gallery item that is the query itself, -1 if none
-    count: Tensor  # (n_q,) relevant items
-
-
-def relevance(query_labels: Tensor, gallery_labels: Tensor, self_item: Tensor) -> Relevance:
-    """Find each query's relevant items from the labels (n_q,), (n_g,) and the queries' own places in the gallery.
-
-    A negative label is no class: nothing is relevant to such a query.
-    """
-    ordered, by_class = gallery_labels.sort(stable=True)
-    start = torch.searchsorted(ordered, query_labels)
-    size = torch.searchsorted(ordered, query_labels, right=True) - start
-    own_label = gallery_labels[self_item.clamp(min=0)]
-    count = size - ((self_item >= 0) & (own_label == query_labels)).long()
-    count = torch.where(query_labels < 0, 0, count)
-    return Relevance(by_class, start, size, self_item, count)
 
 
 def rank_queries(
     table: DistanceTable,
     relevant: Relevance,
-    queries: Tensor,
     blocks: Mapping[str, Tensor],
     points: int,
     wanted: Wanted,
-    progress: Callable[[int], None] | None,
+    world: World,
+    progress: Progress | None,
 ) -> dict[str, PerQuery]:
-    """Rank the gallery for `queries` (q,), which all have relevant items, in each order.
+    """Rank the gallery in each order, for all queries that have a relevant item: each process its share, all get all.
 
-    `blocks` gives for each order every item's block (n_g,): the first point at which its new embedding stands,
-    `points` if none. It has no effect if the table has one embedding an item. `progress` is told the queries done.
+    What is computed from the result is the same to the last bit for any number of processes.
+
+    Args:
+        blocks: order -> every item's block (n_g,): the first point at which its new embedding stands, `points` if none.
+            It has no effect if the table has one embedding an item.
+        progress: told how many of this process's share of the queries are done.
     """
+    share = world.share(len(relevant.count))
+    (mine,) = (relevant.count[share] > 0).nonzero(as_tuple=True)
+    queries = mine + share.start
     num_relevant = relevant.count[queries]
     rankings = {name: _unfilled(queries, num_relevant, points, wanted) for name in blocks}
     first_hit = num_relevant.cumsum(0) - num_relevant  # where a query's begin in `hit_ranks`
@@ -98,12 +82,12 @@ def rank_queries(
                 ranking.hit_ranks[first_hit[places][query] + number] = ranks[query, number]
         return len(places)
 
-    done = 0
+    done = share.stop - share.start - len(queries)  # those without a relevant item
     for count in run_chunks(rank, _chunks(table, relevant, queries, points), queries.device):
         done += count
         if progress is not None:
             progress(done)
-    return rankings
+    return {name: _gathered(ranking, world) for name, ranking in rankings.items()}
 
 
 def _unfilled(queries: Tensor, num_relevant: Tensor, points: int, wanted: Wanted) -> PerQuery:
@@ -117,6 +101,13 @@ def _unfilled(queries: Tensor, num_relevant: Tensor, points: int, wanted: Wanted
         hits=queries.new_empty((*shape, len(wanted.depths)), dtype=torch.int32),
         hit_ranks=queries.new_empty(int(num_relevant.sum()), dtype=torch.int32) if wanted.per_query else None,
     )
+
+
+def _gathered(ranking: PerQuery, world: World) -> PerQuery:
+    """The figures of the queries of all processes, in the order of the queries."""
+    fields = ranking._asdict()
+    gathered = {name: world.gather_rows(rows.to(world.device)) for name, rows in fields.items() if rows is not None}
+    return ranking._replace(**gathered)
 
 
 def _chunks(table: DistanceTable, relevant: Relevance, queries: Tensor, points: int) -> Iterator[Tensor]:

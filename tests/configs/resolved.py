@@ -13,6 +13,7 @@ from suites.planning import resolve
 from suites.scripts import SCHEMAS
 from upgrade.config import UpgradeConfig
 from utils.config import build, read_config
+from utils.runs import FORMER_NAMES
 
 ROOT = Path(__file__).parents[2]
 # Where a stage of a suite writes what its file alone would not: no part of what is computed.
@@ -32,7 +33,7 @@ def _stated(config: Any) -> Any:
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
         value = _stated(getattr(config, field.name))
         if field.name not in OF_THE_SUITE and value != _stated(default):
-            stated[field.name] = value
+            stated[FORMER_NAMES.get(field.name, field.name)] = value
     return stated
 
 

@@ -5,7 +5,6 @@ from unittest import mock
 
 import pytest
 import torch
-from evaluation.sets import transform_gallery
 from torch import nn
 
 from data.config import DatasetParams
@@ -13,6 +12,7 @@ from data.embeddings import EmbeddingSet
 from embedding.config import EmbedConfig
 from embedding.extraction import embed_split
 from evaluation.config import EmbeddingsParams
+from evaluation.items import gallery_in_new_space
 from models.baselines import RidgeTransformation
 from models.model_files import describe_transformation, save_model
 from tests.tiny import write_images
@@ -28,17 +28,17 @@ def test_only_dimensions_are_called_misfits(tmp_path: Path) -> None:
     save_model(path, describe_transformation(RidgeTransformation(**DIMS), {"arch": "ridge", **DIMS}), config={}, seed=0)
     files = EmbeddingsParams(query="q.npz", gallery="g.npz", transformation=path)
     gallery, side_info = EmbeddingSet(torch.randn(5, 3)), torch.randn(5, 2)
-    transformed, _ = transform_gallery(gallery, side_info, files, World())
+    transformed, _ = gallery_in_new_space(gallery, side_info, files, World())
     assert transformed.embeddings.shape == (5, 4)
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: an illegal access")):
         with (
             mock.patch.object(RidgeTransformation, "transform", side_effect=error),
             pytest.raises(type(error)) as raised,
         ):
-            transform_gallery(gallery, side_info, files, World())
+            gallery_in_new_space(gallery, side_info, files, World())
         assert raised.value is error
     with pytest.raises(UserError, match=r"t\.pt does not take embeddings of dimension 3 with no side-information, but"):
-        transform_gallery(gallery, None, files, World())
+        gallery_in_new_space(gallery, None, files, World())
 
 
 class Scaled(nn.Module):

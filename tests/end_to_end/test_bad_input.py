@@ -65,7 +65,7 @@ def write_backbone(path: Path, *, num_classes: int = 6, embedding_dim: int = 16)
         ("eval.py", "eval_params.backfilling_list=[sgima]", "unknown 'sgima'; did you mean sigma?"),
         ("eval.py", "eval_params.recall_at=[5, 0]", "eval_params.recall_at: should be 1 or more each, got [5, 0]"),
         ("eval.py", "eval_params.precision_at=10", "eval_params.precision_at: should be a list, got 10"),
-        ("eval.py", "eval_params.confidence=95", "eval_params.confidence: should be between 0 and 1, as 0.95, got 95"),
+        ("eval.py", "eval_params.interval_level=95", "interval_level: should be between 0 and 1, as 0.95, got 95"),
         ("eval.py", "query_model_path=null", "all three, or embeddings_params"),
         ("eval.py", "embeddings_params.query=a.npz", "embeddings_params.gallery: is missing"),
     ],

@@ -55,7 +55,7 @@ COMMON: list[tuple[dict[str, Any], str]] = [
     ({"recall_at": (0,)}, r"recall_at: should be 1 or more each, got \[0\]"),
     ({"precision_at": (5, -1)}, r"precision_at: should be 1 or more each, got \[5, -1\]"),
     ({"top_k": (), "compute_map": False}, "top_k: there is nothing to compute"),
-    ({"confidence": 95.0}, r"confidence: should be between 0 and 1, as 0.95, got 95.0"),
+    ({"interval_level": 95.0}, r"interval_level: should be between 0 and 1, as 0.95, got 95.0"),
 ]
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from evaluation.outputs import result_json
+from evaluation.tables import class_table
 from retrieval import RetrievalMetrics, backfilling_curve, evaluate
-from retrieval.report import class_table, result_json
 from tests.retrieval.oracle import rank_slowly
 
 

@@ -19,7 +19,7 @@ def run(world: World) -> tuple[RetrievalMetrics, dict[str, BackfillingCurve], li
     new, transformed = torch.randn(2, 101, 8, generator=generator)
     done: list[int] = []
     metrics = evaluate(
-        new, new, labels, confidence=0.9, per_query=True, per_class=True, world=world, progress=done.append
+        new, new, labels, interval_level=0.9, per_query=True, per_class=True, world=world, progress=done.append
     )
     orders = {"order": torch.randperm(101, generator=generator)}
     curves = backfilling_curve(new, transformed, new, labels, orders=orders, cutoffs=cutoffs(101, 3), world=world)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from evaluation.outputs import result_json
+from evaluation.tables import correlations
 from retrieval import RiskCoverage, order_quality
-from retrieval.report import correlations, result_json
 from retrieval.results import RetrievalMetrics
 from retrieval.risk_coverage import alignment_errors, risk_coverage, selective_risks, spearman
 from tests.retrieval.oracle import rank_slowly

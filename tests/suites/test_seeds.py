@@ -85,7 +85,7 @@ def test_what_is_marked_once_and_evaluations_of_it_serve_all_seeds(root: Path) -
 
 def test_an_evaluation_that_draws_at_random_is_repeated(root: Path) -> None:
     values = seeded(*ONCE, "h", seeds=[0, 1])
-    values["stages"]["eval_new_new"]["overrides"] = {"eval_params": {"confidence": 0.9}}
+    values["stages"]["eval_new_new"]["overrides"] = {"eval_params": {"interval_level": 0.9}}
     repeated = {stage.name for stage in planned(root, values).values() if stage.seed is not None}
     assert repeated == {"eval_new_new", "eval_new_old"}  # bootstrap; random order
 

@@ -104,7 +104,7 @@ def test_the_oracle_loses_the_most_average_precision_first(distance: str, unknow
 @pytest.mark.parametrize("name", ORDERS_OF_CLASSES)
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     whole = order(name)
-    for module in ("class_orders", "oracle"):
+    for module in ("orders.by_class", "orders.oracle", "representatives"):
         monkeypatch.setattr(f"retrieval.{module}.PART_ELEMENTS", 3 * N)
     assert torch.equal(order(name), whole)
 

@@ -6,15 +6,15 @@ from dataclasses import asdict, replace
 import torch
 from torch import Tensor
 
-from retrieval.confidence import bootstrap_means, percentile_interval
+from retrieval.intervals import bootstrap_means, percentile_interval
 from retrieval.metrics import cmc, precision, recall
 from retrieval.results import Counts, Interval, PerQuery, RetrievalMetrics, Wanted
 
 
-def summarise(
-    ranking: PerQuery, counts: Counts, wanted: Wanted, query_labels: Tensor, confidence: float | None, seed: int
+def mean_metrics(
+    ranking: PerQuery, counts: Counts, wanted: Wanted, query_labels: Tensor, interval_level: float | None, seed: int
 ) -> tuple[tuple[RetrievalMetrics, ...], Mapping[str, Interval]]:
-    """The metrics at each point, and the intervals of their means over the points (empty without `confidence`).
+    """The metrics at each point, and the intervals of their means over the points (empty without a level).
 
     `query_labels` are those of all queries (n_q,), for the metrics of each class at the first point.
     """
@@ -23,11 +23,11 @@ def summarise(
     means = {name: values.mean(0).tolist() for name, values in figures.items()}
     intervals: list[dict[str, Interval]] = [{} for _ in range(points)]
     auc_intervals: dict[str, Interval] = {}
-    if confidence is not None:
+    if interval_level is not None:
         resampled = bootstrap_means(torch.stack(list(figures.values()), dim=2), seed)  # (samples, P, M)
-        of_points = percentile_interval(resampled, confidence).permute(1, 2, 0).tolist()  # P, M, 2
+        of_points = percentile_interval(resampled, interval_level).permute(1, 2, 0).tolist()  # P, M, 2
         intervals = [dict(zip(names, map(tuple, rows), strict=True)) for rows in of_points]
-        of_means = percentile_interval(resampled.mean(1), confidence).T.tolist()
+        of_means = percentile_interval(resampled.mean(1), interval_level).T.tolist()
         auc_intervals = dict(zip(names, map(tuple, of_means), strict=True))
     metrics = [
         _metrics({name: values[point] for name, values in means.items()}, counts, wanted, intervals[point])

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
+from evaluation.outputs import result_json
+from evaluation.tables import table
 from retrieval import backfilling_curve, cutoffs, evaluate
-from retrieval.confidence import SAMPLES, bootstrap_means, percentile_interval
-from retrieval.report import result_json, table
+from retrieval.intervals import SAMPLES, bootstrap_means, percentile_interval
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -37,7 +38,7 @@ def test_resamples_do_not_depend_on_how_many_are_drawn_at_a_time(
 ) -> None:
     values = torch.rand(64, 2, generator=seeded(2))
     expected = bootstrap_means(values, seed=0)
-    monkeypatch.setattr("retrieval.confidence.DRAWN_ELEMENTS", elements)
+    monkeypatch.setattr("retrieval.intervals.DRAWN_ELEMENTS", elements)
     assert torch.allclose(bootstrap_means(values, seed=0), expected, rtol=1e-12)
 
 
@@ -53,7 +54,7 @@ def test_every_figure_has_its_interval() -> None:
         orders={"mine": torch.randperm(90, generator=seeded(6))},
         cutoffs=cutoffs(90, 2),
         recall_at=(10,),
-        confidence=0.95,
+        interval_level=0.95,
     )
     curve = curves["mine"]
     for figures in (*curve.points, curve.auc):
@@ -63,7 +64,7 @@ def test_every_figure_has_its_interval() -> None:
             assert value is not None
             assert low <= value <= high
             assert high - low < 0.3
-    narrow = evaluate(new, transformed, labels, recall_at=(10,), confidence=0.5)
+    narrow = evaluate(new, transformed, labels, recall_at=(10,), interval_level=0.5)
     for name, (low, high) in narrow.intervals.items():
         wide_low, wide_high = curve.points[0].intervals[name]
         assert wide_low < low < high < wide_high

@@ -1,9 +1,12 @@
-"""How much of what one gallery retrieves another retrieves too: a quality of retrieval that needs no labels."""
+"""One number for how well a transformed gallery serves: with labels and without, or while it is backfilled."""
+
+from statistics import fmean
 
 import torch
 from torch import Tensor
 
-from retrieval.evaluation import evaluate
+from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
+from retrieval.orders.backfilling import backfilling_order
 from retrieval.ranking.buffers import Buffers
 from retrieval.ranking.distances import check_distance, distance_table
 from retrieval.validation import check_embeddings
@@ -11,6 +14,7 @@ from utils.errors import UserError
 
 QUERIES = 256  # at once
 NEIGHBOURS = 10
+BACKFILLING = 4  # points between the ends: few, since choices are compared at the same ones
 
 
 def retrieval_quality(transformed: Tensor, new: Tensor, labels: Tensor | None) -> tuple[str, float]:
@@ -30,6 +34,26 @@ def retrieval_quality(transformed: Tensor, new: Tensor, labels: Tensor | None) -
         return "mAP", value
     k = min(NEIGHBOURS, len(new) - 1)
     return f"recall@{k}", recall_of_nearest(new, transformed, new, k=k)
+
+
+def upgrade_quality(new: Tensor, transformed: Tensor, labels: Tensor, classifier: Tensor, bias: Tensor) -> float:
+    """The mean of the areas under the curves of CMC-1, CMC-5 and mAP, under `confidence` order.
+
+    Args:
+        new: the new model's embeddings of n items, which are queries and what the gallery is backfilled with, (n, d).
+        transformed: h(old) of the same items, (n, d).
+        labels: (n,) integers.
+        classifier: (C, d), and its bias (C,), for the order.
+
+    Raises:
+        UserError: as `backfilling_curve`.
+    """
+    order = backfilling_order(
+        "confidence", transformed=transformed, new=new, classifier=classifier, classifier_bias=bias
+    )
+    points = cutoffs(len(new), BACKFILLING)
+    curve = backfilling_curve(new, transformed, new, labels, orders={"confidence": order}, cutoffs=points)
+    return fmean(value for value in curve["confidence"].auc.to_json().values() if value is not None)
 
 
 @torch.no_grad()

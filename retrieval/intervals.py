@@ -25,11 +25,11 @@ def bootstrap_means(values: Tensor, seed: int) -> Tensor:
     return torch.cat(means).view(SAMPLES, *values.shape[1:])
 
 
-def percentile_interval(means: Tensor, confidence: float) -> Tensor:
-    """The central interval that holds the share `confidence` of the resamples, (samples, ...) -> (2, ...).
+def percentile_interval(means: Tensor, level: float) -> Tensor:
+    """The central interval that holds the share `level` of the resamples, (samples, ...) -> (2, ...).
 
     >>> percentile_interval(torch.arange(101.0), 0.9)
     tensor([ 5., 95.])
     """
-    tail = (1 - confidence) / 2
+    tail = (1 - level) / 2
     return means.quantile(torch.tensor([tail, 1 - tail], dtype=means.dtype, device=means.device), dim=0)

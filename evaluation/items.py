@@ -1,4 +1,4 @@
-"""The queries and the gallery of an evaluation: from models and images, or through a transformation."""
+"""The queries and the gallery of an evaluation: from models and images, or from embedding files."""
 
 from dataclasses import replace
 
@@ -9,7 +9,8 @@ from data.embeddings import EmbeddingSet
 from data.lengths import about_zeros, lengths_of, zeros_kept
 from embedding.extraction import embed_images, freeze
 from evaluation.config import EmbeddingsParams, EvalConfig
-from evaluation.files import ClassVectors, read_class_vectors
+from evaluation.files import ClassVectors, read_class_vectors, read_query_and_gallery
+from evaluation.subsets import take_subset
 from models.embedding import TransformedModel
 from models.model_files import build_model, check_inputs, classifier_of, load_model, read_description
 from models.refinement import RefinedTransformation
@@ -18,6 +19,35 @@ from utils.distributed import World
 from utils.errors import UserError
 
 TRANSFORMED_AT_ONCE = 1 << 14  # items
+
+
+def query_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, EmbeddingSet, ClassVectors]:
+    """What an evaluation compares, by models and images or by embedding files, and what is known of the classes.
+
+    Raises:
+        UserError: a file that is missing, cannot be read or does not fit the others.
+    """
+    if config.embeddings_params is None:
+        query, gallery, classes = embed_queries_and_gallery(config, world)
+    else:
+        query, gallery, classes = read_items(config.embeddings_params, config, world)
+    if config.eval_params.subset is not None:
+        query, gallery = take_subset(query, gallery, config.eval_params.subset, config.seed)
+    return query, gallery, classes
+
+
+def read_items(
+    files: EmbeddingsParams, config: EvalConfig, world: World
+) -> tuple[EmbeddingSet, EmbeddingSet, ClassVectors]:
+    """Read queries and gallery from embedding files, the gallery through the transformation that they name, if any."""
+    query, gallery, side_info, by_place = read_query_and_gallery(files, config.eval_params, world.device)
+    if by_place and world.is_main:
+        print(
+            f"{files.query} and {files.gallery} have no ids, and the same labels: item i of both is taken for "
+            "the same one, which a query never retrieves (else set eval_params.same_items=false)"
+        )
+    gallery, classes = gallery_in_new_space(gallery, side_info, files, world)
+    return query, gallery, classes
 
 
 def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, EmbeddingSet, ClassVectors]:
@@ -57,7 +87,7 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
     return query, gallery, replace(classes, names=images.classes)
 
 
-def transform_gallery(
+def gallery_in_new_space(
     gallery: EmbeddingSet, side_info: torch.Tensor | None, files: EmbeddingsParams, world: World
 ) -> tuple[EmbeddingSet, ClassVectors]:
     """Put a gallery of old embeddings through the transformation that `embeddings_params` names, if any.

@@ -25,7 +25,7 @@ def naive(query: torch.Tensor, gallery: torch.Tensor, reference: torch.Tensor, k
 
 @pytest.mark.parametrize("k", [1, 7, N - 1])
 def test_recall_is_the_naive_loops(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("retrieval.agreement.QUERIES", 16)
+    monkeypatch.setattr("retrieval.quality.QUERIES", 16)
     assert recall_of_nearest(QUERY, GALLERY, QUERY, k=k) == pytest.approx(naive(QUERY, GALLERY, QUERY, k))
 
 

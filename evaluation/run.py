@@ -1,0 +1,192 @@
+"""An evaluation: queries and a gallery -> metrics, and the curve of a gallery that is backfilled in each order."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from data.embeddings import EmbeddingSet
+from evaluation.config import EvalConfig
+from evaluation.files import ClassVectors
+from retrieval import (
+    EVEN_SPREAD,
+    BackfillingCurve,
+    Progress,
+    RetrievalMetrics,
+    RiskCoverage,
+    backfilling_curve,
+    backfilling_order,
+    class_spread,
+    cutoffs,
+    evaluate,
+    order_quality,
+    place_representatives,
+)
+from utils.distributed import World
+from utils.errors import UserError
+
+Curves = Mapping[str, BackfillingCurve]  # by order
+Quality = Mapping[str, Mapping[str, RiskCoverage]]  # order -> risk -> how good the order is
+
+
+@dataclass(frozen=True)
+class Placing:
+    """Whether a gallery's representatives were placed, and what that hung on."""
+
+    class_spread: float  # the share of the known classes over which the gallery spreads
+    placed: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was evaluated, and what was found."""
+
+    query: EmbeddingSet
+    gallery: EmbeddingSet  # with its representatives in their places
+    class_names: Sequence[str]  # by label; empty where there are none
+    metrics: RetrievalMetrics  # before any backfilling
+    curves: Curves
+    quality: Quality
+    placing: Placing | None  # None where no representatives were asked for
+
+
+def evaluate_retrieval(
+    query: EmbeddingSet, gallery: EmbeddingSet, classes: ClassVectors, config: EvalConfig, world: World
+) -> Evaluation:
+    """Compute what the config asks for; every process calls it with the same items, and all get the same figures.
+
+    Raises:
+        UserError: an order or the representatives need what is not known, or labels or embeddings that cannot be
+            evaluated; of embedding files, it names them.
+    """
+    try:
+        orders = backfilling_orders(query, gallery, classes, config)
+        gallery, placing = with_representatives(gallery, classes, config.eval_params.representatives)
+        metrics, curves = metrics_and_curves(query, gallery, orders, config, world)
+        quality = judge_orders(query, gallery, orders, config, world)
+    except UserError as error:
+        files = config.embeddings_params
+        source = "" if files is None else f"embeddings_params: {files.query}, {files.gallery}: "
+        raise UserError(f"{source}{error}") from None
+    return Evaluation(query, gallery, classes.names, metrics, curves, quality, placing)
+
+
+def backfilling_orders(
+    query: EmbeddingSet, gallery: EmbeddingSet, classes: ClassVectors, config: EvalConfig
+) -> dict[str, torch.Tensor]:
+    """The orders that the config asks for, each a permutation (n,) of the gallery; none without backfilling."""
+    params = config.eval_params
+    if params.backfilling is None or not params.backfilling_list:
+        return {}
+    if not query.same_items(gallery):
+        raise UserError("eval_params.backfilling: needs queries and gallery of the same items")
+    return {
+        name: backfilling_order(
+            name,
+            transformed=gallery.embeddings,
+            new=query.embeddings,
+            log_variance=gallery.log_variance,
+            classifier=classes.classifier,
+            classifier_bias=classes.bias,
+            class_means=classes.means,
+            labels=gallery.labels,
+            seed=config.seed,
+            distance=params.distance_metric_name,
+        )
+        for name in params.backfilling_list
+    }
+
+
+def with_representatives(
+    gallery: EmbeddingSet, classes: ClassVectors, wanted: str
+) -> tuple[EmbeddingSet, Placing | None]:
+    """The gallery with its representatives in their places, if they are wanted and `auto` does not object.
+
+    Raises:
+        UserError: classifier or class means are not known.
+    """
+    if wanted == "off":
+        return gallery, None
+    if classes.classifier is None or classes.means is None:
+        raise UserError(
+            "eval_params.representatives: need a classifier and class means; evaluate a transformation with a "
+            "refinement, or give embeddings_params.classifier and .class_means"
+        )
+    spread = class_spread(gallery.embeddings, classes.classifier, classes.bias)
+    placing = Placing(spread, placed=wanted == "on" or spread >= EVEN_SPREAD)
+    if placing.placed:
+        embeddings = place_representatives(gallery.embeddings, classes.classifier, classes.means, classes.bias)
+        gallery = replace(gallery, embeddings=embeddings)
+    return gallery, placing
+
+
+def metrics_and_curves(
+    query: EmbeddingSet, gallery: EmbeddingSet, orders: Mapping[str, torch.Tensor], config: EvalConfig, world: World
+) -> tuple[RetrievalMetrics, Curves]:
+    """The metrics before any backfilling and the curve of each order."""
+    params = config.eval_params
+    assert query.labels is not None
+    with ranking_progress(query, config, world) as progress:
+        shared: dict[str, Any] = {
+            "query_ids": query.numbers,
+            "gallery_ids": gallery.numbers,
+            "distance": params.distance_metric_name,
+            "recall_at": params.recall_at,
+            "precision_at": params.precision_at,
+            "compute_map": params.compute_map,
+            "interval_level": params.interval_level,
+            "seed": config.seed,
+            "per_query": params.per_query is not None,
+            "per_class": params.per_class,
+            "world": world,
+            "progress": progress,
+        }
+        if not orders:
+            return evaluate(query.embeddings, gallery.embeddings, query.labels, gallery.labels, **shared), {}
+        new, transformed = query.embeddings, gallery.embeddings
+        assert params.backfilling is not None
+        points = cutoffs(len(gallery), params.backfilling)
+        curves = backfilling_curve(
+            new, transformed, new, query.labels, gallery.labels, orders=orders, cutoffs=points, **shared
+        )
+    return next(iter(curves.values())).points[0], curves
+
+
+def judge_orders(
+    query: EmbeddingSet, gallery: EmbeddingSet, orders: Mapping[str, torch.Tensor], config: EvalConfig, world: World
+) -> Quality:
+    """How well each order finds the items that the transformation places badly, by each kind of risk.
+
+    Not the random order, whose risk-coverage curve is known: the mean risk.
+    """
+    judged = {name: order for name, order in orders.items() if name != "random"}
+    if not judged:
+        return {}
+    assert query.labels is not None
+    with ranking_progress(query, config, world) as progress:
+        return order_quality(
+            gallery.embeddings,
+            query.embeddings,
+            query.labels,
+            judged,
+            distance=config.eval_params.distance_metric_name,
+            compute_map=config.eval_params.compute_map,
+            world=world,
+            progress=progress,
+        )
+
+
+@contextmanager
+def ranking_progress(query: EmbeddingSet, config: EvalConfig, world: World) -> Iterator[Progress]:
+    """A progress bar over this process's share of the queries: a function to call with the number that are done."""
+    share = len(range(len(query))[world.share(len(query))])
+    hidden = None if config.eval_params.verbose and world.is_main else True
+    with tqdm(total=share, desc="ranking", unit="query", leave=False, disable=hidden) as bar:
+
+        def progress(done: int) -> None:
+            bar.update(done - bar.n)
+
+        yield progress
