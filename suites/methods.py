@@ -1,7 +1,7 @@
 """The methods of a suite, each stated once -> the stages that they run, and the rows that these fill."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 from evaluation.config import BackfillingOrder
 from utils.config import build, key, merge, section, unknown_choice
@@ -9,6 +9,7 @@ from utils.errors import UserError
 
 TABLES = ("no_backfilling", "backfilling")
 PLAIN = "plain"  # the row of a method before any backfilling
+ROWS = (PLAIN, *get_args(BackfillingOrder))
 BACKFILLING = 20  # points between the ends, as in the papers
 
 
@@ -16,8 +17,8 @@ BACKFILLING = 20  # points between the ends, as in the papers
 class StageTemplate:
     """`template.training`, `template.evaluation`: what such stages of all methods have in common."""
 
-    name: str = key("", doc="of the stage")
-    config: str = key("", doc="the script's config")
+    name: str = key(doc="of the stage")
+    config: str = key(doc="the script's config")
     overrides: dict[str, Any] = key({}, doc="config keys, in sections; a method's own win over them")
 
 
@@ -25,8 +26,8 @@ class StageTemplate:
 class Template:
     """`template`: how a method becomes stages. Its texts, and a method's, may hold places, as `_places` fills them."""
 
-    training: StageTemplate = section(StageTemplate, doc="trains a method's transformation")
-    evaluation: StageTemplate = section(StageTemplate, doc="evaluates a method")
+    training: StageTemplate | None = key(None, doc="trains a method's transformation")
+    evaluation: StageTemplate | None = key(None, doc="evaluates a method")
     models: dict[str, str] = key({}, doc="{old} and {new}")
     transformation: str = key("", doc="{transformation}, a method's file of it")
     transformed: str = key("", doc="{transformed}, the file of its transformed old model")
@@ -53,75 +54,101 @@ class Method:
     new_new: str | None = key(None, doc="stage: new/new of its own models; the suite's if left out")
     once: bool = key(False, doc="with several seeds: run its stages with the first of them alone")
 
+    def __post_init__(self) -> None:
+        for name in ("rows", "curves", "published"):
+            for row in getattr(self, name) or ():
+                if row not in ROWS:
+                    raise ValueError(unknown_choice(name, row, ROWS))
+
+
+@dataclass
+class Methods:
+    """The keys of a suite of which `expand` makes its stages and tables."""
+
+    methods: dict[str, Method] = key({}, doc="name -> method, each a row or more of the tables")
+    use: list[str] | None = key(None, doc="the methods that count, in their order; all if left out")
+    template: Template = section(Template, doc="how a method becomes stages")
+    places: dict[str, str] = key({}, doc="what places stand for in stages, template and methods")
+    stages: dict[str, Any] = key({}, doc="stages of the suite's own; null: one of the base that it goes without")
+    tables: dict[str, list[Any]] = key({}, doc="rows of the suite's own")
+
 
 def expand(values: dict[str, Any], source: str) -> dict[str, Any]:
     """A suite's nested values with its `methods` turned into `stages` and rows of `tables`.
 
-    `use` names the methods that count, in their order; all if left out. Stages that the suite states itself come before
-    those of the methods, and its own rows behind theirs; what it states of a method's stage wins. A stage of null is
-    one of the base that it goes without.
+    Stages that the suite states itself come before those of the methods, and its own rows behind theirs; what it states
+    of a method's stage wins.
 
     Raises:
-        UserError: naming `source` and the key.
+        UserError: naming `source` and the key: a wrong value, an unknown method in `use`, a place that there is not, or
+            methods whose stages bear one name and differ.
     """
-    values = dict(values)
-    shared, methods = values.pop("places", None) or {}, values.pop("methods", None) or {}
-    template = build(Template, values.pop("template", None) or {}, source, prefix="template.")
+    keys = [field.name for field in fields(Methods)]
+    suite = build(Methods, {name: values[name] for name in keys if values.get(name) is not None}, source)
     trainings: dict[str, Any] = {}
     evaluations: dict[str, Any] = {}
     tables: dict[str, list[Any]] = {name: [] for name in TABLES}
-    for name in values.pop("use", None) or methods:
-        if name not in methods:
-            raise UserError(f"{source}: {unknown_choice('use', name, methods)}")
-        where = f"{source}: methods.{name}"
-        method = build(Method, methods[name], source, prefix=f"methods.{name}.")
-        places = _places(name, method, template, shared, where)
+    for name in suite.methods if suite.use is None else suite.use:
+        if name not in suite.methods:
+            raise UserError(f"{source}: {unknown_choice('use', name, suite.methods)}")
+        method, where = suite.methods[name], f"{source}: methods.{name}"
+        places = _places(name, method, suite, where)
         if method.training is not None:
-            trainings |= _stage("train_transformation.py", template.training, method.overrides, method, places, where)
-        stage = method.stage or filled(template.evaluation.name, places, where)
-        if method.stage is None:
+            template = _needed(suite.template.training, "training", where)
+            stage = _stage("train_transformation.py", template, method.overrides, method)
+            _add(trainings, filled({template.name: stage}, places, where), where)
+        evaluation = method.stage
+        if evaluation is None:
+            template = _needed(suite.template.evaluation, "evaluation", where)
             orders = {"eval_params": {"backfilling": BACKFILLING, "backfilling_list": list(method.orders)}}
-            evaluation = merge(orders if method.orders else {}, method.evaluation)
-            evaluations |= _stage("eval.py", template.evaluation, evaluation, method, places, where)
+            own = merge(orders if method.orders else {}, method.evaluation)
+            evaluation = filled(template.name, places, where)
+            _add(evaluations, filled({evaluation: _stage("eval.py", template, own, method)}, places, where), where)
         for row in [PLAIN, *method.orders] if method.rows is None else method.rows:
-            tables[TABLES[row != PLAIN]].append(_row(row, method, stage))
-    stated = {name: stage for name, stage in (values.get("stages") or {}).items() if stage is not None}
-    stated = filled(stated, shared, source)
+            tables[TABLES[row != PLAIN]].append(_row(row, method, evaluation))
+    stated = {
+        name: filled(stage, suite.places, f"{source}: stages.{name}")
+        for name, stage in suite.stages.items()
+        if stage is not None
+    }
     of_methods = trainings | evaluations
     others = {name: stage for name, stage in stated.items() if name not in of_methods}
-    values["stages"] = others | merge(of_methods, {name: stated[name] for name in of_methods if name in stated})
-    own_rows = values.get("tables") or {}
-    values["tables"] = own_rows | {name: rows + (own_rows.get(name) or []) for name, rows in tables.items()}
-    return values
+    stages = others | merge(of_methods, {name: stated[name] for name in of_methods if name in stated})
+    tables = suite.tables | {name: rows + suite.tables.get(name, []) for name, rows in tables.items()}
+    return {name: value for name, value in values.items() if name not in keys} | {"stages": stages, "tables": tables}
 
 
-def _places(name: str, method: Method, template: Template, shared: dict[str, str], where: str) -> dict[str, str]:
+def _places(name: str, method: Method, suite: Methods, where: str) -> dict[str, str]:
     """What the places of a method's texts stand for: those of the suite's `places`; {method}, {training}; {old}, {new},
     the models; {transformation}, {transformed}, the files of its own; {query}, {gallery}, the models of its evaluation.
     """
-    places = {**shared, "method": name, "training": method.training or ""}
+    template = suite.template
+    places = {**suite.places, "method": name, "training": method.training or ""}
     places |= filled(template.models | method.models, places, where)
-    for stated, name in (
-        (template, "transformation"),
-        (template, "transformed"),
-        (method, "query"),
-        (method, "gallery"),
-    ):
-        places[name] = filled(getattr(stated, name), places, where)
+    places["transformation"] = filled(template.transformation, places, where)
+    places["transformed"] = filled(template.transformed, places, where)
+    places["query"] = filled(method.query, places, where)
+    places["gallery"] = filled(method.gallery, places, where)
     return places
 
 
-def _stage(
-    script: str,
-    template: StageTemplate,
-    own: dict[str, Any],
-    method: Method,
-    places: dict[str, str],
-    where: str,
-) -> dict[str, Any]:
-    """The name of a method's stage and its values."""
+def _needed(template: StageTemplate | None, kind: str, where: str) -> StageTemplate:
+    if template is None:
+        raise UserError(f"{where}: has a stage of its own; `template.{kind}` should say its name and config")
+    return template
+
+
+def _stage(script: str, template: StageTemplate, own: dict[str, Any], method: Method) -> dict[str, Any]:
+    """The values of a method's stage, with places."""
     stage: dict[str, Any] = {"script": script, "config": template.config, "overrides": merge(template.overrides, own)}
-    return filled({template.name: stage | ({"once": True} if method.once else {})}, places, where)
+    return stage | ({"once": True} if method.once else {})
+
+
+def _add(stages: dict[str, Any], stage: dict[str, Any], where: str) -> None:
+    """Add a stage, which another method may have stated just so."""
+    for name, values in stage.items():
+        if stages.setdefault(name, values) != values:
+            raise UserError(f"{where}: its stage {name} is another method's too, which says something else of it")
 
 
 def _row(row: str, method: Method, stage: str) -> dict[str, Any]:
@@ -150,5 +177,5 @@ def filled(values: Any, places: dict[str, str], where: str) -> Any:
         return values
     try:
         return values.format_map(places)
-    except (KeyError, ValueError, IndexError):
+    except (LookupError, ValueError, AttributeError, TypeError):
         raise UserError(f"{where}: `{values}` has a place that is none of {{{'}, {'.join(places)}}}") from None
