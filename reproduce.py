@@ -28,10 +28,10 @@ from suites.config import SuiteConfig
 from suites.demo import Upgrade, write_demo
 from suites.methods import expand
 from suites.planning import PlannedStage, plan
-from suites.plots import plot_areas, plot_backfilling, plot_retrieval_examples, plot_risk_coverage
+from suites.plots import plot_areas, plot_backfilling, plot_risk_coverage
 from suites.report import report, tables
 from suites.results import Results, collect_results
-from suites.retrieval_examples import Embeddings, choose_examples
+from suites.retrieval_examples import Embeddings, choose_examples, plot_retrieval_examples
 from suites.stages import StageFailed, run_stage
 from suites.summary import Summary, summarise
 from utils.config import load_config

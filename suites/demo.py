@@ -13,9 +13,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from suites.plots import BLUE, GREEN, GREY, ORANGE, RED, draw_image, draw_mark, frame_axes
+from suites.plots import BLUE, GREEN, GREY, ORANGE, RED, frame_axes
 from suites.results import METRICS, Results
-from suites.retrieval_examples import Embeddings, Example, choose_examples, nearest
+from suites.retrieval_examples import Embeddings, Example, choose_examples, draw_image, draw_mark, nearest
 from utils.files import atomic_path
 
 QUERIES, K = 5, 5
@@ -86,18 +86,13 @@ def write_demo(
 
 def _frames(upgrade: Upgrade, examples: list[Example], cutoffs: list[int], metric: str) -> Iterator[Frame]:
     ids = np.array([example.query_id for example in examples])
-    old = nearest(_select(upgrade.before[0], ids), upgrade.before[1], K, metric)
+    old = nearest(upgrade.before[0].take(ids), upgrade.before[1], K, metric)
     yield Frame("The old model: its queries, its gallery", None, old)
-    queries = _select(upgrade.transformed[0], ids)
+    queries = upgrade.transformed[0].take(ids)
     for point, cutoff in enumerate(cutoffs):
         share = f"{100 * cutoff / cutoffs[-1]:.0f} % of the gallery recomputed"
         title = f"The new model's queries: {'transformed gallery, nothing recomputed' if point == 0 else share}"
         yield Frame(title, point, nearest(queries, upgrade.gallery(cutoff), K, metric))
-
-
-def _select(items: Embeddings, ids: np.ndarray) -> Embeddings:
-    places = [int(np.flatnonzero(items.ids == item)[0]) for item in ids]
-    return Embeddings(items.rows[places], items.ids[places], items.labels[places])
 
 
 def _draw_frame(

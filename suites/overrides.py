@@ -4,7 +4,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterator
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 from suites.config import SuiteConfig
@@ -49,6 +49,9 @@ def overrides_for(schema: type, overrides: dict[str, Any], values: dict[str, Any
     A stage whose file is `objective_params.uncertainty_loss`, say, stays without it.
     """
     hints, part = typing.get_type_hints(schema), {}
+    for field in fields(schema):
+        if field.metadata.get("alias") is not None:
+            hints[field.metadata["alias"]] = hints[field.name]
     for name, value in overrides.items():
         if name not in hints:
             continue

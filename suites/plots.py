@@ -1,6 +1,5 @@
-"""The pictures of a suite: backfilling curves, how good each order is, and queries with what they find."""
+"""The plots of a suite: backfilling curves, the areas under them, and how good each order is."""
 
-from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 from typing import Literal
@@ -9,13 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, ImageOps
 
 from suites.report import RISKS, percent
 from suites.results import METRICS
-from suites.retrieval_examples import Example
 from suites.summary import Figure as Spread
 from suites.summary import Figures, Row, Summary
 from utils.files import atomic_path
@@ -44,12 +40,6 @@ ORDER_NAMES = {name: name.replace("_", " ") for name in ORDER_STYLES} | {
     "oracle": "true error (oracle)",
 }
 PANELS = ("cmc_top1", "map")
-STEPS = {  # title -> what is compared with what
-    "before the upgrade": "old query, old gallery",
-    "after the transformation": "new query, transformed gallery",
-    "after full backfilling": "new query, new gallery",
-}
-THUMBNAIL = 128  # pixels a side of an example image, at most
 
 
 def plot_backfilling(summary: Summary, path: Path) -> None:
@@ -77,7 +67,7 @@ def plot_backfilling(summary: Summary, path: Path) -> None:
             handlelength=3,
             frameon=False,
         )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _mean(figures: Figures | None, metric: str) -> float:
@@ -154,7 +144,7 @@ def plot_areas(summary: Summary, path: Path) -> None:
         axes.set_ylim(len(methods) - 0.5, -0.5)  # the first at the top
         frame_axes(axes)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _deviation(figures: Figures | None, metric: str) -> float:
@@ -195,7 +185,7 @@ def plot_risk_coverage(summary: Summary, path: Path) -> bool:
         handlelength=3,
         frameon=False,
     )
-    _save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -248,60 +238,7 @@ def _label(row: Row) -> str:
     return f"{_method(row)}, {ORDER_NAMES[str(row.order)]}: {figures}"
 
 
-def plot_retrieval_examples(examples: list[Example], image_of: Callable[[int], Image.Image], path: Path) -> None:
-    """Draw each query with its nearest gallery images at every step; right and wrong are framed and marked.
-
-    Args:
-        examples: as `suites.retrieval_examples.choose_examples` gives them.
-        image_of: the RGB image of an item's id.
-        path: PNG file to write.
-    """
-    k = len(examples[0].steps[0].ids)
-    gap, margin = 0.3, 0.55  # between blocks, and above for their titles, in images
-    width = 1 + len(STEPS) * (gap + k)
-    figure = Figure(figsize=(0.9 * width, 0.9 * (len(examples) + margin)))
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_xlim(0, width)
-    axes.set_ylim(len(examples), -margin)
-    axes.set_axis_off()
-    axes.text(0.5, -0.24, "query", ha="center", va="bottom", fontsize=12)
-    starts = [1 + gap + step * (k + gap) for step in range(len(STEPS))]
-    for start, (title, compared) in zip(starts, STEPS.items(), strict=True):
-        axes.text(start + k / 2, -0.24, title, ha="center", va="bottom", fontsize=12)
-        axes.text(start + k / 2, -0.05, compared, ha="center", va="bottom", fontsize=9, color=GREY)
-    for y, example in enumerate(examples):
-        draw_image(axes, image_of(example.query_id), 0, y, frame=GREY)
-        for start, hits in zip(starts, example.steps, strict=True):
-            for rank, (item, right) in enumerate(zip(hits.ids, hits.right, strict=True)):
-                draw_image(axes, image_of(item), start + rank, y, frame=GREEN if right else RED)
-                draw_mark(axes, start + rank, y, right)
-    _save(figure, path)
-
-
-def draw_image(axes: Axes, image: Image.Image, x: float, y: float, frame: str) -> None:
-    """Draw an image, cut to a square, into the unit cell whose upper left corner is (x, y), framed in a colour."""
-    side = min(THUMBNAIL, *image.size)
-    left, top, size = x + 0.06, y + 0.06, 0.88
-    square = ImageOps.fit(image, (side, side))
-    axes.imshow(square, extent=(left, left + size, top + size, top), interpolation="nearest", aspect="auto")
-    axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=frame, linewidth=3))
-
-
-def draw_mark(axes: Axes, x: float, y: float, right: bool) -> None:
-    """A tick or a cross in the image's lower right corner, so that colour is not the only sign."""
-    axes.text(
-        x + 0.81,
-        y + 0.81,
-        "✓" if right else "✗",
-        color="white",
-        fontsize=10,
-        fontweight="bold",
-        ha="center",
-        va="center",
-        bbox={"boxstyle": "circle,pad=0.15", "facecolor": GREEN if right else RED, "edgecolor": "white"},
-    )
-
-
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG; the same figure has the same bytes."""
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=130, facecolor="white", metadata={"Software": None})

@@ -1,12 +1,26 @@
-"""Which queries show what an upgrade does: their nearest gallery items before, during and after."""
+"""Queries that show what an upgrade does, with their nearest gallery items before, during and after; their picture."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image, ImageOps
+
+from suites.plots import GREEN, GREY, RED, save_figure
 
 CANDIDATES = 1000  # queries among which examples are looked for
 CHUNK = 256  # queries whose distances to the whole gallery are in memory at a time
+STEPS = {  # title -> what is compared with what
+    "before the upgrade": "old query, old gallery",
+    "after the transformation": "new query, transformed gallery",
+    "after full backfilling": "new query, new gallery",
+}
+THUMBNAIL = 128  # pixels a side of an example image, at most
 
 
 @dataclass(frozen=True)
@@ -17,6 +31,12 @@ class Embeddings:
     ids: np.ndarray  # (n,)
     labels: np.ndarray  # (n,)
     log_variance: np.ndarray | None = None  # (n,)
+
+    def take(self, ids: np.ndarray) -> "Embeddings":
+        """The items with these ids, in this order, without their log variance."""
+        order = np.argsort(self.ids, kind="stable")
+        chosen = order[np.searchsorted(self.ids, ids, sorter=order)]
+        return Embeddings(self.rows[chosen], ids, self.labels[chosen])
 
 
 @dataclass(frozen=True)
@@ -74,14 +94,14 @@ def choose_examples(
     # A step each: (q, k) positions in its gallery, and whether these are of the query's class.
     positions, rights = [], []
     for queries, gallery in steps:
-        queries = _select(queries, ids)
+        queries = queries.take(ids)
         found = nearest(queries, gallery, k, metric)
         positions.append(found)
         rights.append(gallery.labels[found] == queries.labels[:, None])
     top = [right[:, 0].astype(int) for right in rights]
     counts = [right.sum(axis=1) for right in rights]
     effect = 1 - top[0] + sum(top[1:]) + sum(b > a for a, b in pairwise(counts))
-    labels = _select(first, ids).labels
+    labels = first.take(ids).labels
     ranked = np.argsort(-effect, kind="stable").tolist()
     _, first_of_class = np.unique(labels[ranked], return_index=True)
     ranked = [ranked[i] for i in sorted(first_of_class)] + [q for i, q in enumerate(ranked) if i not in first_of_class]
@@ -97,8 +117,55 @@ def choose_examples(
     ]
 
 
-def _select(embeddings: Embeddings, ids: np.ndarray) -> Embeddings:
-    """The items with these ids, in this order."""
-    order = np.argsort(embeddings.ids, kind="stable")
-    chosen = order[np.searchsorted(embeddings.ids, ids, sorter=order)]
-    return Embeddings(embeddings.rows[chosen], ids, embeddings.labels[chosen])
+def plot_retrieval_examples(examples: list[Example], image_of: Callable[[int], Image.Image], path: Path) -> None:
+    """Draw each query with its nearest gallery images at every step; right and wrong are framed and marked.
+
+    Args:
+        examples: as `choose_examples` gives them.
+        image_of: the RGB image of an item's id.
+        path: PNG file to write.
+    """
+    k = len(examples[0].steps[0].ids)
+    gap, margin = 0.3, 0.55  # between blocks, and above for their titles, in images
+    width = 1 + len(STEPS) * (gap + k)
+    figure = Figure(figsize=(0.9 * width, 0.9 * (len(examples) + margin)))
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set_xlim(0, width)
+    axes.set_ylim(len(examples), -margin)
+    axes.set_axis_off()
+    axes.text(0.5, -0.24, "query", ha="center", va="bottom", fontsize=12)
+    starts = [1 + gap + step * (k + gap) for step in range(len(STEPS))]
+    for start, (title, compared) in zip(starts, STEPS.items(), strict=True):
+        axes.text(start + k / 2, -0.24, title, ha="center", va="bottom", fontsize=12)
+        axes.text(start + k / 2, -0.05, compared, ha="center", va="bottom", fontsize=9, color=GREY)
+    for y, example in enumerate(examples):
+        draw_image(axes, image_of(example.query_id), 0, y, frame=GREY)
+        for start, hits in zip(starts, example.steps, strict=True):
+            for rank, (item, right) in enumerate(zip(hits.ids, hits.right, strict=True)):
+                draw_image(axes, image_of(item), start + rank, y, frame=GREEN if right else RED)
+                draw_mark(axes, start + rank, y, right)
+    save_figure(figure, path)
+
+
+def draw_image(axes: Axes, image: Image.Image, x: float, y: float, frame: str) -> None:
+    """Draw an image, cut to a square, into the unit cell whose upper left corner is (x, y), framed in a colour."""
+    side = min(THUMBNAIL, *image.size)
+    left, top, size = x + 0.06, y + 0.06, 0.88
+    square = ImageOps.fit(image, (side, side))
+    axes.imshow(square, extent=(left, left + size, top + size, top), interpolation="nearest", aspect="auto")
+    axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=frame, linewidth=3))
+
+
+def draw_mark(axes: Axes, x: float, y: float, right: bool) -> None:
+    """A tick or a cross in the image's lower right corner, so that colour is not the only sign."""
+    axes.text(
+        x + 0.81,
+        y + 0.81,
+        "✓" if right else "✗",
+        color="white",
+        fontsize=10,
+        fontweight="bold",
+        ha="center",
+        va="center",
+        bbox={"boxstyle": "circle,pad=0.15", "facecolor": GREEN if right else RED, "edgecolor": "white"},
+    )

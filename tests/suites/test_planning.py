@@ -67,6 +67,15 @@ def test_a_suite_override_leaves_out_sections_that_a_stage_goes_without(root: Pa
     assert configs["h"].objective_params.uncertainty_loss is None
 
 
+@pytest.mark.parametrize("spelling", ["interval_level", "confidence"])
+def test_a_suite_override_may_be_spelt_in_two_ways(root: Path, spelling: str) -> None:
+    values = suite_values() | {"overrides": {"eval_params": {spelling: 0.5}}}
+    levels = [
+        stage.config.eval_params.interval_level for stage in plan(read_suite(values), root) if "eval" in stage.name
+    ]
+    assert levels == [0.5, 0.5, 0.5]
+
+
 def stage_override(values: dict[str, Any]) -> None:
     values["stages"]["eval_new_old"]["overrides"] = {"eval_params": {"compute_mapp": False}}
 

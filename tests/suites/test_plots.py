@@ -5,23 +5,18 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
 from evaluation.config import BackfillingOrder
 from suites import plots
 from suites.plots import (
-    GREEN,
     ORDER_NAMES,
     ORDER_STYLES,
-    RED,
     plot_areas,
     plot_backfilling,
-    plot_retrieval_examples,
     plot_risk_coverage,
 )
-from suites.retrieval_examples import Example, Hits
 from suites.summary import summarise
 
 
@@ -29,13 +24,13 @@ from suites.summary import summarise
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """The figures that are saved, as objects."""
     saved: list[Figure] = []
-    save = plots._save
+    save = plots.save_figure
 
     def keep(figure: Figure, path: Path) -> None:
         saved.append(figure)
         save(figure, path)
 
-    monkeypatch.setattr(plots, "_save", keep)
+    monkeypatch.setattr(plots, "save_figure", keep)
     return saved
 
 
@@ -219,39 +214,6 @@ def test_areas_beside_the_new_new_of_each_row(tmp_path: Path, figures: list[Figu
 def test_one_panel_without_map(tmp_path: Path, figures: list[Figure]) -> None:
     plot_backfilling(summarise([results(with_map=False)]), tmp_path / "backfilling.png")
     assert [axes.get_ylabel() for axes in figures[0].axes] == ["CMC-1 (%)"]
-
-
-def test_the_same_picture_every_time(tmp_path: Path) -> None:
-    for name in ("one.png", "two.png"):
-        plot_backfilling(summarise([results()]), tmp_path / name)
-    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()
-
-
-def test_retrieval_examples(tmp_path: Path, figures: list[Figure]) -> None:
-    rights = [[False, False], [True, False], [True, True]]
-    examples = [Example(9, [Hits([10 * step, 10 * step + 1], right) for step, right in enumerate(rights)])] * 3
-    drawn = []
-
-    def image_of(item: int) -> Image.Image:
-        drawn.append(item)
-        return Image.fromarray(np.full((20 + item, 40, 3), 5 * item, dtype=np.uint8))
-
-    plot_retrieval_examples(examples, image_of, tmp_path / "examples.png")
-    assert (tmp_path / "examples.png").stat().st_size > 1000
-    assert drawn == [9, 0, 1, 10, 11, 20, 21] * 3
-    (axes,) = figures[0].axes
-    marks = [text.get_text() for text in axes.texts if text.get_text() in "✓✗"]
-    assert marks == ["✗", "✗", "✓", "✗", "✓", "✓"] * 3
-    frames = [to_hex(patch.get_edgecolor(), keep_alpha=False).upper() for patch in axes.patches]
-    assert frames[1:7] == [GREEN if mark == "✓" else RED for mark in marks[:6]]
-    assert {np.asarray(image.get_array()).shape[:2] for image in axes.images} == {
-        (29, 29),
-        (20, 20),
-        (21, 21),
-        (30, 30),
-        (31, 31),
-        (40, 40),
-    }
 
 
 def test_every_order_has_a_style() -> None:

@@ -1,9 +1,15 @@
 """Examples: the nearest items as a naive loop finds them, and queries that show the effect."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
 
-from suites.retrieval_examples import Embeddings, choose_examples, nearest
+from suites.plots import GREEN, RED
+from suites.retrieval_examples import Embeddings, Example, Hits, choose_examples, nearest, plot_retrieval_examples
 
 
 def embeddings(rows: np.ndarray, labels: np.ndarray, ids: np.ndarray | None = None) -> Embeddings:
@@ -66,3 +72,31 @@ def test_fewer_classes_and_items_than_asked_for() -> None:
     examples = choose_examples(steps_of(classes=2, per_class=2), count=9)
     assert len(examples) == 4
     assert {len(hits.ids) for example in examples for hits in example.steps} == {3}
+
+
+def test_right_and_wrong_are_framed_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("suites.retrieval_examples.save_figure", lambda figure, path: figures.append(figure))
+    rights = [[False, False], [True, False], [True, True]]
+    examples = [Example(9, [Hits([10 * step, 10 * step + 1], right) for step, right in enumerate(rights)])] * 3
+    drawn = []
+
+    def image_of(item: int) -> Image.Image:
+        drawn.append(item)
+        return Image.fromarray(np.full((20 + item, 40, 3), 5 * item, dtype=np.uint8))
+
+    plot_retrieval_examples(examples, image_of, tmp_path / "examples.png")
+    assert drawn == [9, 0, 1, 10, 11, 20, 21] * 3
+    (axes,) = figures[0].axes
+    marks = [text.get_text() for text in axes.texts if text.get_text() in "✓✗"]
+    assert marks == ["✗", "✗", "✓", "✗", "✓", "✓"] * 3
+    frames = [to_hex(patch.get_edgecolor(), keep_alpha=False).upper() for patch in axes.patches]
+    assert frames[1:7] == [GREEN if mark == "✓" else RED for mark in marks[:6]]
+    assert {np.asarray(image.get_array()).shape[:2] for image in axes.images} == {
+        (29, 29),
+        (20, 20),
+        (21, 21),
+        (30, 30),
+        (31, 31),
+        (40, 40),
+    }

@@ -208,6 +208,10 @@ def test_only_values_away_from_their_defaults_decide() -> None:
     assert decisive_values(EvalParams(verbose=False)) == decisive_values(EvalParams()) == {}
 
 
+def test_a_key_that_has_another_name_now_makes_no_other_run() -> None:
+    assert decisive_values(EvalParams(interval_level=0.95)) == {"confidence": 0.95}  # as finished suites hashed it
+
+
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", b".", b"PK\x03\x04torn"])
 def test_a_damaged_checkpoint_is_named(config: Config, interrupted: Run, content: bytes) -> None:
     interrupted.checkpoint_path.write_bytes(content)
