@@ -4,7 +4,7 @@
     python prepare_dataset.py --source DIR_OR_ARCHIVE                # CIFAR-100 from a local copy
     python prepare_dataset.py --dataset imagenet --source DIR        # ILSVRC2012 from folders or the official tar files
     python prepare_dataset.py --dataset glyphs [--seed N]            # rendered here; synthetic
-    python prepare_dataset.py --dataset imagenet --pack 256          # a copy in few large files, for fast training
+    python prepare_dataset.py --dataset imagenet --resize 256        # also a copy of smaller images, OUTPUT-256
 
 ImageNet's official devkit, where it has to tell the classes of the validation images, is read by scipy (pip install
 scipy). A folder that is prepared already is left alone; an interrupted run is never taken for a finished one.
@@ -13,9 +13,8 @@ scipy). A folder that is prepared already is left alone; an interrupted run is n
 import argparse
 from pathlib import Path
 
-from data import cifar100, glyphs, imagenet, packed
+from data import cifar100, glyphs, imagenet, resized
 from data.preparation import Recipe, prepare, read_stamp
-from utils.data_roots import PACKED
 from utils.errors import UserError, run_script
 from utils.paths import expanded
 
@@ -45,9 +44,9 @@ def main() -> None:
         recipe = Recipe("glyphs", parameters=parameters, split="rendered")
         done = prepare(output, recipe, lambda folder: glyphs.lay_out(folder, **parameters))
     report(output, done, "prepared")
-    if arguments.pack is not None:
-        done = packed.pack(output, arguments.pack)
-        report(output / PACKED, done, "packed")
+    if arguments.resize is not None:
+        copy, done = resized.resize(output, arguments.resize)
+        report(copy, done, "resized")
 
 
 def report(folder: Path, done: bool, state: str) -> None:
@@ -64,7 +63,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--source", type=_path, metavar="DIR_OR_ARCHIVE", help="a local copy of the original files")
     parser.add_argument("--output", type=_path, metavar="DIR", help=f"default: {', '.join(OUTPUTS.values())}")
     parser.add_argument(
-        "--pack", type=int, metavar="SIZE", help="also write a packed copy, larger images reduced to SIZE pixels"
+        "--resize", type=int, metavar="N", help="also write a copy, OUTPUT-N, larger images reduced to N pixels"
     )
     for name, default in GLYPHS_PARAMETERS.items():
         parser.add_argument(_flag(name), type=int, metavar="N", help=f"glyphs only; default: {default}")
@@ -79,8 +78,8 @@ def parse_arguments() -> argparse.Namespace:
             raise UserError(f"{_flag(name)}: should be at least {minimum}, got {value}")
     if arguments.source is not None and arguments.dataset == "glyphs":
         raise UserError("--source: glyphs are rendered, they have no source")
-    if arguments.pack is not None and arguments.pack < 1:
-        raise UserError(f"--pack: should be at least 1, got {arguments.pack}")
+    if arguments.resize is not None and arguments.resize < 1:
+        raise UserError(f"--resize: should be at least 1, got {arguments.resize}")
     return arguments
 
 

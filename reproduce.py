@@ -35,7 +35,6 @@ from suites.retrieval_examples import Embeddings, choose_examples, plot_retrieva
 from suites.stages import StageFailed, run_stage
 from suites.summary import Summary, summarise
 from utils.config import load_config
-from utils.data_roots import PACKED, has_packed_copy
 from utils.errors import UserError, run_script
 from utils.files import write_json, write_text
 from utils.preemption import Preemption
@@ -141,9 +140,8 @@ def read_stamps(stages: list[PlannedStage]) -> dict[str, dict[str, Any] | None]:
     stamps: dict[str, dict[str, Any] | None] = {}
     for params in datasets:
         if params is not None and params.data_root not in stamps:
-            packed = params.packed == "auto" and has_packed_copy(params.data_root)
             try:
-                stamp = read_stamp(Path(params.data_root, PACKED if packed else ""))
+                stamp = read_stamp(Path(params.data_root))
             except UserError:
                 stamps[params.data_root] = None
                 continue
@@ -154,7 +152,7 @@ def read_stamps(stages: list[PlannedStage]) -> dict[str, dict[str, Any] | None]:
                 "split": stamp.get("split"),
                 "images": stamp["images"],
                 "held_out": params.held_out,
-                "packed": packed,
+                "resized": (stamp.get("parameters") or {}).get("resize"),
             }
     return stamps
 

@@ -7,7 +7,6 @@ from data.folder_images import FolderImages
 from data.folders import ImageList, hold_out, list_images
 from data.images import Feed, ImageSet, Unreadable
 from data.memory_images import MemoryImages
-from data.packed import PackedList, has_packed, list_packed
 from utils.data_roots import Contents
 from utils.distributed import World
 from utils.errors import UserError
@@ -69,8 +68,6 @@ def open_images(params: DatasetParams, split: str, world: World, *, seed: int, a
     if augmentation not in choices:
         raise UserError(f"dataset_params.augmentation: {params.name} takes {', '.join(choices)}, not {augmentation}")
     listed = list_split(params, split, all_classes=all_classes)
-    if world.is_main and isinstance(listed, PackedList):
-        print(f"{split} images: packed in {listed.folder}", flush=True)
     if world.is_main:
         for note in listed.notes:
             print(note, flush=True)
@@ -84,25 +81,24 @@ def open_images(params: DatasetParams, split: str, world: World, *, seed: int, a
         seed=seed,
     )
     if preset.in_memory:
-        return MemoryImages(listed, feed)
+        return MemoryImages(listed, feed, data_root=params.data_root)
     return FolderImages(listed, feed, num_workers=params.num_workers)
 
 
 def list_split(params: DatasetParams, split: str, *, all_classes: bool = False) -> ImageList:
-    """The images of a split: the packed ones where there are such and `packed` does not forbid it.
+    """The images of a split.
 
     With `held_out` both splits are parts of the training images, and the validation images are not touched.
 
     Raises:
-        UserError: there are neither folders nor packed images, `num_classes` is more than there are, or a class has too
-            few images to hold some out.
+        UserError: there are no folders, `num_classes` is more than there are, or a class has too few images to hold
+            some out.
     """
     if params.held_out is not None:
         whole = list_split(replace(params, held_out=None), "training", all_classes=all_classes)
         kept, held = hold_out(whole, params.held_out)
         return kept if split == "training" else replace(held, notes=[])  # which were those of the other part
-    listing = list_packed if params.packed == "auto" and has_packed(params.data_root) else list_images
-    return listing(params.data_root, split, params.num_classes, all_classes=all_classes)
+    return list_images(params.data_root, split, params.num_classes, all_classes=all_classes)
 
 
 def contents_of(params: DatasetParams, world: World, **splits: ImageSet) -> Contents | None:

@@ -6,13 +6,12 @@ folders that other programs leave, are no part of the data set.
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO, Self
 
 import numpy as np
 import torch
@@ -46,23 +45,24 @@ class ImageList:
         """Image number `index` as uint8 (H, W, 3), or None where it is unreadable."""
         return read_pixels(self.paths[index])
 
-    def sizes(self) -> Iterable[int]:
-        """The bytes of each image; -1 where there is no file."""
-        parts = [self.paths[start : start + FILES_AT_A_TIME] for start in range(0, len(self), FILES_AT_A_TIME)]
+    def files(self, data_root: str | Path) -> Iterator[tuple[str, int, int]]:
+        """(name below `data_root`, bytes, time of its last change in ns) of each image; -1 where there is no file."""
+        start = len(str(Path(data_root, "_"))) - 1
+        parts = [self.paths[first : first + FILES_AT_A_TIME] for first in range(0, len(self), FILES_AT_A_TIME)]
         with ThreadPoolExecutor(THREADS) as pool:
-            return [size for part in pool.map(_sizes_of, parts) for size in part]
+            for part, found in zip(parts, pool.map(_sizes_and_times, parts), strict=True):
+                for path, (size, time) in zip(part, found, strict=True):
+                    yield str(path)[start:], size, time
 
     def contents(self, data_root: str | Path) -> dict[str, tuple[int, str]]:
         """Of each class the number of its images, and a digest of their names below `data_root` and their sizes."""
-        start = len(str(Path(data_root, "_"))) - 1
-        files = zip(self.labels, (str(path)[start:] for path in self.paths), self.sizes(), strict=True)
         contents = {}
-        for label, of_class in groupby(files, key=itemgetter(0)):
-            facts = [(name, size) for _, name, size in of_class]
+        for label, of_class in groupby(zip(self.labels, self.files(data_root), strict=True), key=itemgetter(0)):
+            facts = [(name, size) for _, (name, size, _) in of_class]
             contents[self.classes[label]] = len(facts), digest(facts)
         return contents
 
-    def take(self, positions: Sequence[int]) -> Self:
+    def take(self, positions: Sequence[int]) -> "ImageList":
         """The images at these positions; the classes stay."""
         return replace(self, paths=[self.paths[i] for i in positions], labels=[self.labels[i] for i in positions])
 
@@ -92,13 +92,16 @@ def list_images(
         raise UserError(f"dataset_params.data_root: {folder} has no class folders")
     is_training = split == SPLITS[0]
     training, trained = (folder, names) if is_training or not training.is_dir() else (training, class_folders(training))
-    wanted = first_classes(trained, None if all_classes else num_classes, training)
+    if all_classes:
+        num_classes = None
+    if num_classes is not None and num_classes > len(trained):
+        raise UserError(f"dataset_params.num_classes: {num_classes} classes asked for, {training} has {len(trained)}")
+    wanted = trained[:num_classes]
     not_wanted = set(trained).difference(wanted)
     found = {name: images_below(folder / name, left_out) for name in names if name not in not_wanted}
     if is_training and (empty := [name for name in names if found.get(name) == []]):
         raise UserError(f"dataset_params.data_root: the class folder {folder / empty[0]} holds no image")
-    present = [name for name, images in found.items() if images]
-    classes, notes = number_classes(wanted, present, folder, all_classes=all_classes)
+    classes, notes = _number_classes(wanted, [name for name in names if found.get(name)], folder, all_classes)
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -136,18 +139,12 @@ def left_out_notes(folder: Path, left_out: Iterable[os.DirEntry[str]]) -> list[s
     return [f"{folder}: left out {'; '.join(found)}"] if found else []
 
 
-def number_classes(
-    wanted: list[str], present: Iterable[str], folder: Path, *, all_classes: bool
+def _number_classes(
+    wanted: list[str], present: list[str], folder: Path, all_classes: bool
 ) -> tuple[list[str], list[str]]:
     """The classes of a split in the order of their numbers, and lines for the user where they are not those `wanted`.
 
-    Args:
-        wanted: classes of the training split.
-        present: those of which the split's `folder` holds images.
-        all_classes: number the others too, after those wanted.
-
-    Raises:
-        UserError: there is no image to read.
+    `wanted` are of the training split; of those `present` the split's `folder` holds images.
     """
     missing = sorted(set(wanted).difference(present))
     others = sorted(set(present).difference(wanted))
@@ -168,21 +165,22 @@ def _counted(names: list[str], folder: Path | None = None) -> str:
     return f"{len(names):,} ({', '.join(first)}{', ...' if len(names) > 3 else ''})"
 
 
-def _sizes_of(paths: list[Path]) -> list[int]:
-    sizes = []
+def _sizes_and_times(paths: list[Path]) -> list[tuple[int, int]]:
+    found = []
     for path in paths:
         try:
-            sizes.append(path.stat().st_size)
+            status = path.stat()
+            found.append((status.st_size, status.st_mtime_ns))
         except OSError:
-            sizes.append(-1)
-    return sizes
+            found.append((-1, -1))
+    return found
 
 
 def hold_out(training: ImageList, share: float) -> tuple[ImageList, ImageList]:
     """Divide the training images of each class -> those to train on, and a share of them that is held out.
 
     What is drawn is a function of the share and the images' places in their class alone: models that are trained on
-    different classes, from folders or from a packed copy, hold out the same images of the classes that they share.
+    different classes hold out the same images of the classes that they share.
 
     Raises:
         UserError: a class has too few images to divide.
@@ -202,18 +200,7 @@ def hold_out(training: ImageList, share: float) -> tuple[ImageList, ImageList]:
     return training.take(kept), training.take(held)
 
 
-def first_classes(classes: list[str], num_classes: int | None, folder: Path) -> list[str]:
-    """The first `num_classes` of the sorted classes in `folder`; all if None.
-
-    Raises:
-        UserError: there are fewer.
-    """
-    if num_classes is not None and num_classes > len(classes):
-        raise UserError(f"dataset_params.num_classes: {num_classes} classes asked for, {folder} has {len(classes)}")
-    return classes[:num_classes]
-
-
-def read_image(file: Path | BinaryIO) -> Image.Image | None:
+def read_image(file: Path) -> Image.Image | None:
     """Decode an image file to RGB (grayscale and CMYK too), or None where it is unreadable.
 
     That is: it is truncated, no image, or of levels whose range is not known (see `refusal`). Of 16-bit levels the
@@ -228,7 +215,7 @@ def read_image(file: Path | BinaryIO) -> Image.Image | None:
         return None
 
 
-def refusal(file: Path | BinaryIO) -> str | None:
+def refusal(file: Path) -> str | None:
     """Why `read_image` refuses an image that is not damaged, and what to do; None of any other."""
     try:
         with Image.open(file) as image:
@@ -253,7 +240,7 @@ def _bits(image: Image.Image) -> int | None:
     return 16 if image.mode == "I" and image.format in ("PNG", "PPM") else None
 
 
-def read_pixels(file: Path | BinaryIO) -> np.ndarray | None:
+def read_pixels(file: Path) -> np.ndarray | None:
     """Decode an image file to uint8 (H, W, 3), or None where it is unreadable."""
     image = read_image(file)
     return None if image is None else np.asarray(image)

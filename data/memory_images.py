@@ -1,8 +1,11 @@
 """Small images: the whole set as uint8 in the device's memory, gathered and augmented there."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from tqdm import tqdm
 
@@ -11,19 +14,34 @@ from data.contrastive_views import Crops, ViewRecipe, recolour, resized_crops
 from data.folders import ImageList
 from data.images import Batch, Feed, Unreadable, ViewPairs, evenly_spaced, shuffled_batches
 from data.normalisation import Normalisation
+from utils.data_roots import digest
 from utils.errors import UserError
+from utils.files import atomic_path, remove_leftovers, sync
 from utils.seeds import Stream, generator
+
+DECODED = ".decoded"  # folder in a data root, which may be deleted at any time
+WORTH_KEEPING = 5_000  # images: fewer are decoded in a second or so
 
 
 class MemoryImages:
-    """An `ImageSet` that decodes every image once, at the start. All images have the same size."""
+    """An `ImageSet` that decodes every image once, at the start. All images have the same size.
+
+    Args:
+        data_root: keep what was decoded here, for later runs on the same images; None: nowhere.
+    """
 
     AUGMENTATIONS = ("none", "flip", "crop", "crop_flip")
 
-    def __init__(self, listed: ImageList, feed: Feed) -> None:
+    def __init__(self, listed: ImageList, feed: Feed, *, data_root: str | Path | None = None) -> None:
         self.listed, self.labels, self.feed = listed, torch.tensor(listed.labels), feed
         self.classes = listed.classes
-        pixels, readable = decode(listed, feed.unreadable, progress=feed.world.is_main)
+        path = None if data_root is None or len(listed) < WORTH_KEEPING else kept_at(listed, data_root)
+        pixels = None if path is None else read_kept(path, len(listed))
+        readable = torch.arange(len(listed))
+        if pixels is None:
+            pixels, readable = decode(listed, feed.unreadable, progress=feed.world.is_main)
+            if path is not None and feed.world.is_main and len(readable) == len(listed):
+                keep(path, pixels)  # not where images are unreadable: each run is to name those
         self.readable = readable  # (m,) positions in the list
         self.pixels = pixels.to(feed.world.device)  # (m, H, W, 3) uint8
         self.device_labels = self.labels[readable].to(feed.world.device)
@@ -65,6 +83,30 @@ class MemoryImages:
         on_device = rows.to(self.pixels.device)
         images = resize(self.augmentation.apply(self.pixels[on_device], views), self.feed.image_size)
         return Batch(self.normalise(images), self.device_labels[on_device], self.readable[rows])
+
+
+def kept_at(listed: ImageList, data_root: str | Path) -> Path:
+    """Where the decoded images of a list are kept: known by the files' names, sizes and times, and by the decoder."""
+    return Path(data_root, DECODED, f"{digest([('Pillow', PIL.__version__), *listed.files(data_root)])}.npy")
+
+
+def read_kept(path: Path, count: int) -> torch.Tensor | None:
+    """The pixels (count, H, W, 3) uint8 that an earlier run has kept; None where there are none."""
+    with suppress(OSError, ValueError, EOFError):
+        pixels = np.load(path, allow_pickle=False)
+        if pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == count:
+            return torch.from_numpy(pixels)
+    return None
+
+
+def keep(path: Path, pixels: torch.Tensor) -> None:
+    """Write pixels for later runs; where the folder is read-only or the disk is full, they decode as this one did."""
+    with suppress(OSError, UserError):
+        remove_leftovers(path)
+        with atomic_path(path) as temporary:
+            with temporary.open("wb") as file:
+                np.save(file, pixels.numpy())
+            sync(temporary)
 
 
 def decode(listed: ImageList, unreadable: Unreadable, *, progress: bool) -> tuple[torch.Tensor, torch.Tensor]:

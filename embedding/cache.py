@@ -57,7 +57,7 @@ class EmbeddingCache:
         hashes = {role: sha256_of(path) for role, path in models.items()}
         if folder is None:
             return cls(None, "", hashes, world)
-        found = image_files(params.data_root, params.packed)
+        found = image_files(params.data_root)
         files = digest((name, status.st_size, status.st_mtime_ns) for name, status in found)
         arithmetic = [precision, world.device.type, world.size, torch.__version__]
         source = json.dumps([decisive_values(params), files, arithmetic], sort_keys=True)

@@ -192,11 +192,11 @@ def _data(stamp: dict[str, Any] | None) -> str:
         return "not prepared by prepare_dataset.py, so that nothing is known of its split"
     origin = f" (from {stamp['source']})" if stamp["source"] else ""
     images = " and ".join(f"{count:,} {split} images" for split, count in stamp["images"].items())
-    packed = ", read from a packed copy" if stamp["packed"] else ""
+    resized = f", reduced to {stamp['resized']} pixels" if stamp.get("resized") else ""
     held_out = ""
     if stamp.get("held_out") is not None:
         held_out = f", and {stamp['held_out']:.0%} of the former stand in for the latter, which were not looked at"
-    return f"{stamp['dataset']}{origin}, split: {stamp['split'] or 'not known'}; {images}{held_out}{packed}"
+    return f"{stamp['dataset']}{origin}, split: {stamp['split'] or 'not known'}; {images}{resized}{held_out}"
 
 
 def _seeds(results: list[Results]) -> str:

@@ -106,23 +106,16 @@ def fingerprint_of(stage: PlannedStage) -> str:
         "export_formats": getattr(stage.config, "export_formats", None),  # no weights, but files
         "arguments": stage.arguments,
         "processes": stage.processes,
-        "inputs": {name: content_of(path, _packed(stage)) for name, path in stage.inputs.items()},
+        "inputs": {name: content_of(path) for name, path in stage.inputs.items()},
     }
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def _packed(stage: PlannedStage) -> str:
-    """What the stage says of packed images, as `image_files` takes it."""
-    params = None if stage.config is None else stage.config.dataset_params
-    return "off" if params is None else params.packed
-
-
 @cache
-def content_of(path: str, packed: str = "off") -> str:
+def content_of(path: str) -> str:
     """A hash of a file's content; of a folder's, by the names and sizes of the files in it (hidden ones aside).
 
-    Of a data root those count that images are read from: see `image_files` for `packed`. Cached until a stage has run,
-    as a data root may hold a million files.
+    Of a data root those of the two splits count. Cached until a stage has run, as a data root may hold a million files.
 
     Raises:
         UserError: there is no such file or folder.
@@ -131,7 +124,7 @@ def content_of(path: str, packed: str = "off") -> str:
         return sha256_of(path)
     if not Path(path).is_dir():
         raise UserError(f"there is no {path}")
-    return digest((name, status.st_size) for name, status in image_files(path, packed))
+    return digest((name, status.st_size) for name, status in image_files(path))
 
 
 def _read_record(path: Path) -> Record | None:

@@ -8,29 +8,14 @@ from pathlib import Path
 from utils.files import files_below
 
 SPLITS = ("training", "validation")
-PACKED = "packed"  # the folder of the packed copy
-STAMP = "prepared.json"  # in the folder itself, and in its packed copy
+STAMP = "prepared.json"
 # Of each split that a run reads and each class in it: the number of images, and the `digest` of their names and sizes.
 Contents = dict[str, dict[str, tuple[int, str]]]
 
 
-def has_packed_copy(data_root: str | Path) -> bool:
-    """Whether there is a finished packed copy below `data_root`."""
-    return (Path(data_root) / PACKED / STAMP).is_file()
-
-
-def image_files(data_root: str | Path, packed: str) -> Iterator[tuple[str, os.stat_result]]:
-    """(relative name, status) of the files that images are read from.
-
-    These are the packed copy's where `dataset_params.packed` is auto and there is one, else those of the two splits;
-    of a folder without splits, all. A packed copy counts as another source than the folders, for its larger images
-    have been resized.
-    """
-    if packed == "auto" and has_packed_copy(data_root):
-        folders = [PACKED]
-    else:
-        folders = [split for split in SPLITS if Path(data_root, split).is_dir()] or [""]
-    for folder in folders:
+def image_files(data_root: str | Path) -> Iterator[tuple[str, os.stat_result]]:
+    """(relative name, status) of the files of the two splits; of a folder without splits, all."""
+    for folder in [split for split in SPLITS if Path(data_root, split).is_dir()] or [""]:
         yield from files_below(Path(data_root, folder), folder)
 
 

@@ -196,7 +196,7 @@ def test_an_images_link_that_leads_nowhere_is_listed(tmp_path: Path) -> None:
     listed = list_images(tmp_path, "training")
     assert [path.name for path in listed.paths] == ["a.png", "b.png", "c.png"]
     assert [listed.pixels(index) for index in range(3)] == [None] * 3
-    assert list(listed.sizes()) == [1, -1, -1]
+    assert [size for _, size, _ in listed.files(tmp_path)] == [1, -1, -1]
 
 
 def test_names_that_are_no_utf_8(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from PIL import Image
 from data import glyphs
 from data.folders import list_images
 from data.imagenet import LABEL_FILES
-from data.packed import list_packed
 from data.preparation import read_stamp
 
 SCRIPT = Path(__file__).parents[2] / "prepare_dataset.py"
@@ -102,53 +101,47 @@ def test_the_stamp_says_what_is_known_of_the_split(tmp_path: Path) -> None:
     assert read_stamp(tmp_path / "data_store" / "cifar-100-python")["split"] == "local, split not verified"
 
 
-def test_a_packed_copy_is_written_once(tmp_path: Path) -> None:
+def test_a_resized_copy_is_written_once(tmp_path: Path) -> None:
     write_cifar(tmp_path / "copy")
-    first = succeed(tmp_path, "--source", "copy", "--pack", "32")
-    assert "cifar-100-python/packed: 6 training and 4 validation images" in first
-    root = tmp_path / "data_store" / "cifar-100-python"
-    before = tree(root)
-    again = succeed(tmp_path, "--pack", "32")
-    assert again.count(": already ") == 2
-    assert "already packed (6 training and 4 validation images)" in again
-    assert "delete the folder" in fail(tmp_path, "--pack", "16")
-    assert tree(root) == before
-    copy, original = list_packed(root, "training"), list_images(root, "training")
-    assert [copy.pixels(i).tolist() for i in range(6)] == [original.pixels(i).tolist() for i in range(6)]  # type: ignore[union-attr]
+    first = succeed(tmp_path, "--source", "copy", "--resize", "16")
+    assert "data_store/cifar-100-python-16: 6 training and 4 validation images" in first
+    before = tree(tmp_path / "data_store")
+    assert succeed(tmp_path, "--resize", "16").count(": already ") == 2
+    assert tree(tmp_path / "data_store") == before
+    assert "cifar-100-python-8: 6 training" in succeed(tmp_path, "--resize", "8")
 
 
-KILLED_WHILE_PACKING = """
+KILLED_WHILE_RESIZING = """
 import os, signal
 from itertools import count
-from data import packed
+from data import resized
 from prepare_dataset import main
 
-encode, calls = packed.encode, count(1)
+reduced, calls = resized.reduced, count(1)
 
-def encode_until_killed(path, size):
+def reduced_until_killed(path, size):
     if next(calls) == {call}:
         os.kill(os.getpid(), signal.SIGKILL)
-    return encode(path, size)
+    return reduced(path, size)
 
-packed.encode = encode_until_killed
+resized.reduced = reduced_until_killed
 main()
 """
 
 
-@pytest.mark.parametrize("call", [1, 5, 10])  # in the training split, at its end, at the end of the other
-def test_a_packed_copy_after_a_kill(tmp_path: Path, call: int) -> None:
+@pytest.mark.parametrize("call", [1, 10])  # at the start of the training split, at the end of the other
+def test_a_resized_copy_after_a_kill(tmp_path: Path, call: int) -> None:
     write_cifar(tmp_path / "copy")
     succeed(tmp_path, "--source", "copy")
-    program = [sys.executable, "-c", KILLED_WHILE_PACKING.format(call=call), "--pack", "32"]
+    program = [sys.executable, "-c", KILLED_WHILE_RESIZING.format(call=call), "--resize", "16"]
     environment = os.environ | {"PYTHONPATH": str(SCRIPT.parent)}
     killed = subprocess.run(program, cwd=tmp_path, env=environment, capture_output=True, timeout=120)
     assert killed.returncode == -signal.SIGKILL
-    root = tmp_path / "data_store" / "cifar-100-python"
-    assert (root / ".packed.partial").is_dir()
-    assert not (root / "packed").exists()
-    assert "packed: 6 training and 4 validation images" in succeed(tmp_path, "--pack", "32")
-    assert not (root / ".packed.partial").exists()
-    assert len(list_packed(root, "training").paths) == 6
+    store = tmp_path / "data_store"
+    assert (store / ".cifar-100-python-16.partial").is_dir()
+    assert not (store / "cifar-100-python-16").exists()
+    assert "cifar-100-python-16: 6 training and 4 validation images" in succeed(tmp_path, "--resize", "16")
+    assert not (store / ".cifar-100-python-16.partial").exists()
 
 
 def test_offline_it_says_how_to_pass_a_source(tmp_path: Path) -> None:
@@ -238,7 +231,7 @@ def test_bad_flags(tmp_path: Path) -> None:
         (["--seed", "1"], "--seed: is for --dataset glyphs only"),
         ([*GLYPHS, "--train-per-class", "0"], "--train-per-class: should be at least 1"),
         ([*GLYPHS, "--source", "x"], "have no source"),
-        ([*GLYPHS, "--pack", "0"], "--pack: should be at least 1, got 0"),
+        ([*GLYPHS, "--resize", "0"], "--resize: should be at least 1, got 0"),
         (["--dataset", "imagenet"], "--source: ImageNet has to be fetched by hand"),
         ([*GLYPHS, "--output", "full"], "files that prepare_dataset.py did not write"),
         ([*GLYPHS, "--output", "full/thesis.txt"], "thesis.txt: is a file"),

@@ -1,6 +1,5 @@
 """Training that is killed at any moment and started again ends with the weights of training that was not."""
 
-import json
 import random
 import shutil
 import time
@@ -8,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from data.packed import pack
 from tests.end_to_end.conftest import LONG, OUTPUT, copy_of, kill_after, start, wait_for_epochs
 from tests.tiny import fail, same_bits, state_of, succeed
 
@@ -117,10 +115,4 @@ def test_other_images_than_a_run_began_with_are_refused(interrupted: tuple[str, 
     error = fail(script, *LONG[script], cwd=work, processes=None)
     assert f"{refused}of other names or sizes (class 3);" in error
     image.write_bytes(content)
-    stamp = {"dataset": "toy", "images": {"training": 144, "validation": 48}}
-    (work / "data" / "prepared.json").write_text(json.dumps(stamp))
-    pack(work / "data", 8)
-    error = fail(script, *LONG[script], cwd=work, processes=None)
-    assert f"{refused}of other names or sizes (class 0 and 5 more);" in error
-    shutil.rmtree(work / "data" / "packed")
     assert "resuming after epoch " in succeed(script, *LONG[script], cwd=work, processes=None)

@@ -47,7 +47,7 @@ STAMP = {
     "source": "copy.tar.gz",
     "split": "local, split not verified",
     "images": {"training": 50000, "validation": 10000},
-    "packed": False,
+    "resized": None,
 }
 
 
@@ -174,8 +174,11 @@ def test_the_report_says_how_it_was_made(evaluations: dict[str, Any]) -> None:
     ) in text
     assert "- Time: 7 min 7 s in all\n" in text
     results = results_of(suite_values() | {"output_dir": "results/held_out"}, evaluations)
-    results[0]["data"]["data_store/fake"] = STAMP | {"held_out": 0.2}
-    assert "10,000 validation images, and 20% of the former stand in for the latter, which were" in report(results, {})
+    results[0]["data"]["data_store/fake"] = STAMP | {"held_out": 0.2, "resized": 256}
+    assert (
+        "10,000 validation images, reduced to 256 pixels, and 20% of the former stand in for the latter, which were"
+        in report(results, {})
+    )
     assert "\nMind the gap.\n" in text
     assert (
         "## Backfilling curves\n\n![CMC-1 and mAP over the share of the gallery that is backfilled](my_backfil" in text

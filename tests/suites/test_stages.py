@@ -81,21 +81,11 @@ def test_changed_data_runs_every_stage_that_reads_it(finished: Path) -> None:
 
 
 def test_files_beside_the_splits_are_no_data(finished: Path) -> None:
-    (finished / "data_store" / "fake" / "packed.npy").write_bytes(b"a cache")
+    (finished / "data_store" / "fake" / "notes.txt").write_bytes(b"beside the splits")
+    (finished / "data_store" / "fake" / ".decoded").mkdir()
+    (finished / "data_store" / "fake" / ".decoded" / "a.npy").write_bytes(b"a cache")
     (finished / "data_store" / "fake" / "training" / ".stamp").write_bytes(b"hidden")
     assert run(finished) == []
-
-
-def test_a_packed_copy_is_other_data_for_those_who_read_it(finished: Path) -> None:
-    values = suite_values()
-    values["stages"]["old"]["overrides"] = {"dataset_params": {"packed": "off"}}
-    run(finished, values)
-    shard = finished / "data_store" / "fake" / "packed" / "training" / "00000.bin"
-    shard.parent.mkdir(parents=True)
-    shard.write_bytes(b"images")
-    (finished / "data_store" / "fake" / "packed" / "prepared.json").write_text("{}")
-    assert run(finished, values) == EVERY_STAGE[2:]  # neither the preparation nor the old model
-    assert run(finished, values) == []
 
 
 def test_a_changed_input_file_runs_what_reads_it(root: Path) -> None:

@@ -25,7 +25,7 @@ def test_image_files_are_those_that_are_listed(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")
     (tmp_path / "training" / "a" / "all").symlink_to("..")
-    assert [name for name, _ in image_files(tmp_path, "off")] == ["training/a/x/1.png", "validation/a/2.png"]
+    assert [name for name, _ in image_files(tmp_path)] == ["training/a/x/1.png", "validation/a/2.png"]
 
 
 @pytest.mark.parametrize(

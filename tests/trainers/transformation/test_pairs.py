@@ -348,29 +348,6 @@ def test_other_data_another_transform_or_arithmetic_is_embedded_anew(root: Path,
     assert len({before, touched, source()}) == 3
 
 
-def test_embeddings_of_packed_images_are_not_those_of_the_folders(root: Path, tmp_path: Path) -> None:
-    data = tmp_path / "data"
-    shutil.copytree(root, data)
-
-    def source(packed: Any = "auto") -> str:
-        config = config_in(tmp_path, data)
-        assert config.dataset_params is not None
-        config.dataset_params.packed = packed
-        return cache_of(config, tmp_path, "fp32").source
-
-    folders, off = source(), source("off")
-    shard = data / "packed" / "training" / "00000.bin"
-    shard.parent.mkdir(parents=True)
-    shard.write_bytes(b"images")
-    assert source() == folders  # it is not finished: nobody reads it
-    (data / "packed" / "prepared.json").write_text("{}")
-    packed = source()
-    assert packed != folders
-    assert source("off") == off
-    shard.write_bytes(b"other images")
-    assert source() != packed
-
-
 def test_embeddings_of_fewer_images_are_not_mixed_in(root: Path, tmp_path: Path) -> None:
     images = open_set(root, "none")
     cached_pairs(make_models(), images, tmp_path)
