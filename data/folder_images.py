@@ -4,14 +4,12 @@ JPEGs are decoded in full. PIL's draft mode could leave out every other pixel wh
 the resizing, but the published recipe's crops of ImageNet's 500 x 375 pixels to 224 never shrink that far.
 """
 
-import multiprocessing
 import os
 import pickle
 import signal
-import threading
+import time
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from multiprocessing.connection import wait
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +23,7 @@ from data.contrastive_views import ViewRecipe, recolour
 from data.folders import ImageList
 from data.images import Batch, Feed, ViewPairs, evenly_spaced, shuffled_batches
 from data.normalisation import Normalisation
-from utils.errors import UserError
+from utils.errors import dead_worker
 from utils.seeds import Stream, generator, seed_of
 
 MIN_AREA, ASPECT = 0.08, [3 / 4, 4 / 3]  # of the random crop: share of the image, width over height (Inception's)
@@ -108,7 +106,7 @@ class FolderImages:
     def _decoded(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The pixels of each job on the device, and the positions of its images."""
         self._plan.jobs = jobs
-        for decoded in _from_workers(self._loader):
+        for decoded in self._from_workers():
             for index in decoded.unreadable:
                 self.feed.unreadable.report(self.listed.paths[index], len(self))
             if not len(decoded.indices):
@@ -116,6 +114,19 @@ class FolderImages:
             yield decoded.pixels.to(self.feed.world.device, non_blocking=True), decoded.indices
             if self._plan.jobs is not jobs:
                 raise RuntimeError("a later iteration over the same images has taken over the workers")
+
+    def _from_workers(self) -> Iterator[Decoded]:
+        """All batches of the loader.
+
+        Raises:
+            UserError: a worker process died, with what it was handing over cut short. See `utils.errors` for what
+                PyTorch raises of a death at any other moment.
+        """
+        try:
+            yield from self._loader
+        except (MemoryError, OSError, EOFError, pickle.UnpicklingError) as error:
+            time.sleep(1)  # as soon as the system says that it is gone, PyTorch's error names the process
+            raise dead_worker(error) from None
 
 
 class _Plan(Sampler[Job]):
@@ -196,36 +207,3 @@ class Decoder(Dataset[Decoded]):
 def _ignore_termination(worker: int) -> None:
     """A scheduler's SIGTERM reaches every process of a job: how to end is for the main one, and the workers follow."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _children() -> dict[int, int | None]:
-    """The process ids of this process's children, by what `wait` takes for each."""
-    return {child.sentinel: child.pid for child in multiprocessing.active_children()}
-
-
-def _from_workers(loader: DataLoader[Decoded]) -> Iterator[Decoded]:
-    """All batches of a loader.
-
-    Raises:
-        UserError: a worker process died.
-    """
-    # PyTorch would raise the death of a worker wherever the main thread is at that moment, in a training step mostly.
-    # Without its signal handler the loader finds out by itself, within seconds.
-    handler, workers = signal.getsignal(signal.SIGCHLD), _children()
-    try:
-        batches = iter(loader)  # of an epoch after the first: looks whether its workers still answer
-        workers = _children()
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
-        yield from batches
-    # Where it was at its death decides: the queue is cut short, the socket that hands tensors over is closed or gone.
-    except (RuntimeError, MemoryError, OSError, EOFError, pickle.UnpicklingError) as error:
-        message = (str(error) or type(error).__name__).splitlines()[0]
-        if isinstance(error, RuntimeError) and not message.startswith("DataLoader worker (pid"):
-            raise
-        ended = wait(workers, timeout=5)
-        dead = [f"pid {pid}" for sentinel, pid in workers.items() if sentinel in ended]  # not every message names it
-        raise UserError(
-            f"a process that decodes images died, killed or out of memory ({', '.join(dead) or message});\n"
-            "lower dataset_params.num_workers or dataset_params.batch_size, and start the same command again"
-        ) from None

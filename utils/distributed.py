@@ -1,10 +1,6 @@
 """One code path for one process and for N: with one, every collective returns its input."""
 
-import json
 import os
-import sys
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,10 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from utils.errors import UserError, expected_end
+from utils.errors import UserError
 from utils.precision import kernels
-
-POLL_SECONDS = 0.5  # between looks at whether another process has ended the run
 
 
 @dataclass(frozen=True)
@@ -106,7 +100,7 @@ def process_group() -> Iterator[World]:
     """Join the processes that torchrun or Slurm started (nccl on GPUs, gloo on CPUs), or be the only one.
 
     Within it float32 is float32 on a GPU too, but where `kernels` says otherwise.
-    Where one process ends early, so do the others, with its message and exit code: none waits for it in vain.
+    Where one process ends early, a launcher ends the others: torchrun, or srun with --kill-on-bad-exit.
 
     Raises:
         UserError: the environment variables by which a launcher tells each process its place do not fit together.
@@ -121,18 +115,11 @@ def process_group() -> Iterator[World]:
         with kernels(device, fast=False):
             yield World(device=device)
         return
-    store, rank, size = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # tensors on a GPU host go by gloo
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timedelta(hours=1))
-    fate = _SharedFate(store, rank)
-    try:
-        with kernels(device, fast=False):
-            yield World(rank, size, device)
-        dist.barrier()  # the main process may be writing its results, and others may still fail
-    except BaseException as error:
-        fate.end(error)
-        raise
-    fate.leave()
+    dist.init_process_group(backend, timeout=timedelta(hours=1))
+    with kernels(device, fast=False):
+        yield World(dist.get_rank(), size, device)
+    dist.barrier()  # the main process may be writing its results, and others may still fail
     dist.destroy_process_group()
 
 
@@ -154,47 +141,3 @@ def _number(name: str, default: str) -> int:
     if not text.isdecimal() or (name == "WORLD_SIZE" and int(text) < 1):
         raise UserError(f"{name}: the environment variable should be a whole number, got {text!r}; unset it or mend it")
     return int(text)
-
-
-class _SharedFate:
-    """Lets the first process that ends early take the others with it, wherever in a collective they wait."""
-
-    KEY = "end"
-
-    def __init__(self, store: dist.Store, rank: int) -> None:
-        self.store, self.rank = store, rank
-        self._left = threading.Event()
-        threading.Thread(target=self._watch, args=(store.clone(),), daemon=True).start()
-
-    def end(self, error: BaseException) -> None:
-        """Tell the others why this process ends. If they are the reason, end as the first of them did."""
-        self.leave()
-        message, code = expected_end(error) or (f"error: {type(error).__name__}: {error}", 1)
-        mine = json.dumps([self.rank, message, code])
-        first = self.store.compare_set(self.KEY, "", mine).decode()
-        if first == mine:
-            time.sleep(2 * POLL_SECONDS)  # the store may go with this process, and the others are to read it
-        elif expected_end(error) is None:  # a collective broke off because another process left it
-            self._follow(first)
-
-    def leave(self) -> None:
-        """The run has ended well: watch no longer."""
-        self._left.set()
-
-    def _watch(self, store: dist.Store) -> None:
-        while not self._left.wait(POLL_SECONDS):
-            try:
-                ended = store.check([self.KEY])
-            except RuntimeError:  # the process that keeps the store is gone: killed, or at its good end
-                if not self._left.wait(10 * POLL_SECONDS):
-                    self._follow(json.dumps([0, "error: the process is gone", 1]))
-                return
-            if ended:
-                self._follow(store.get(self.KEY).decode())
-
-    def _follow(self, end: str) -> None:
-        """End this process at once: its main thread may be waiting in a collective that never ends."""
-        rank, message, code = json.loads(end)
-        print(f"[rank {self.rank}] ends with rank {rank}: {message}", file=sys.stderr, flush=True)
-        sys.stdout.flush()
-        os._exit(code)

@@ -20,9 +20,23 @@ UNUSABLE = (
     errno.ENAMETOOLONG,
 )
 
+# How PyTorch says that a process that decodes images has died: wherever the main thread is at that moment.
+DEAD_WORKER = "DataLoader worker (pid"
+# How gloo says that a process with which this one exchanges tensors has ended.
+PROCESS_GONE = ("Connection closed by peer", "Connection reset by peer")
+
 
 class UserError(Exception):
     """A mistake that the user can mend. The message is one or two lines: the file, the key or path, what to do."""
+
+
+def dead_worker(error: BaseException) -> UserError:
+    """What to say when a process that decodes images has died; `error` is how that was noticed."""
+    reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")
+    return UserError(
+        f"a process that decodes images died, killed or out of memory ({reason});\n"
+        "lower dataset_params.num_workers or dataset_params.batch_size, and start the same command again"
+    )
 
 
 def run_script(main: Callable[[], None]) -> None:
@@ -47,6 +61,10 @@ def expected_end(error: BaseException) -> tuple[str, int] | None:
         return f"error: no space left on the disk while writing {error.filename or 'a file'}", 2
     if isinstance(error, OSError) and error.errno in UNUSABLE and error.filename is not None:
         return f"error: {error.filename}: cannot be used ({error.strerror})", 2
+    if isinstance(error, RuntimeError) and str(error).startswith(DEAD_WORKER):
+        return f"error: {dead_worker(error)}", 2
+    if isinstance(error, RuntimeError) and any(words in str(error) for words in PROCESS_GONE):
+        return "error: another process of this run ended; its message is above, or in its log", 1
     if isinstance(error, KeyboardInterrupt):
         return "interrupted; run the same command again to go on", 130
     if isinstance(error, Preempted):

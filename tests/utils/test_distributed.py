@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.tiny import ENVIRONMENT, REPOSITORY
+from tests.tiny import ENVIRONMENT, REPOSITORY, command_of
 from tests.utils.processes import free_port, run_processes
 from utils.distributed import World, process_group
 from utils.errors import UserError, run_script
@@ -137,15 +137,15 @@ run_script(main)
 @pytest.mark.parametrize(
     ("culprit", "error", "waits", "message", "code"),
     [
-        (1, 'UserError("a.png: is broken")', "world.sum(torch.ones(1))", "error: a.png: is broken", 2),
-        (0, 'ValueError("out of cheese")', "time.sleep(600)", "error: ValueError: out of cheese", 1),
-        (1, 'Preempted("stopped by SIGTERM")', "time.sleep(600)", "stopped by SIGTERM", 75),
+        (1, 'UserError("a.png: is broken")', "world.sum(torch.ones(1))", "[rank 1] error: a.png: is broken", 2),
+        (0, 'ValueError("out of cheese")', "world.gather_rows(torch.ones(3, 2))", "ValueError: out of cheese", 1),
+        (1, 'Preempted("stopped by SIGTERM")', "world.barrier()", "[rank 1] stopped by SIGTERM", 75),
     ],
 )
-def test_what_ends_one_process_ends_all_with_its_message(
+def test_who_waits_for_a_process_that_has_ended_says_so_in_a_line(
     tmp_path: Path, culprit: int, error: str, waits: str, message: str, code: int
 ) -> None:
-    """Without a launcher that would end them: as Slurm starts them, one wherever the other may wait."""
+    """Without a launcher that would end it: as Slurm starts them."""
     script = tmp_path / "script.py"
     script.write_text(SCRIPT.format(error=error, waits=waits))
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "CULPRIT": str(culprit)}
@@ -159,8 +159,24 @@ def test_what_ends_one_process_ends_all_with_its_message(
         for rank in range(2)
     ]
     errors = [process.communicate(timeout=60)[1] for process in processes]
-    assert [process.returncode for process in processes] == [code, code], errors
     other = 1 - culprit
-    assert f"[rank {other}] ends with rank {culprit}: {message}" in errors[other]
-    assert message.removeprefix("error: ") in errors[culprit]
+    assert [processes[rank].returncode for rank in (culprit, other)] == [code, 1], errors
+    assert message in errors[culprit]
+    assert f"[rank {other}] error: another process of this run ended; its message is above" in errors[other]
     assert "Traceback" not in errors[other]
+
+
+def test_torchrun_ends_a_process_that_waits_for_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT.format(error='UserError("a.png: is broken")', waits="time.sleep(600)"))
+    done = subprocess.run(
+        command_of(str(script), processes=2),
+        env=os.environ | ENVIRONMENT | {"CULPRIT": "1", "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "[rank 1] error: a.png: is broken" in done.stderr
+    assert "ValueError" not in done.stderr
