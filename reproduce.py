@@ -136,9 +136,8 @@ def open_validation_images(params: DatasetParams) -> Callable[[int], Image.Image
 
 def read_stamps(stages: list[PlannedStage]) -> dict[str, dict[str, Any] | None]:
     """Of each data root that stages read, what its stamp says of the images; None where it has none."""
-    datasets = [stage.config.dataset_params for stage in stages if stage.config is not None]
     stamps: dict[str, dict[str, Any] | None] = {}
-    for params in datasets:
+    for params in (stage.dataset_params for stage in stages):
         if params is not None and params.data_root not in stamps:
             try:
                 stamp = read_stamp(Path(params.data_root))

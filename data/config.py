@@ -55,9 +55,9 @@ class SimCLRParams:
             raise ValueError(f"temperature: should be above 0, got {self.temperature}")
 
 
-@dataclass
-class PairedEmbeddingsParams:
-    """`embeddings_params` of a transformation: embeddings of the same items by both models.
+@dataclass(kw_only=True)
+class PairedFiles:
+    """Files with embeddings of the same items by both models.
 
     An embedding file is an `.npz`, a folder of `.npy`, a `.parquet` or a folder of such, a `.safetensors` or a `.pt`.
     Files with ids are joined by these, in any order; without ids, row i of all is the same item.
@@ -91,17 +91,6 @@ class PairedEmbeddingsParams:
         "item is held out in all of them",
         minimum=1,
     )
-    held_out: float = key(
-        0.1,
-        doc="share of the items kept for early stopping and the choice of `auto`; 0: the papers' recipe, every epoch "
-        "on all items, the losses weighed as given",
-        minimum=0.0,
-        maximum=0.5,
-    )
-    patience: int = key(
-        10, doc="stop after so many epochs without a smaller held-out loss; the best is kept", minimum=1
-    )
-    batch_size: int = key(256, doc="pairs a step, summed over all processes", minimum=2)
     normalised: Literal["auto", "on", "off"] = key(
         "auto",
         doc="give transformed embeddings length 1, for search by cosine; auto: where the new ones, but for zero "

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch.nn import functional as F
 
-from data.config import PairedEmbeddingsParams
+from data.config import PairedFiles
 from data.embedding_files import LONE, read_arrays, read_matrix
 from data.embeddings import EmbeddingSet, checked_ids, checked_labels, read_embeddings
 from data.items import Items, matching_rows
@@ -49,8 +49,8 @@ class PairedEmbeddings:
         return replace(self, embeddings=embeddings, labels=labels)
 
 
-def read_paired_embeddings(params: PairedEmbeddingsParams, world: World = World()) -> PairedEmbeddings:  # noqa: B008
-    """Read what `embeddings_params` of a transformation names.
+def read_paired_embeddings(files: PairedFiles, world: World = World()) -> PairedEmbeddings:  # noqa: B008
+    """Read the embeddings of the same items by both models, and what else `files` name.
 
     Zero vectors stay zero, and do not count where the lengths of the new embeddings tell whether they are normalised.
 
@@ -58,33 +58,33 @@ def read_paired_embeddings(params: PairedEmbeddingsParams, world: World = World(
         UserError: a file that is no embedding file, embeddings that are not finite or all zero, files of different
             items, too few items, or labels and a classifier that do not fit.
     """
-    paths = {"old": params.old, "new": params.new, "side_info": params.side_info}
+    paths = {"old": files.old, "new": files.new, "side_info": files.side_info}
     sets: dict[str, EmbeddingSet] = {}
     lengths: dict[str, Lengths] = {}
     for role, path in paths.items():
         if path is not None:
-            sets[role] = read_embeddings(path, where=f"embeddings_params.{role}")
-            _check_finite(sets[role].embeddings, f"embeddings_params.{role}: {path}")
-            lengths[role] = _look_at_lengths(sets[role].embeddings, f"embeddings_params.{role}: {path}", world)
-    as_read, old = dict(sets), sets["old"].named(f"embeddings_params.old: {params.old}")
+            sets[role] = read_embeddings(path, where=role)
+            _check_finite(sets[role].embeddings, f"{role}: {path}")
+            lengths[role] = _look_at_lengths(sets[role].embeddings, f"{role}: {path}", world)
+    as_read, old = dict(sets), sets["old"].named(f"old: {files.old}")
     for role, items in as_read.items():
-        sets[role] = items.in_order_of(old, f"embeddings_params.{role}: {paths[role]}")
+        sets[role] = items.in_order_of(old, f"{role}: {paths[role]}")
     count = len(sets["old"])
     if count < FEWEST:
-        raise UserError(f"embeddings_params.old: {params.old} has {count} pairs; at least {FEWEST} are needed")
+        raise UserError(f"old: {files.old} has {count} pairs; at least {FEWEST} are needed")
     new = sets["new"].embeddings
-    normalised = _are_normalised(params, lengths["new"], world)
+    normalised = _are_normalised(files, lengths["new"], world)
     embeddings = {role: items.embeddings for role, items in sets.items()}
     if normalised:
         embeddings["new"] = F.normalize(new.float(), dim=1)
-    classifier = read_classifier(params, new.shape[1])
-    labels = _read_labels(params, sets, old, reordered=any(sets[role] is not as_read[role] for role in sets))
+    classifier = read_classifier(files, new.shape[1])
+    labels = _read_labels(files, sets, old, reordered=any(sets[role] is not as_read[role] for role in sets))
     if labels is not None:
         labels = labels.clamp(min=-1) if (labels >= 0).any() else None
     classes = None
     if classifier is None and labels is not None:
         classes, labels = numbered(labels)  # a classifier for these classes is fitted
-    _check_classes(params, labels, classifier)
+    _check_classes(files, labels, classifier)
     return PairedEmbeddings(embeddings, labels, classifier, normalised, classes)
 
 
@@ -119,27 +119,27 @@ def _look_at_lengths(embeddings: torch.Tensor, where: str, world: World) -> Leng
     return found
 
 
-def _are_normalised(params: PairedEmbeddingsParams, new: Lengths, world: World) -> bool:
+def _are_normalised(files: PairedFiles, new: Lengths, world: World) -> bool:
     """Whether the new space is one of embeddings of length 1: as the config says, or as its own, but for zeros, are."""
-    if params.normalised != "auto":
-        return params.normalised == "on"
+    if files.normalised != "auto":
+        return files.normalised == "on"
     if not new.are_one and new.unit > (new.rows - new.zero) / 2 and world.is_main:
         print(
-            f"embeddings_params.new: {params.new}: not normalised: {new.unit} of {new.rows - new.zero} embeddings have "
-            f"length 1, but not that of row {new.first_other}; embeddings_params.normalised=on declares it",
+            f"new: {files.new}: not normalised: {new.unit} of {new.rows - new.zero} embeddings have "
+            f"length 1, but not that of row {new.first_other}; normalised=on declares it",
             flush=True,
         )
     return new.are_one
 
 
 def _read_labels(
-    params: PairedEmbeddingsParams, sets: dict[str, EmbeddingSet], old: Items, *, reordered: bool
+    files: PairedFiles, sets: dict[str, EmbeddingSet], old: Items, *, reordered: bool
 ) -> torch.Tensor | None:
     """The labels of the items of `old`, in its order; `reordered`: another file was in another order."""
-    if params.labels is None:
+    if files.labels is None:
         return next((sets[role].labels for role in ("new", "old") if sets[role].labels is not None), None)
-    where = f"embeddings_params.labels: {params.labels}"
-    arrays = read_arrays(params.labels, ("labels", "ids"), where="embeddings_params.labels", lone=True)
+    where = f"labels: {files.labels}"
+    arrays = read_arrays(files.labels, ("labels", "ids"), where="labels", lone=True)
     if LONE in arrays and reordered:
         raise UserError(
             f"{where}: holds labels alone, row by row, but the files of embeddings are not in one order; give a file "
@@ -155,25 +155,23 @@ def _read_labels(
     return labels if rows is None else labels[torch.from_numpy(rows)]
 
 
-def read_classifier(params: PairedEmbeddingsParams, dim: int) -> torch.Tensor | None:
-    """The new model's classifier (C, dim) float32 of `embeddings_params`, if it names one.
+def read_classifier(files: PairedFiles, dim: int) -> torch.Tensor | None:
+    """The new model's classifier (C, dim) float32 of `files`, if they name one.
 
     Raises:
         UserError: it cannot be read, is of another dimension or not finite.
     """
-    if params.classifier is None:
+    if files.classifier is None:
         return None
-    return read_matrix(params.classifier, "classifier", where="embeddings_params.classifier", dim=dim)
+    return read_matrix(files.classifier, "classifier", where="classifier", dim=dim)
 
 
-def _check_classes(
-    params: PairedEmbeddingsParams, labels: torch.Tensor | None, classifier: torch.Tensor | None
-) -> None:
+def _check_classes(files: PairedFiles, labels: torch.Tensor | None, classifier: torch.Tensor | None) -> None:
     if classifier is None:
         return
-    where = f"embeddings_params.classifier: {params.classifier}"
+    where = f"classifier: {files.classifier}"
     if labels is None:
-        raise UserError(f"{where}: is of no use without labels; name them as embeddings_params.labels")
+        raise UserError(f"{where}: is of no use without labels; set labels=FILE")
     if labels.max() >= len(classifier):
         raise UserError(
             f"{where}: has {len(classifier)} classes, the labels go from {int(labels.min())} to {int(labels.max())}"

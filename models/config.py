@@ -5,7 +5,6 @@ from typing import Literal
 
 from utils.config import key
 
-AUTO = "auto"  # `arch_params.arch`: the transformation that does best on held-out pairs
 CLOSED_FORMS = ("procrustes", "ridge")
 
 
@@ -27,11 +26,11 @@ class BackboneArch:
 
 @dataclass
 class TransformationArch:
-    """`arch_params` of a transformation. Dimensions left out are those of the models."""
+    """`arch_params` of a transformation. Dimensions left out are those of the embeddings."""
 
     arch: str = key(
         doc="fct (MLP_BN_SIDE_PROJECTION) or fastfill (MLP_BN_SIDE_PROJECTION_SIGMA); the baselines residual_mlp and, "
-        "in closed form, procrustes and ridge; auto, on embedding files: the best of all"
+        "in closed form, procrustes and ridge"
     )
     old_embedding_dim: int | None = key(None, doc="dimension of the old embedding", minimum=1)
     new_embedding_dim: int | None = key(None, doc="dimension of the new embedding", minimum=1)
@@ -42,8 +41,3 @@ class TransformationArch:
         minimum=1,
     )
     sigma_dim: int | None = key(None, doc="fastfill: 1 log variance an item (default), or one a dimension", minimum=1)
-
-    @property
-    def is_closed_form(self) -> bool:
-        """Whether the transformation is computed, not trained."""
-        return self.arch in CLOSED_FORMS

@@ -15,9 +15,9 @@ DATA_SCRIPT, EVAL_SCRIPT = "prepare_dataset.py", "eval.py"
 class Stage:
     """`stages.NAME`: one run of one script. The scripts and their configs are found beside reproduce.py."""
 
-    script: Literal["prepare_dataset.py", "train_backbone.py", "train_transformation.py", "eval.py"] = key(
-        doc="the script that this stage runs"
-    )
+    script: Literal[
+        "prepare_dataset.py", "train_backbone.py", "train_transformation.py", "fit_embeddings.py", "eval.py"
+    ] = key(doc="the script that this stage runs")
     config: str | None = key(None, doc="the script's config", path="any")
     overrides: dict[str, Any] = key({}, doc="config keys of this stage alone, in sections; they win over the suite's")
     arguments: list[Any] = key([], doc="prepare_dataset.py: its arguments, texts and numbers, but for --output")

@@ -27,6 +27,7 @@ class Template:
     """`template`: how a method becomes stages. Its texts, and a method's, may hold places, as `_places` fills them."""
 
     training: StageTemplate | None = key(None, doc="trains a method's transformation")
+    training_script: str = key("train_transformation.py", doc="by which script; of embedding files fit_embeddings.py")
     evaluation: StageTemplate | None = key(None, doc="evaluates a method")
     models: dict[str, str] = key({}, doc="{old} and {new}")
     transformation: str = key("", doc="{transformation}, a method's file of it")
@@ -95,7 +96,7 @@ def expand(values: dict[str, Any], source: str) -> dict[str, Any]:
         places = _places(name, method, suite, where)
         if method.training is not None:
             template = _needed(suite.template.training, "training", where)
-            stage = _stage("train_transformation.py", template, method.overrides, method)
+            stage = _stage(suite.template.training_script, template, method.overrides, method)
             _add(trainings, filled({template.name: stage}, places, where), where)
         evaluation = method.stage
         if evaluation is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.config import DatasetParams
 from suites.config import DATA_SCRIPT, EVAL_SCRIPT, Stage, SuiteConfig
 from suites.overrides import check_overrides, flatten, nested, overrides_for
 from suites.scripts import SCHEMAS
@@ -43,6 +44,11 @@ class PlannedStage:
     def can_resume(self) -> bool:
         """Whether the script keeps checkpoints."""
         return hasattr(self.config, "resume")
+
+    @property
+    def dataset_params(self) -> DatasetParams | None:
+        """The images that the script reads; None where it reads embedding files, or makes a data root."""
+        return getattr(self.config, "dataset_params", None)
 
 
 def plan(suite: SuiteConfig, root: Path) -> list[PlannedStage]:
@@ -132,8 +138,8 @@ def _plan_stage(
         overrides = merge(overrides, _files_of_seed(config, seed, renamed))
         config = build(schema, merge(values, overrides), source=where)
     inputs = dict(paths(config, "input"))
-    if config.dataset_params is not None:
-        inputs["dataset_params.data_root"] = config.dataset_params.data_root
+    if (images := getattr(config, "dataset_params", None)) is not None:
+        inputs["dataset_params.data_root"] = images.data_root
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={suite.processes}"]
     command = [sys.executable, *(launcher if suite.processes > 1 else []), str(script), "--config", str(source)]
     command += [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flatten(overrides)]

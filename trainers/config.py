@@ -34,3 +34,19 @@ class LrPolicyParams:
         """Raise ValueError where the schedule ends before the run."""
         if self.epochs is not None and self.epochs < epochs:
             raise ValueError(f"lr_policy_params.epochs: is {self.epochs}, fewer than the {epochs} epochs of the run")
+
+
+@dataclass(frozen=True)
+class LoopParams:
+    """What the training loop takes from a config, whatever is trained."""
+
+    optimizer: OptimizerParams
+    lr_policy: LrPolicyParams
+    epochs: int  # in all, those before a resumption included
+    batch_size: int  # items a step, over all processes
+    compile: Compile = "off"
+    micro_batch: int | None = None  # items a forward pass of a process, if its share is larger: gradients accumulate
+    validate_every: int = 1  # epochs; 0: never
+    # End after so many epochs without a smaller `trainers.loop.HELD_OUT`, which every validation then gives, and with
+    # the weights that had the smallest; None: train to the last epoch, whose weights are the model.
+    patience: int | None = None

@@ -1,19 +1,21 @@
 """The training loop that backbones and transformations share: epochs, progress, log, checkpoint, resume."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from models.modes import modes_kept
 from trainers.acceleration import maybe_compiled
-from trainers.config import Compile
+from trainers.config import LoopParams
+from trainers.optimizers import build_optimizer, build_schedule
 from utils.batches import split_batch
 from utils.distributed import World
 from utils.errors import UserError
@@ -27,12 +29,95 @@ TRAINING = ("loss", "accuracy")  # in a log record: what the bar shows
 REFRESH_SECONDS = 0.5  # between looks at the loss: each waits for the device
 
 
-class Step(NamedTuple):
+class Loss(NamedTuple):
     """What one forward pass found, on the device."""
 
-    loss: torch.Tensor  # () mean over this process's part of the batch
+    mean: torch.Tensor  # () over this process's part of the batch
     items: int  # in that part
     correct: torch.Tensor | None = None  # () rightly classified items; None where nothing is classified
+
+
+class Task(Protocol[BatchT]):
+    """What a model is trained for; each task is one class, read top to bottom."""
+
+    @property
+    def items(self) -> int:
+        """In an epoch, over all processes."""
+
+    def batches(self, epoch: int) -> Iterable[BatchT]:
+        """This process's share of an epoch: a function of its argument, so that a resumed run equals another."""
+
+    def start_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Put the model into the mode in which it trains in this epoch."""
+
+    def loss(self, model: nn.Module, batch: BatchT) -> Loss:
+        """The forward pass of a batch, or a part of one, through the model given, which is the data-parallel one."""
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """Further values of an epoch's log record, which are also shown. The model's mode stays as it is."""
+
+
+def train(
+    task: Task[BatchT], model: nn.Module, params: LoopParams, run: Run, world: World, preemption: Preemption
+) -> None:
+    """Train `model` to the last epoch, from the last checkpoint where there is one; its mode stays as it is.
+
+    Args:
+        task: what it is trained for.
+        model: goes to the device.
+        params: for how long, and by which steps.
+        run: config, log and checkpoint on disk.
+        world: the processes.
+        preemption: asks the loop to stop after a step.
+
+    Raises:
+        UserError: the loss is not finite, there is no image to train on, or a process that decodes images died.
+        Preempted: SIGTERM came; the step was finished and the checkpoint written.
+    """
+    model.to(world.device)
+    optimizer = build_optimizer(model, params.optimizer)
+    rate = build_schedule(params.lr_policy, params.optimizer, params.epochs)
+    parallel = DistributedDataParallel(model) if world.size > 1 else model
+    forward = maybe_compiled(parallel, params.compile, world, steps=params.epochs * task.items // params.batch_size)
+    progress = Progress(model, optimizer, params, task.items, run, world)
+    preemption.defer()
+    with modes_kept(model), progress.bar:
+        for epoch in progress.epochs_left():
+            with kernels(world.device, fast=True):
+                for group in optimizer.param_groups:
+                    group["lr"] = rate(epoch)
+                task.start_epoch(forward, epoch)
+                for batch in progress.steps_left(task.batches(epoch)):
+                    optimizer.zero_grad(set_to_none=True)
+                    for part, share, exchange in parts_of(batch, params.micro_batch, parallel):
+                        with exchange:
+                            loss = task.loss(forward, part)
+                            (loss.mean * share).backward()
+                        progress.count(loss)
+                    optimizer.step()
+                    progress.after_step(stop=world.any(preemption.requested))
+                record = progress.record(rate(epoch))
+            world.share_buffers(model)  # so that what is validated is what is saved
+            every = params.validate_every
+            validates = every and ((epoch + 1) % every == 0 or epoch + 1 == params.epochs)
+            progress.after_epoch(record, task.validate(model) if validates else {})
+    progress.return_to_the_best()
+
+
+def parts_of(
+    batch: BatchT, size: int | None, parallel: nn.Module
+) -> Iterator[tuple[BatchT, float, AbstractContextManager[None]]]:
+    """The parts of a batch that fit into memory, with their shares of its items.
+
+    Within the context of a part but for the last, processes keep their gradients to themselves.
+    """
+    parts = split_batch(batch, size)
+    items = sum(count for _, count in parts)
+    for number, (part, count) in enumerate(parts, start=1):
+        context: AbstractContextManager[None] = nullcontext()
+        if number < len(parts) and isinstance(parallel, DistributedDataParallel):
+            context = parallel.no_sync()
+        yield part, count / items, context
 
 
 @dataclass
@@ -45,207 +130,156 @@ class EpochSoFar:
     classified: bool = False  # whether the steps count right ones
 
 
-class Trainer(Generic[BatchT]):
-    """Trains `model` for `epochs` epochs.
+class Progress:
+    """How far a training is: its log, the epoch under way, the best weights, the bar; and the checkpoint of all that.
 
-    Args:
-        model: what is trained; on the device.
-        optimizer: over its parameters.
-        schedule: epoch -> learning rate.
-        epochs: in all, those before a resumption included.
-        items: in an epoch, over all processes; for the progress bar.
-        batch_size: items a step, over all processes.
-        batches: epoch -> this process's batches. A function of its argument, so that a resumed run equals another.
-        step: (model, batch) -> loss; runs the forward pass through the model given, which is the data-parallel one.
-        run: config, log and checkpoint on disk.
-        world: the processes.
-        preemption: asks the loop to stop after a step.
-        micro_batch: items a forward pass of this process; the gradients of a larger batch are accumulated.
-        compilation: whether torch.compile makes the forward and backward pass.
-        set_mode: called with (model, epoch) before each; train mode by default.
-        validate: called after an epoch for further values of its log record, which are also shown.
-        patience: end after so many epochs without a smaller `HELD_OUT`, a value that `validate` then gives, and with
-            the weights that had the smallest; None: train to the last epoch, whose weights are the model.
+    It begins where the run's checkpoint is, and sets model and optimizer to what that holds.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
-        schedule: Callable[[int], float],
-        *,
-        epochs: int,
+        params: LoopParams,
         items: int,
-        batch_size: int,
-        batches: Callable[[int], Iterable[BatchT]],
-        step: Callable[[nn.Module, BatchT], Step],
         run: Run,
         world: World,
-        preemption: Preemption,
-        micro_batch: int | None = None,
-        compilation: Compile = "off",
-        set_mode: Callable[[nn.Module, int], object] = lambda model, epoch: model.train(),
-        validate: Callable[[int], dict[str, float]] = lambda epoch: {},
-        patience: int | None = None,
     ) -> None:
-        self.model, self.optimizer, self.schedule = model, optimizer, schedule
-        self.epochs, self.items, self.batches, self.step = epochs, items, batches, step
-        self.run, self.world, self.preemption = run, world, preemption
-        self.micro_batch, self.set_mode, self.validate = micro_batch, set_mode, validate
-        self.patience = patience
+        self.model, self.optimizer, self.params, self.run, self.world = model, optimizer, params, run, world
+        self.history: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] = {}  # weights, where there is patience
-        self.parallel = model
-        if world.size > 1:
-            self.parallel = DistributedDataParallel(model)
-        self.forward = maybe_compiled(self.parallel, compilation, world, steps=epochs * items // batch_size)
+        self.so_far = self._new_epoch()
+        self._started = self._refreshed = 0.0
+        self._unseen = 0  # items since the last look at the loss
+        self._restore()
+        self.bar = tqdm(
+            total=params.epochs * items,
+            initial=len(self.history) * items,
+            unit="img",
+            unit_scale=True,
+            disable=None if world.is_main else True,  # None: where no terminal would show it
+            mininterval=REFRESH_SECONDS,
+        )
 
-    def fit(self) -> None:
-        """Train to the last epoch, from the last checkpoint where there is one.
+    def epochs_left(self) -> Iterator[int]:
+        """The epochs, from 0, that are to be trained: to the last one, or until patience is at an end."""
+        patience = self.params.patience
+        while (epoch := len(self.history)) < self.params.epochs:
+            if patience is not None and epoch and epoch - 1 - best_epoch(self.history) >= patience:
+                return
+            yield epoch
+
+    def steps_left(self, batches: Iterable[BatchT]) -> Iterator[BatchT]:
+        """The batches of the epoch that are still to come.
+
+        Those before a checkpoint are drawn again and passed over, so that the same ones follow.
+        """
+        self._started = self._refreshed = time.perf_counter() - self.so_far.seconds
+        self._unseen = 0
+        yield from islice(batches, self.so_far.steps, None)
+
+    def count(self, loss: Loss) -> None:
+        """Add what a forward pass found."""
+        self.so_far.sums[0] += loss.mean.detach() * loss.items
+        self.so_far.sums[1] += loss.items
+        if loss.correct is not None:
+            self.so_far.classified = True
+            self.so_far.sums[2] += loss.correct
+        self._unseen += loss.items * self.world.size
+
+    def after_step(self, *, stop: bool) -> None:
+        """Look at the loss from time to time; with `stop`, end here with a checkpoint.
 
         Raises:
-            UserError: the loss is not finite, there is no image to train on, or a process that decodes images died.
-            Preempted: SIGTERM came; the step was finished and the checkpoint written.
+            UserError: the loss is not finite.
+            Preempted: for `stop`.
         """
-        history, so_far = self._restore()
-        self.preemption.defer()
-        with self._progress(len(history)) as bar:
-            for epoch in range(len(history), self.epochs):
-                if self._has_lost_patience(history):
-                    break
-                with kernels(self.world.device, fast=True):
-                    record = self._train_epoch(epoch, so_far, history, bar)
-                self.world.share_buffers(self.model)  # so that what is validated is what is saved
-                so_far = self._new_epoch()
-                found = self.validate(epoch)
-                shown = {**found, **({n: record[n] for n in TRAINING if n in record} if bar.disable else {})}
-                record.update(found)
-                if shown and self.world.is_main:
-                    figures = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items()]
-                    tqdm.write(f"epoch {epoch + 1}: {', '.join(figures)}")
-                history.append(record)
-                if self.patience is not None and best_epoch(history) == epoch:
-                    self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-                self._save(history, so_far)
+        self.so_far.steps += 1
+        if stop or time.perf_counter() - self._refreshed > REFRESH_SECONDS:
+            self._refreshed = time.perf_counter()
+            self._refresh()
+        if not stop:
+            return
+        self.so_far.seconds = time.perf_counter() - self._started
+        self.world.sum(self.so_far.sums)
+        self._save()
+        self.world.barrier()  # no process ends before the main one has written
+        raise Preempted(
+            f"stopped by SIGTERM after step {self.so_far.steps} of epoch {len(self.history) + 1} of "
+            f"{self.params.epochs}; run the same command again to go on from {self.run.checkpoint_path}"
+        )
+
+    def record(self, lr: float) -> dict[str, Any]:
+        """The log record of an epoch whose steps are done: means over its items.
+
+        Raises:
+            UserError: there was no step, or the loss is not finite.
+        """
+        epoch = len(self.history) + 1
+        if self.so_far.steps == 0:
+            raise UserError(f"epoch {epoch}: there is no image to train on")
+        self._refresh()
+        loss, count, correct = self.world.sum(self.so_far.sums).tolist()
+        seconds = time.perf_counter() - self._started
+        accuracy = {"accuracy": correct / count} if self.so_far.classified else {}
+        speed = {"images_per_second": round(count / seconds, 1), "seconds": round(seconds, 2)}
+        return {"epoch": epoch, "lr": lr, "loss": loss / count, **accuracy, **speed}
+
+    def after_epoch(self, record: dict[str, Any], found: dict[str, float]) -> None:
+        """Show and log what an epoch came to and what its validation found, and write the checkpoint."""
+        shown = {**found, **({n: record[n] for n in TRAINING if n in record} if self.bar.disable else {})}
+        if shown and self.world.is_main:
+            figures = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items()]
+            tqdm.write(f"epoch {record['epoch']}: {', '.join(figures)}")
+        self.history.append({**record, **found})
+        if self.params.patience is not None and best_epoch(self.history) == len(self.history) - 1:
+            self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+        self.so_far = self._new_epoch()
+        self._save()
+
+    def return_to_the_best(self) -> None:
+        """Give the model the weights of the smallest held-out loss, where that counts."""
         if self.best:
             self.model.load_state_dict(self.best)
-
-    def _has_lost_patience(self, history: list[dict[str, Any]]) -> bool:
-        return self.patience is not None and bool(history) and len(history) - 1 - best_epoch(history) >= self.patience
-
-    def _train_epoch(self, epoch: int, so_far: EpochSoFar, history: list[dict[str, Any]], bar: tqdm) -> dict[str, Any]:
-        lr = self.schedule(epoch)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.set_mode(self.forward, epoch)
-        started = refreshed = time.perf_counter() - so_far.seconds
-        unseen = 0
-        # The batches before a checkpoint are drawn again and passed over, so that the same ones follow.
-        for batch in islice(self.batches(epoch), so_far.steps, None):
-            self.optimizer.zero_grad(set_to_none=True)
-            for step in self._accumulate(batch):
-                so_far.sums[0] += step.loss.detach() * step.items
-                so_far.sums[1] += step.items
-                if step.correct is not None:
-                    so_far.classified = True
-                    so_far.sums[2] += step.correct
-                unseen += step.items * self.world.size
-            self.optimizer.step()
-            so_far.steps += 1
-            stop = self.world.any(self.preemption.requested)
-            if stop or time.perf_counter() - refreshed > REFRESH_SECONDS:
-                refreshed = time.perf_counter()
-                self._refresh(bar, unseen, so_far, epoch)
-                unseen = 0
-            if stop:
-                so_far.seconds = time.perf_counter() - started
-                self._stop(history, so_far)
-        if so_far.steps == 0:
-            raise UserError(f"epoch {epoch + 1}: there is no image to train on")
-        self._refresh(bar, unseen, so_far, epoch)
-        loss, count, correct = self.world.sum(so_far.sums).tolist()
-        seconds = time.perf_counter() - started
-        record = {"epoch": epoch + 1, "lr": lr, "loss": loss / count}
-        if so_far.classified:
-            record["accuracy"] = correct / count
-        return {**record, "images_per_second": round(count / seconds, 1), "seconds": round(seconds, 2)}
-
-    def _accumulate(self, batch: BatchT) -> Iterator[Step]:
-        """Add the gradients of the mean loss over `batch`, one part that fits into memory after another."""
-        parts = split_batch(batch, self.micro_batch)
-        items = sum(count for _, count in parts)
-        for number, (part, count) in enumerate(parts, start=1):
-            with nullcontext() if number == len(parts) else self._without_exchange():
-                step = self.step(self.forward, part)
-                (step.loss * (count / items)).backward()
-            yield step
-
-    def _without_exchange(self) -> AbstractContextManager[None]:
-        """A context in which processes keep their gradients to themselves."""
-        return self.parallel.no_sync() if isinstance(self.parallel, DistributedDataParallel) else nullcontext()
-
-    def _refresh(self, bar: tqdm, new_items: int, so_far: EpochSoFar, epoch: int) -> None:
-        """Look at the sums: move the bar, and stop where the loss is not finite."""
-        loss, count, correct = so_far.sums.tolist()
-        mean = loss / max(count, 1)
-        if not abs(mean) < float("inf"):
-            good = (
-                f"the last good checkpoint is {self.run.checkpoint_path} (epoch {epoch})"
-                if epoch
-                else "no checkpoint yet"
-            )
-            raise UserError(
-                f"the loss is not finite by step {so_far.steps} of epoch {epoch + 1}; {good}; lower the learning rate"
-            )
-        accuracy = f", accuracy {correct / max(count, 1):.1%}" if so_far.classified else ""
-        bar.set_description_str(f"epoch {epoch + 1}/{self.epochs}", refresh=False)
-        bar.set_postfix_str(f"loss {mean:.4f}{accuracy}", refresh=False)
-        bar.update(new_items)
 
     def _new_epoch(self) -> EpochSoFar:
         return EpochSoFar(torch.zeros(3, dtype=torch.float64, device=self.world.device))
 
-    def _save(self, history: list[dict[str, Any]], so_far: EpochSoFar) -> None:
+    def _refresh(self) -> None:
+        """Look at the sums: move the bar, and stop where the loss is not finite."""
+        loss, count, correct = self.so_far.sums.tolist()
+        mean, epoch = loss / max(count, 1), len(self.history)
+        if not abs(mean) < float("inf"):
+            checkpoint = f"the last good checkpoint is {self.run.checkpoint_path} (epoch {epoch})"
+            raise UserError(
+                f"the loss is not finite by step {self.so_far.steps} of epoch {epoch + 1}; "
+                f"{checkpoint if epoch else 'no checkpoint yet'}; lower the learning rate"
+            )
+        accuracy = f", accuracy {correct / max(count, 1):.1%}" if self.so_far.classified else ""
+        self.bar.set_description_str(f"epoch {epoch + 1}/{self.params.epochs}", refresh=False)
+        self.bar.set_postfix_str(f"loss {mean:.4f}{accuracy}", refresh=False)
+        self.bar.update(self._unseen)
+        self._unseen = 0
+
+    def _save(self) -> None:
         state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
-        self.run.save({**state, "so_far": vars(so_far)}, history)
+        self.run.save({**state, "so_far": vars(self.so_far)}, self.history)
 
-    def _stop(self, history: list[dict[str, Any]], so_far: EpochSoFar) -> None:
-        """End in the middle of an epoch, with a checkpoint there."""
-        self.world.sum(so_far.sums)
-        self._save(history, so_far)
-        self.world.barrier()  # no process ends before the main one has written
-        raise Preempted(
-            f"stopped by SIGTERM after step {so_far.steps} of epoch {len(history) + 1} of {self.epochs}; "
-            f"run the same command again to go on from {self.run.checkpoint_path}"
-        )
-
-    def _restore(self) -> tuple[list[dict[str, Any]], EpochSoFar]:
+    def _restore(self) -> None:
         restored = self.run.restore()
         if restored is None:
-            return [], self._new_epoch()
-        state, history = restored
+            return
+        state, self.history = restored
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = {name: tensor.to(self.world.device) for name, tensor in state.get("best", {}).items()}
-        so_far = EpochSoFar(**state["so_far"])
+        self.so_far = EpochSoFar(**state["so_far"])
         # They are the sums over all processes: kept by one, they stay that.
-        so_far.sums = so_far.sums.to(self.world.device) * self.world.is_main
+        self.so_far.sums = self.so_far.sums.to(self.world.device) * self.world.is_main
         if self.world.is_main:
-            within = f" and step {so_far.steps} of the next" if so_far.steps else ""
-            where = f"epoch {len(history)}{within} of {self.epochs}"
+            within = f" and step {self.so_far.steps} of the next" if self.so_far.steps else ""
+            where = f"epoch {len(self.history)}{within} of {self.params.epochs}"
             print(f"resuming after {where} ({self.run.checkpoint_path})", flush=True)
-        return history, so_far
-
-    @contextmanager
-    def _progress(self, epochs_done: int) -> Iterator[tqdm]:
-        with tqdm(
-            total=self.epochs * self.items,
-            initial=epochs_done * self.items,
-            unit="img",
-            unit_scale=True,
-            disable=None if self.world.is_main else True,  # None: where no terminal would show it
-            mininterval=REFRESH_SECONDS,
-        ) as bar:
-            yield bar
 
 
 def best_epoch(history: list[dict[str, Any]]) -> int:

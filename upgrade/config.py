@@ -48,7 +48,7 @@ class UpgradeConfig:
         doc="old embeddings: .npy, .npz, .parquet, .safetensors, .pt, a folder of .npy or of shards, or a FAISS index",
         path="any",
     )
-    transformation_path: str = key(doc="transformation, as train_transformation.py writes it", path="any")
+    transformation_path: str = key(doc="transformation, as fit_embeddings.py writes it", path="any")
     output: str = key(doc="folder of the upgraded gallery", path="any")
     old_model: str = key(doc="name of the model of the old embeddings, for the manifest")
     new_model: str = key(doc="name of the model of the new embeddings, for the manifest")

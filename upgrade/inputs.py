@@ -101,7 +101,7 @@ def _is_normalised(config: UpgradeConfig, description: Description) -> bool:
         lengths = "of length 1" if recorded else "of any length"
         raise UserError(
             f"normalised: {config.normalised} contradicts transformation_path: {config.transformation_path}, which was "
-            f"fitted to new embeddings {lengths}; leave it at auto, or fit anew with embeddings_params.normalised"
+            f"fitted to new embeddings {lengths}; leave it at auto, or fit anew with another `normalised`"
         )
     return bool(recorded)
 

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from data.paired_embeddings import FEWEST, PairedEmbeddings, numbered, read_classifier, read_paired_embeddings
 from models.model_files import read_description
-from trainers.transformation.config import TransformationConfig
-from trainers.transformation.sample import FEWEST_HELD_OUT, classifier_of, split
+from trainers.transformation.config import FitConfig, fit_values_of
+from trainers.transformation.division import FEWEST_HELD_OUT, given_or_fitted_classifier, split
 from upgrade.gallery import RE_EMBEDDED, Gallery
 from upgrade.inputs import Inputs, read_checked
 from upgrade.order import random_bits
@@ -23,7 +23,7 @@ from utils.errors import UserError
 from utils.files import sha256_of
 
 HELD_OUT = 0.1  # of the re-embedded items, that no refit trains on
-# Added to the recipe's seed, so that which items are used has nothing to do with a random order of re-embedding.
+# Added to the first fit's seed, so that which items are used has nothing to do with a random order of re-embedding.
 DRAW, HOLD = 1_000_003, 2_000_003
 
 
@@ -32,10 +32,10 @@ class UnfitPairs(UserError):
 
 
 @dataclass(frozen=True)
-class Recipe:
+class FirstFit:
     """How a transformation was fitted."""
 
-    config: TransformationConfig  # with `embeddings_params`
+    config: FitConfig
     origin: dict[str, Any]  # what its file says of the embedding files
     lost: str | None  # which of them is no longer what it was, and how; None where all are
 
@@ -44,30 +44,28 @@ class Recipe:
 class RefitPairs:
     """Pairs, divided."""
 
-    config: TransformationConfig  # the recipe, for these pairs
+    config: FitConfig  # that of the first fit, for these pairs
     training: PairedEmbeddings
-    held_out: PairedEmbeddings | None  # for early stopping and `auto`, if the recipe holds any out
+    held_out: PairedEmbeddings | None  # for early stopping and `auto`, if the first fit held any out
     compared: PairedEmbeddings  # seen by neither the present nor the next transformation
     from_gallery: int  # of those to train on
 
 
-def read_recipe(path: str) -> Recipe:
+def read_first_fit(path: str) -> FirstFit:
     """How the transformation in a model file was fitted.
 
     Raises:
         UserError: not to embedding files, or the file does not say.
     """
     recorded = read_description(path, where="transformation_path", torchscript=False).get("provenance", {})
-    if not recorded.get("config", {}).get("embeddings_params") or "embeddings" not in recorded:
+    values, origin = fit_values_of(recorded.get("config", {})), recorded.get("embeddings")
+    if values is None or origin is None:
         raise UserError(
-            f"transformation_path: {path} was not fitted to embedding files (embeddings_params of "
-            "train_transformation.py), so that it cannot be fitted again with embeddings alone"
+            f"transformation_path: {path} was not fitted to embedding files (fit_embeddings.py), so that it cannot be "
+            "fitted again with embeddings alone"
         )
-    config, origin = (
-        build(TransformationConfig, recorded["config"], f"transformation_path: {path}"),
-        recorded["embeddings"],
-    )
-    return Recipe(config, origin, next(filter(None, map(_lost, origin["files"].values())), None))
+    config = build(FitConfig, values, f"transformation_path: {path}")
+    return FirstFit(config, origin, next(filter(None, map(_lost, origin["files"].values())), None))
 
 
 def _lost(file: dict[str, str]) -> str | None:
@@ -76,7 +74,7 @@ def _lost(file: dict[str, str]) -> str | None:
     return None if sha256_of(file["path"]) == file["sha256"] else f"{file['path']} has changed"
 
 
-def divided_pairs(recipe: Recipe, inputs: Inputs, gallery: Gallery, limit: int, world: World) -> RefitPairs:
+def divided_pairs(first: FirstFit, inputs: Inputs, gallery: Gallery, limit: int, world: World) -> RefitPairs:
     """The pairs to fit to and to compare by.
 
     The sample is divided as it was at first: what is held out now was held out then. A share of the re-embedded items,
@@ -87,35 +85,33 @@ def divided_pairs(recipe: Recipe, inputs: Inputs, gallery: Gallery, limit: int, 
         limit: about how many of the re-embedded items to use.
 
     Raises:
-        UnfitPairs: too few to train on or to compare by, or without labels that the recipe needs.
+        UnfitPairs: too few to train on or to compare by, or without labels that the first fit needs.
         UserError: the sample or the gallery's inputs cannot be read, or do not go together.
     """
-    params = recipe.config.embeddings_params
-    assert params is not None
-    rows, own, labels = _re_embedded(inputs, gallery, recipe, limit)
-    held = torch.from_numpy(random_bits(rows, recipe.config.seed + HOLD) < HELD_OUT * 2**32)
-    if recipe.lost is None:
-        sample = read_paired_embeddings(params)
+    rows, own, labels = _re_embedded(inputs, gallery, first, limit)
+    held = torch.from_numpy(random_bits(rows, first.config.seed + HOLD) < HELD_OUT * 2**32)
+    if first.lost is None:
+        sample = read_paired_embeddings(first.config)
         if sample.embeddings.keys() != own.embeddings.keys():
             raise UserError("side_info: should be given if, and only if, the transformation was fitted with it")
-        training, held_out = split(sample, recipe.config)
-        training = replace(training, classifier=classifier_of(training, held_out, recipe.config, world))
+        training, held_out = split(sample, first.config)
+        training = replace(training, classifier=given_or_fitted_classifier(training, held_out, first.config, world))
         own = _labelled(own, labels, training)
         further = ~held if held_out is None else ~held & ~_are_among(own, held_out)
         training = training.followed_by(own.rows(further))
-        pairs = RefitPairs(recipe.config, training, held_out, held_out or own.rows(held), int(further.sum()))
+        pairs = RefitPairs(first.config, training, held_out, held_out or own.rows(held), int(further.sum()))
     else:
-        own = _alone(own, labels, recipe)
-        config = replace(recipe.config, embeddings_params=replace(params, views=1))
+        own = _alone(own, labels, first)
+        config = replace(first.config, views=1)
         refinement = config.refinement_params
         if own.labels is None and refinement is not None and refinement.clusters is None:
-            raise UnfitPairs(f"refit: {recipe.lost}, and the gallery has no labels, which refinement_params needs")
+            raise UnfitPairs(f"refit: {first.lost}, and the gallery has no labels, which refinement_params needs")
         disc = config.objective_params.discriminative_loss
         if disc is not None and own.labels is None:  # by contrast, then
             objective = replace(config.objective_params, discriminative_loss=replace(disc, name=None))
             config = replace(config, objective_params=objective)
         training, compared = own.rows(~held), own.rows(held)
-        pairs = RefitPairs(config, training, compared if params.held_out else None, compared, len(training))
+        pairs = RefitPairs(config, training, compared if config.held_out else None, compared, len(training))
     if len(pairs.training) < FEWEST or len(pairs.compared) < FEWEST_HELD_OUT:
         raise UnfitPairs(
             f"output: {gallery.folder}: {len(rows):,} re-embedded items are too few to refit: they leave "
@@ -126,7 +122,7 @@ def divided_pairs(recipe: Recipe, inputs: Inputs, gallery: Gallery, limit: int, 
 
 
 def _re_embedded(
-    inputs: Inputs, gallery: Gallery, recipe: Recipe, limit: int
+    inputs: Inputs, gallery: Gallery, first: FirstFit, limit: int
 ) -> tuple[Array, PairedEmbeddings, torch.Tensor | None]:
     """Rows (m,) of re-embedded items, their embeddings, and the labels (m,) that the gallery has for them, if any."""
     manifest = gallery.manifest
@@ -139,7 +135,7 @@ def _re_embedded(
         for start, stop in parts_of(manifest.rows):
             bar.update(stop - start)
             rows = start + np.flatnonzero(states.read(start, stop) == RE_EMBEDDED)
-            rows = rows[random_bits(rows, recipe.config.seed + DRAW) < share * 2**32]
+            rows = rows[random_bits(rows, first.config.seed + DRAW) < share * 2**32]
             if not len(rows):
                 continue
             found["rows"].append(rows)
@@ -154,9 +150,9 @@ def _re_embedded(
         raise UnfitPairs(f"output: {gallery.folder}: no item is re-embedded, so that there is nothing to refit with")
     arrays = {name: torch.from_numpy(np.concatenate(parts)) for name, parts in found.items() if parts}
     rows, labels = arrays.pop("rows").numpy(), arrays.pop("labels", None)
-    if recipe.origin["normalised"]:
+    if first.origin["normalised"]:
         arrays["new"] = F.normalize(arrays["new"].float(), dim=1)
-    return rows, PairedEmbeddings(arrays, None, None, recipe.origin["normalised"]), labels
+    return rows, PairedEmbeddings(arrays, None, None, first.origin["normalised"]), labels
 
 
 def _are_among(own: PairedEmbeddings, held_out: PairedEmbeddings) -> torch.Tensor:
@@ -184,12 +180,11 @@ def _labelled(own: PairedEmbeddings, labels: torch.Tensor | None, sample: Paired
     return replace(own, labels=given)
 
 
-def _alone(own: PairedEmbeddings, labels: torch.Tensor | None, recipe: Recipe) -> PairedEmbeddings:
+def _alone(own: PairedEmbeddings, labels: torch.Tensor | None, first: FirstFit) -> PairedEmbeddings:
     """Re-embedded items without the sample; labels are the gallery's, or a classifier's that is still there."""
-    params, named = recipe.config.embeddings_params, recipe.origin["files"].get("classifier")
-    assert params is not None
+    named = first.origin["files"].get("classifier")
     if named is not None and _lost(named) is None:
-        own = replace(own, classifier=read_classifier(params, own.dims["new"]))
+        own = replace(own, classifier=read_classifier(first.config, own.dims["new"]))
         assert own.classifier is not None
         return _labelled(own, labels, replace(own, labels=_classified(own.embeddings["new"], own.classifier)))
     if labels is None or not (labels >= 0).any():

@@ -18,9 +18,10 @@ from data.paired_embeddings import PairedEmbeddings
 from models.model_files import Description, build_model, save_model
 from models.transformed import Transformation
 from retrieval import retrieval_quality, upgrade_quality
+from trainers.transformation.division import batch_of, fitting_data
+from trainers.transformation.fitting import fit, outcome
 from trainers.transformation.refinement import describe_with_refinement, material_of
-from trainers.transformation.sample import batch_of, outcome, sample_of
-from trainers.transformation.selection import choose, fit_methods
+from trainers.transformation.selection import choose, configs_of
 from upgrade.batches import copy_rows
 from upgrade.config import UpgradeConfig
 from upgrade.faiss_index import INDEX, write_index
@@ -29,7 +30,7 @@ from upgrade.inputs import Inputs, present_transformation, reopen_inputs
 from upgrade.journal import entries_after
 from upgrade.manifest import Refit
 from upgrade.order import write_order
-from upgrade.refit_pairs import Recipe, divided_pairs, read_recipe
+from upgrade.refit_pairs import FirstFit, divided_pairs, read_first_fit
 from upgrade.rows import RowFile, parts_of
 from upgrade.transactions import FILES, set_manifest, transaction
 from upgrade.transform import CHUNKS, digest_of, transformed_chunks
@@ -43,14 +44,14 @@ TRANSFORMATION = "transformation.pt"
 MADE_OF = "made_of.json"  # in the folder of the training: what it trains on
 
 
-def check_refit(config: UpgradeConfig, gallery: Gallery) -> tuple[Inputs, Recipe]:
+def check_refit(config: UpgradeConfig, gallery: Gallery) -> tuple[Inputs, FirstFit]:
     """What a refit needs beside re-embedded items.
 
     Raises:
         UserError: the gallery's inputs are gone or have changed, or its transformation cannot be fitted again.
     """
     inputs = reopen_inputs(config, gallery.manifest)
-    return inputs, read_recipe(present_transformation(config, gallery.manifest))
+    return inputs, read_first_fit(present_transformation(config, gallery.manifest))
 
 
 def refit_gallery(config: UpgradeConfig, gallery: Gallery, world: World, preemption: Preemption) -> str:
@@ -66,37 +67,37 @@ def refit_gallery(config: UpgradeConfig, gallery: Gallery, world: World, preempt
         UnfitPairs, UserError: see `check_refit` and `divided_pairs`; or the disk is full. The gallery is as it was.
         Preempted: SIGTERM came during the training.
     """
-    inputs, recipe = check_refit(config, gallery)
-    pairs = divided_pairs(recipe, inputs, gallery, config.refit_pairs, world)
-    sample = sample_of(pairs.training, pairs.held_out, pairs.config, world)
-    material = material_of(sample, pairs.config.refinement_params)
-    if recipe.lost is not None:
-        print(f"refit: {recipe.lost}; the pairs are those of the gallery alone", flush=True)
-    work = _work_folder(gallery, config, recipe)
-    own = replace(pairs.config, output_transformation_path=str(work / TRANSFORMATION), resume=True, export_formats=[])
-    fitted = fit_methods(own, sample, retrieval_quality, world, preemption)
+    inputs, first = check_refit(config, gallery)
+    pairs = divided_pairs(first, inputs, gallery, config.refit_pairs, world)
+    data = fitting_data(pairs.training, pairs.held_out, pairs.config, world)
+    material = material_of(data, pairs.config.refinement_params)
+    if first.lost is not None:
+        print(f"refit: {first.lost}; the pairs are those of the gallery alone", flush=True)
+    work = _work_folder(gallery, config, first)
+    own = replace(pairs.config, output=str(work / TRANSFORMATION), resume=True, export_formats=[])
+    fitted = {method: fit(one, data, retrieval_quality, world, preemption) for method, one in configs_of(own).items()}
     best = choose(fitted)
     description = describe_with_refinement(best.transformation, best.arguments, material, upgrade_quality, world)
     refitted = cast(Transformation, build_model(description, where=REFIT))
     (measure, before), (_, after) = (_quality(one, pairs.compared, world) for one in (inputs.transformation, refitted))
-    origin = "the sample" if recipe.lost is None and pairs.held_out is not None else "the gallery"
+    origin = "the sample" if first.lost is None and pairs.held_out is not None else "the gallery"
     compared = f"{measure} on {len(pairs.compared):,} pairs of {origin} that neither was fitted to"
     if not after > before:
         remove(gallery.folder / REFIT)
         return f"refit: the gallery is as it was: {compared}: {before:.2%} as it is, {after:.2%} refitted"
-    record = {**recipe.origin, **outcome(sample, fitted), "re_embedded": pairs.from_gallery}
+    record = {**first.origin, **outcome(data, fitted), "re_embedded": pairs.from_gallery}
     last = {"measure": measure, "before": round(before, 6), "after": round(after, 6)}
-    _commit(config, gallery, replace(inputs, transformation=refitted), description, recipe, record, last, world)
+    _commit(config, gallery, replace(inputs, transformation=refitted), description, first, record, last, world)
     return (
         f"refit: with {pairs.from_gallery:,} re-embedded items among {len(pairs.training):,} pairs: {compared}: "
         f"{before:.2%} before, {after:.2%} now"
     )
 
 
-def _work_folder(gallery: Gallery, config: UpgradeConfig, recipe: Recipe) -> Path:
+def _work_folder(gallery: Gallery, config: UpgradeConfig, first: FirstFit) -> Path:
     """The folder of the training: with the checkpoint of an interrupted one, if that was on the same pairs."""
     folder = gallery.folder / REFIT
-    made_of = {"gallery": asdict(gallery.manifest), "refit_pairs": config.refit_pairs, "lost": recipe.lost}
+    made_of = {"gallery": asdict(gallery.manifest), "refit_pairs": config.refit_pairs, "lost": first.lost}
     text = json.dumps(made_of, indent=2) + "\n"
     if not (folder / MADE_OF).exists() or (folder / MADE_OF).read_text(encoding="utf-8") != text:
         remove(folder)
@@ -108,7 +109,7 @@ def _work_folder(gallery: Gallery, config: UpgradeConfig, recipe: Recipe) -> Pat
 def _quality(transformation: Transformation, compared: PairedEmbeddings, world: World) -> tuple[str, float]:
     """What `auto` chooses by, of the items that are compared: the measure and its value."""
     batch = batch_of(compared, world)
-    h = transformation.to(world.device).eval()(batch.old, batch.side_info).embedding.float()
+    h = transformation.to(world.device)(batch.old, batch.side_info).embedding.float()
     return retrieval_quality(h, batch.new, None if compared.labels is None else batch.labels)
 
 
@@ -117,7 +118,7 @@ def _commit(
     gallery: Gallery,
     inputs: Inputs,
     description: Description,
-    recipe: Recipe,
+    first: FirstFit,
     record: dict[str, Any],
     last: dict[str, Any],
     world: World,
@@ -127,7 +128,7 @@ def _commit(
     with transaction(gallery.folder) as prepared:
         files = prepared / FILES
         path = files / TRANSFORMATION
-        save_model(path, description, config=to_dict(recipe.config), seed=recipe.config.seed, embeddings=record)
+        save_model(path, description, config=to_dict(first.config), seed=first.config.seed, embeddings=record)
         hashes = _write_rows(files, gallery, inputs, world.device)
         write_json(files / CHUNKS, hashes)
         if (gallery.folder / ORDER).exists():

@@ -47,8 +47,8 @@ def key(
     return dataclasses.field(default=default, metadata=metadata)
 
 
-def section(kind: type, *, doc: str) -> Any:
-    """A config section: a nested dataclass whose own defaults hold where the file does not name it."""
+def section(kind: Callable[[], Any], *, doc: str) -> Any:
+    """A config section: a nested dataclass, as `kind` makes it where the file does not name it."""
     return dataclasses.field(default_factory=kind, metadata={"doc": doc})
 
 
@@ -225,6 +225,8 @@ def apply_override(values: dict[str, Any], override: str) -> None:
 def build(schema: type[Config], values: dict[str, Any], source: str | Path, prefix: str = "") -> Config:
     """Turn nested `values` into the dataclass `schema`, checking every key.
 
+    A schema may have `MOVED`: what to say of keys that it no longer has.
+
     Raises:
         UserError: naming `source` and the key.
     """
@@ -232,6 +234,8 @@ def build(schema: type[Config], values: dict[str, Any], source: str | Path, pref
     known = {field.name: field for field in fields(schema)}  # type: ignore[arg-type]
     spellings = {name: _spelling(field, values, f"{source}: {prefix}") for name, field in known.items()}
     for name in values:
+        if name in (moved := getattr(schema, "MOVED", {})):
+            raise UserError(f"{source}: {prefix}{name}: {moved[name]}")
         if name not in known and name not in spellings.values():
             raise UserError(f"{source}: {_unknown(f'{prefix}{name}', prefix, list(known))}")
     arguments = {}

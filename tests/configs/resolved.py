@@ -11,6 +11,7 @@ from suites.config import SuiteConfig
 from suites.methods import expand
 from suites.planning import resolve
 from suites.scripts import SCHEMAS
+from trainers.transformation.config import FitConfig, HowToFit
 from upgrade.config import UpgradeConfig
 from utils.config import build, read_config
 from utils.runs import FORMER_NAMES
@@ -18,11 +19,30 @@ from utils.runs import FORMER_NAMES
 ROOT = Path(__file__).parents[2]
 # Where a stage of a suite writes what its file alone would not: no part of what is computed.
 OF_THE_SUITE = ("output", "embeddings_output_dir")
+OF_BOTH = [field.name for field in dataclasses.fields(HowToFit)]  # keys of both configs of transformations
 
 
 def hash_of(config: Any) -> str:
     """A hash of a config's values but for those at their default, so that a new key changes no hash."""
-    return hashlib.sha256(json.dumps(_stated(config), sort_keys=True).encode()).hexdigest()[:16]
+    values = _as_before(config) if isinstance(config, FitConfig) else _stated(config)
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _as_before(config: FitConfig) -> dict[str, Any]:
+    """The values by which train_transformation.py was told the same fit, before that had a script of its own."""
+    names = {"fct": "MLP_BN_SIDE_PROJECTION", "fastfill": "MLP_BN_SIDE_PROJECTION_SIGMA"}
+    stated = _stated(config)
+    kept = {key: stated.pop(key) for key in OF_BOTH if key in stated}
+    arch = {"arch": names.get(config.method, config.method)}
+    arch |= {key: stated.pop(key) for key in ("inner_dim", "sigma_dim") if key in stated}
+    files = {key: value for key, value in stated.items() if key not in ("method", "epochs", "optimizer_params")}
+    return kept | {
+        "embeddings_params": files,
+        "arch_params": arch,
+        "optimizer_params": _stated(config.optimizer_params),
+        "epochs": config.epochs,
+        "output_transformation_path": config.output,
+    }
 
 
 def _stated(config: Any) -> Any:
@@ -51,6 +71,7 @@ def schema_of(values: dict[str, Any]) -> type:
     for key, script in (
         ("output_model_path", "train_backbone.py"),
         ("output_transformation_path", "train_transformation.py"),
+        ("old", "fit_embeddings.py"),
         ("output_embeddings_path", "embed.py"),
     ):
         if key in values:

@@ -13,6 +13,7 @@ BEFORE = json.loads(Path(__file__).with_name("resolved.json").read_text(encoding
 OLD, NEW, BCT = (f"checkpoints/cifar100_32px_{name}.pt" for name in ("old", "new", "new_bct"))
 # Files that have gone and are no stage of a suite: the file that is left, and what to say on the command line.
 MOVED: dict[str, tuple[str, dict[str, Any]]] = {
+    "embeddings_transformation.yaml": ("fit_embeddings.yaml", {}),
     "cifar100_32px_backbone_new_bct.yaml": (
         "cifar100_32px_backbone_new.yaml",
         {"bct_params": {"old_model_path": OLD, "weight": 1}, "output_model_path": BCT},

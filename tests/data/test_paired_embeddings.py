@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.config import PairedEmbeddingsParams
+from data.config import PairedFiles
 from data.paired_embeddings import PairedEmbeddings, read_paired_embeddings
 from utils.errors import UserError
 
@@ -37,7 +37,7 @@ def read(folder: Path, new: dict[str, Any] | None = None, **params: Any) -> Pair
         "old": write(folder, "old.npz", **old),
         "new": write(folder, "new.npz", **({"embeddings": NEW, "ids": IDS} | (new or {}))),
     }
-    return read_paired_embeddings(PairedEmbeddingsParams(**files, **params))
+    return read_paired_embeddings(PairedFiles(**files, **params))
 
 
 def test_npz_and_folders_with_side_information(tmp_path: Path) -> None:
@@ -117,8 +117,8 @@ def test_a_zero_vector_is_kept_and_does_not_hide_that_the_others_have_length_one
     assert not paired.embeddings["new"][row].any()
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
-        f"embeddings_params.old: {tmp_path / 'old.npz'}: 2 zero vectors, the first in row 3; kept as zero",
-        f"embeddings_params.new: {tmp_path / 'new.npz'}: 1 zero vector, the first in row {row}; kept as zero",
+        f"old: {tmp_path / 'old.npz'}: 2 zero vectors, the first in row 3; kept as zero",
+        f"new: {tmp_path / 'new.npz'}: 1 zero vector, the first in row {row}; kept as zero",
     ]
 
 
@@ -129,7 +129,7 @@ def test_a_few_embeddings_of_other_lengths_are_named(
     new = (NEW / np.linalg.norm(NEW.astype(np.float64), axis=1, keepdims=True)).astype(np.float32)
     new[[11, 20]] *= 0.5
     assert read(tmp_path, {"embeddings": new}, normalised=choice).normalised == (choice == "on")
-    line = "not normalised: 28 of 30 embeddings have length 1, but not that of row 11; embeddings_params.normalised=on"
+    line = "not normalised: 28 of 30 embeddings have length 1, but not that of row 11; normalised=on"
     assert (line in capsys.readouterr().out) == said
 
 
@@ -138,7 +138,7 @@ def test_a_file_of_nothing_but_zero_vectors(tmp_path: Path, role: str) -> None:
     zeros: dict[str, Any] = {"embeddings": np.zeros((N, 3), np.float32), "ids": IDS}
     params: dict[str, Any] = {"side_info": write(tmp_path, "side", **zeros)} if role == "side_info" else {}
     params |= {"old": zeros} if role == "old" else {}
-    with pytest.raises(UserError, match=rf"embeddings_params\.{role}: .*: all 30 rows are zero vectors"):
+    with pytest.raises(UserError, match=rf"{role}: .*: all 30 rows are zero vectors"):
         read(tmp_path, zeros if role == "new" else None, **params)
 
 
@@ -154,28 +154,28 @@ SWAPPED = np.concatenate([IDS[:5], IDS[6:4:-1], IDS[7:]])
 @pytest.mark.parametrize(
     ("new", "params", "message"),
     [
-        ({"embeddings": nan_at(17)}, {}, r"embeddings_params\.new: .*new\.npz: row 17 is not finite"),
+        ({"embeddings": nan_at(17)}, {}, r"new: .*new\.npz: row 17 is not finite"),
         (
             {"embeddings": NEW[:-1], "ids": IDS[:-1]},
             {},
-            r"embeddings_params\.new: .*new\.npz and embeddings_params\.old: .*old\.npz hold different items: "
-            r"1 ids of embeddings_params\.old: .* are not in embeddings_params\.new: .*, the first is 203",
+            r"new: .*new\.npz and old: .*old\.npz hold different items: "
+            r"1 ids of old: .* are not in new: .*, the first is 203",
         ),
-        ({"ids": IDS.astype(str)}, {}, r"old\.npz are numbers and those of embeddings_params\.new: .* texts"),
+        ({"ids": IDS.astype(str)}, {}, r"old\.npz are numbers and those of new: .* texts"),
         (
             {"ids": SWAPPED},
             {"labels": LABELS},
             r"labels\.npy: holds labels alone, row by row, but the files .* one order",
         ),
-        ({"ids": np.zeros(N, int)}, {}, r"embeddings_params\.new: .*new\.npz: 1 ids occur more than once"),
+        ({"ids": np.zeros(N, int)}, {}, r"new: .*new\.npz: 1 ids occur more than once"),
         ({"embeddings": NEW.astype(np.float64)}, {}, r"embeddings should be \(n, d\) float16 or float32"),
         (
             {},
             {"labels": np.zeros(29, int)},
-            r"embeddings_params\.labels: .*labels\.npy and embeddings_params\.old: .* different items: 29 and 30",
+            r"labels: .*labels\.npy and old: .* different items: 29 and 30",
         ),
         ({}, {"labels": np.zeros(N)}, r"labels\.npy: labels should be \(n,\) whole numbers, got \(30,\) float64"),
-        ({}, {"classifier": CLASSIFIER}, r"embeddings_params\.classifier: .*is of no use without labels"),
+        ({}, {"classifier": CLASSIFIER}, r"classifier: .*is of no use without labels"),
         (
             {"labels": LABELS},
             {"classifier": CLASSIFIER[:, :2]},
@@ -202,9 +202,9 @@ def test_too_few_pairs_and_files_of_other_things(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"old\.npz has 19 pairs; at least 20 are needed"):
         read(tmp_path, few, old={"embeddings": OLD[:19], "ids": IDS[:19]})
     (tmp_path / "text.npy").write_text("no array")
-    with pytest.raises(UserError, match=r"embeddings_params\.labels: .*text\.npy is no file with `labels`"):
+    with pytest.raises(UserError, match=r"labels: .*text\.npy is no file with `labels`"):
         read(tmp_path, labels=str(tmp_path / "text.npy"))
-    with pytest.raises(UserError, match=r"embeddings_params\.labels: .*other\.npz has no array `labels`"):
+    with pytest.raises(UserError, match=r"labels: .*other\.npz has no array `labels`"):
         read(tmp_path, labels=write(tmp_path, "other.npz", classes=LABELS))
 
 
@@ -239,14 +239,14 @@ def test_rows_are_paired_by_place_only_where_nothing_else_tells(tmp_path: Path) 
 
     def paired(old: str, new: str, labels: str | None = None) -> PairedEmbeddings:
         labels = None if labels is None else paths[labels]
-        return read_paired_embeddings(PairedEmbeddingsParams(old=paths[old], new=paths[new], labels=labels))
+        return read_paired_embeddings(PairedFiles(old=paths[old], new=paths[new], labels=labels))
 
     assert len(paired("old.npz", "same.npz", "labels_alone.npz")) == N
-    with pytest.raises(UserError, match=r"with_ids\.npz has `ids` and embeddings_params\.old: .*old\.npz has none"):
+    with pytest.raises(UserError, match=r"with_ids\.npz has `ids` and old: .*old\.npz has none"):
         paired("old.npz", "with_ids.npz")
     with pytest.raises(UserError, match=r"relabelled\.npz and .*old\.npz hold different .* row 3 has the labels"):
         paired("old.npz", "relabelled.npz")
-    with pytest.raises(UserError, match=r"labels\.npz has `ids` and embeddings_params\.old: .*old\.npz has none"):
+    with pytest.raises(UserError, match=r"labels\.npz has `ids` and old: .*old\.npz has none"):
         paired("old.npz", "same.npz", "labels.npz")
     with pytest.raises(UserError, match=r"with_ids\.npz has `ids` and .*labels_alone\.npz has none"):
         paired("with_ids.npz", "with_ids.npz", "labels_alone.npz")

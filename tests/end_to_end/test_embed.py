@@ -105,23 +105,27 @@ def test_a_transformation_of_files_is_the_one_of_the_models(folder: Path) -> Non
     succeed("train_transformation.py", *images, "precision=fp32", cwd=folder, processes=None)
     of_models = state_of(folder / "checkpoints" / "transformation.pt")
     recipe = parse_yaml((folder / "transformation.yaml").read_text())
-    for name in ("old_model_path", "new_model_path", "dataset_params", "output_transformed_old_model_path"):
-        del recipe[name]
-    recipe["embeddings_params"] = {
+    kept = ("optimizer_params", "lr_policy_params", "objective_params", "epochs", "switch_mode_to_eval")
+    fit = {name: recipe[name] for name in kept} | {
         "old": "embeddings/old_training",
         "new": "embeddings/new_training",
         "classifier": "embeddings/classifier.npy",
+        "method": "fastfill",
+        "inner_dim": 32,
         "held_out": 0,
         "batch_size": 32,
+        "output": "checkpoints/of_files.pt",
     }
-    (folder / "files.yaml").write_text(json.dumps(recipe))
-    files = ("--config", "files.yaml", "output_transformation_path=checkpoints/of_files.pt", "precision=fp32")
-    succeed("train_transformation.py", *files, cwd=folder, processes=None)
+    (folder / "files.yaml").write_text(json.dumps(fit))
+    files = ("--config", "files.yaml", "precision=fp32")
+    succeed("fit_embeddings.py", *files, cwd=folder, processes=None)
     of_files = state_of(folder / "checkpoints" / "of_files.pt")
     for name, weights in of_models.items():
         torch.testing.assert_close(of_files[name], weights, rtol=1e-4, atol=1e-5)
-    auto = fail("train_transformation.py", *files, "arch_params.arch=auto", cwd=folder, processes=None)
+    auto = fail("fit_embeddings.py", *files, "method=auto", cwd=folder, processes=None)
     assert "auto chooses by held-out pairs" in auto
+    before = fail("train_transformation.py", *images, "embeddings_params.old=old.npz", cwd=folder, processes=None)
+    assert "embeddings_params: embedding files have a script of their own now: python fit_embeddings.py" in before
 
 
 def test_two_processes_write_the_file_of_one(folder: Path) -> None:

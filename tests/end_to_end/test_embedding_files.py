@@ -12,12 +12,15 @@ from models.model_files import load_model
 from tests.tiny import fail, same_bits, state_of, succeed
 
 CONFIG = """
-embeddings_params: {old: old.npz, new: new.npz, held_out: 0.25, batch_size: 32}
-arch_params: {arch: auto, inner_dim: 16}
+old: old.npz
+new: new.npz
+held_out: 0.25
+batch_size: 32
+inner_dim: 16
 epochs: 12
-output_transformation_path: out/h.pt
+output: out/h.pt
 """
-FASTFILL = ["arch_params.arch=fastfill", "objective_params={discriminative_loss: {}, uncertainty_loss: {}}"]
+FASTFILL = ["method=fastfill", "objective_params={discriminative_loss: {}, uncertainty_loss: {}}"]
 N, CLASSES = 120, 6
 
 
@@ -48,7 +51,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def fit(folder: Path, *arguments: str, processes: int | None = None) -> str:
-    command = ["train_transformation.py", "--config", "files.yaml", *arguments]
+    command = ["fit_embeddings.py", "--config", "files.yaml", *arguments]
     return succeed(*command, cwd=folder, processes=processes)
 
 
@@ -98,21 +101,21 @@ def test_auto_tries_all_and_writes_the_best(folder: Path) -> None:
 
 @pytest.mark.parametrize("arch", ["procrustes", "ridge", "residual_mlp", "fct", "fastfill"])
 def test_each_method_has_uncertainty_and_keeps_to_length_one(folder: Path, arch: str) -> None:
-    arguments = FASTFILL if arch == "fastfill" else [f"arch_params.arch={arch}"]
-    fit(folder, *arguments, "embeddings_params.new=new_unit", "export_formats=[torchscript]")
+    arguments = FASTFILL if arch == "fastfill" else [f"method={arch}"]
+    fit(folder, *arguments, "new=new_unit", "export_formats=[torchscript]")
     h, log_variance = apply(folder)
     torch.testing.assert_close(h.norm(dim=1), torch.ones(N))
     assert origin(folder)["normalised"]
     exported = torch.jit.load(folder / "out" / "h.torchscript.pt")
     actual = exported(torch.from_numpy(np.load(folder / "old.npz")["embeddings"]))
     torch.testing.assert_close(actual, (h, log_variance), rtol=1e-4, atol=1e-4)
-    fit(folder, *arguments, "embeddings_params.new=new_unit", "embeddings_params.normalised=off")
+    fit(folder, *arguments, "new=new_unit", "normalised=off")
     h, _ = apply(folder)
     assert float((h.norm(dim=1) - 1).abs().max()) > 1e-3
 
 
 def test_with_labels_a_classifier_is_fitted_and_map_decides(folder: Path) -> None:
-    labelled = [*FASTFILL, "embeddings_params.labels=labels.npy"]
+    labelled = [*FASTFILL, "labels=labels.npy"]
     output = fit(folder, *labelled)
     assert "mAP" in output
     by_labels = state_of(folder / "out" / "h.pt")
@@ -121,7 +124,7 @@ def test_with_labels_a_classifier_is_fitted_and_map_decides(folder: Path) -> Non
     fit(folder, *labelled)
     assert same_bits(by_labels, state_of(folder / "out" / "h.pt"))
     np.save(folder / "w.npy", np.zeros((10 * CLASSES, 4), np.float32))
-    fit(folder, *labelled, "embeddings_params.classifier=w.npy")
+    fit(folder, *labelled, "classifier=w.npy")
     assert set(origin(folder)["files"]) == {"old", "new", "labels", "classifier"}
 
 
@@ -130,7 +133,7 @@ def test_labels_of_a_part_of_the_items(folder: Path, mixup: tuple[str, ...]) -> 
     labels = np.load(folder / "labels.npy")
     labels[::2] = -1
     np.save(folder / "labels.npy", labels)
-    labelled = [*FASTFILL, "embeddings_params.labels=labels.npy", "refinement_params.held_out=0.1", *mixup]
+    labelled = [*FASTFILL, "labels=labels.npy", "refinement_params.held_out=0.1", *mixup]
     assert "mAP" in fit(folder, *labelled)
     first = torch.load(folder / "out" / "h.pt", weights_only=True)
     np.save(folder / "labels.npy", np.where(labels < 0, -1 - np.arange(N), labels))  # other negative ones
@@ -150,16 +153,14 @@ def test_labels_of_a_part_of_the_items(folder: Path, mixup: tuple[str, ...]) -> 
 def test_embeddings_of_any_scale_and_offset_train_alike(
     folder: Path, arch: str, role: str, offset: float, scale: float
 ) -> None:
-    arguments = {"fastfill": [*FASTFILL, "embeddings_params.labels=labels.npy"], "contrast": FASTFILL}.get(
-        arch, [f"arch_params.arch={arch}"]
-    )
+    arguments = {"fastfill": [*FASTFILL, "labels=labels.npy"], "contrast": FASTFILL}.get(arch, [f"method={arch}"])
     arguments = [*arguments, "optimizer_params={algorithm: adam, lr: 0.01}"]
     fit(folder, *arguments)
     (plain, sigma), measured = apply(folder), origin(folder)["held_out"]
     content = dict(np.load(folder / f"{role}.npz"))
     moved = (content["embeddings"].astype(np.float64) * scale + offset).astype(np.float32)
     write(folder / "moved.npz", **{**content, "embeddings": moved})
-    fit(folder, *arguments, f"embeddings_params.{role}=moved.npz")
+    fit(folder, *arguments, f"{role}=moved.npz")
     h, s = apply(folder, **({"old": "moved.npz"} if role == "old" else {}))
     there = (h.double() - offset) / scale if role == "new" else h.double()
     if not (
@@ -179,11 +180,11 @@ def test_the_file_says_of_every_fit_whether_the_space_is_normalised(folder: Path
     new = np.load(folder / "new_unit" / "embeddings.npy")
     new[[0, 50]] = 0
     np.save(folder / "new_unit" / "embeddings.npy", new)
-    arguments = FASTFILL if arch == "fastfill" else [f"arch_params.arch={arch}"]
+    arguments = FASTFILL if arch == "fastfill" else [f"method={arch}"]
     refining = ["refinement_params={clusters: 5, strengths: [0.6]}", "export_formats=[torchscript]"]
     for role, normalised in (("new_unit", True), ("new.npz", False)):
-        output = fit(folder, *arguments, *refining, f"embeddings_params.new={role}")
-        line = "embeddings_params.new: new_unit: 2 zero vectors, the first in row 0; kept as zero\n"
+        output = fit(folder, *arguments, *refining, f"new={role}")
+        line = "new: new_unit: 2 zero vectors, the first in row 0; kept as zero\n"
         assert (line in output) == normalised
         content = torch.load(folder / "out" / "h.pt", weights_only=True)
         assert content["transformation"]["arguments"]["normalised"] is normalised
@@ -196,7 +197,7 @@ def test_the_file_says_of_every_fit_whether_the_space_is_normalised(folder: Path
 
 
 def test_a_zero_vector_of_the_old_gallery_stays_one(folder: Path) -> None:
-    fit(folder, "arch_params.arch=ridge")
+    fit(folder, "method=ridge")
     old = dict(np.load(folder / "old.npz"))
     old["embeddings"][[7, 100]] = 0
     labels = np.load(folder / "labels.npy")
@@ -218,9 +219,9 @@ def test_a_zero_vector_of_the_old_gallery_stays_one(folder: Path) -> None:
 def test_training_stops_early_and_stays_at_its_best(folder: Path) -> None:
     fit(
         folder,
-        "arch_params.arch=fct",
+        "method=fct",
         "epochs=500",
-        "embeddings_params.patience=3",
+        "patience=3",
         "optimizer_params={algorithm: adam, lr: 0.01}",
     )
     log = [json.loads(line) for line in (folder / "out" / "h.log.jsonl").read_text().splitlines()]
@@ -233,7 +234,7 @@ def test_training_stops_early_and_stays_at_its_best(folder: Path) -> None:
 
 def test_side_information_and_two_processes(folder: Path) -> None:
     """The closed form and its uncertainty, added up over two processes, are those of one."""
-    arguments = ["arch_params.arch=ridge", "embeddings_params.side_info=side.npz"]
+    arguments = ["method=ridge", "side_info=side.npz"]
     fit(folder, *arguments)
     one, alone = apply(folder, side="side.npz"), state_of(folder / "out" / "h.pt")
     assert alone["affine.weight"].shape == (4, 6 + 2)
@@ -244,8 +245,8 @@ def test_side_information_and_two_processes(folder: Path) -> None:
 
 def test_two_processes_stop_early_together(folder: Path) -> None:
     """BN statistics are each process's own, so each finds another held-out loss; they go by their mean."""
-    stopping = ["epochs=60", "embeddings_params.patience=1", "optimizer_params={algorithm: adam, lr: 0.05}"]
-    fit(folder, "arch_params.arch=fct", *stopping, processes=2)
+    stopping = ["epochs=60", "patience=1", "optimizer_params={algorithm: adam, lr: 0.05}"]
+    fit(folder, "method=fct", *stopping, processes=2)
     log = [json.loads(line) for line in (folder / "out" / "h.log.jsonl").read_text().splitlines()]
     losses = [record["held_out_loss"] for record in log]
     assert len(log) < 60
@@ -256,40 +257,32 @@ def test_two_processes_stop_early_together(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["embeddings_params.old=none.npz"], "files.yaml: embeddings_params.old: there is no none.npz"),
+        (["old=none.npz"], "files.yaml: old: there is no none.npz"),
+        (["old_model_path=old.npz"], "files.yaml: unknown key `old_model_path`"),
+        (["held_out=0.9"], "files.yaml: held_out: should be at most 0.5, got 0.9"),
         (
-            ["old_model_path=old.npz"],
-            "files.yaml: embeddings_params: stands in place of models and images; leave out old_",
+            ["new=side.npz", "old=labels.npy"],
+            "old: labels.npy is no",
         ),
-        (["output_transformed_old_model_path=x.pt"], "leave out output_transformed_old_model_path"),
-        (
-            ["embeddings_params=null"],
-            "files.yaml: old_model_path: is missing; or name embedding files in embeddings_params",
-        ),
-        (["embeddings_params.held_out=0.9"], "embeddings_params.held_out: should be at most 0.5, got 0.9"),
-        (
-            ["embeddings_params.new=side.npz", "embeddings_params.old=labels.npy"],
-            "embeddings_params.old: labels.npy is no",
-        ),
-        (["arch_params.arch=fastfil"], "arch_params.arch: unknown 'fastfil'; did you mean fastfill?"),
-        (["arch_params.arch=fastfill"], "objective_params.uncertainty_loss: is missing"),
-        (["arch_params.old_embedding_dim=7"], "arch_params.old_embedding_dim: says 7, the old model has 6"),
+        (["method=fastfil"], "files.yaml: method: unknown 'fastfil'; did you mean fastfill?"),
+        (["method=fastfill"], "objective_params.uncertainty_loss: is missing"),
+        (["method=ridge", "sigma_dim=1"], "sigma_dim: ridge has no uncertainty; use fastfill or leave it out"),
         (
             [*FASTFILL, "objective_params.discriminative_loss.name=LabelSmoothing"],
-            "discriminative_loss.name: LabelSmoothing needs embeddings_params.labels; InfoNCE does without",
+            "discriminative_loss.name: LabelSmoothing needs labels=FILE; InfoNCE does without",
         ),
         (
             [*FASTFILL, "objective_params.discriminative_loss.name=SupCon"],
-            "discriminative_loss.name: SupCon needs embeddings_params.labels; InfoNCE does without",
+            "discriminative_loss.name: SupCon needs labels=FILE; InfoNCE does without",
         ),
         (
-            ["arch_params.arch=procrustes", "embeddings_params.side_info=side.npz"],
-            "arch_params.arch: procrustes maps the old embedding alone; leave side-information out",
+            ["method=procrustes", "side_info=side.npz"],
+            "side_info: procrustes maps the old embedding alone; leave it out, or use ridge",
         ),
     ],
 )
 def test_what_is_refused_before_anything_is_written(folder: Path, arguments: list[str], message: str) -> None:
-    command = ["train_transformation.py", "--config", "files.yaml", *arguments]
+    command = ["fit_embeddings.py", "--config", "files.yaml", *arguments]
     assert message in fail(*command, cwd=folder, processes=None)
 
 
@@ -298,17 +291,17 @@ def test_constant_embeddings_are_refused(folder: Path) -> None:
     for role in ("old", "new"):
         content = dict(np.load(folder / f"{role}.npz"))
         write(folder / f"constant_{role}.npz", **{**content, "embeddings": np.ones_like(content["embeddings"])})
-    command = ["train_transformation.py", "--config", "files.yaml"]
-    error = fail(*command, "embeddings_params.new=constant_new.npz", cwd=folder, processes=None)
-    assert "embeddings_params.new: the new embeddings are all the same" in error
-    old = ["embeddings_params.old=constant_old.npz", "arch_params.arch=ridge"]
+    command = ["fit_embeddings.py", "--config", "files.yaml"]
+    error = fail(*command, "new=constant_new.npz", cwd=folder, processes=None)
+    assert "new: the new embeddings are all the same" in error
+    old = ["old=constant_old.npz", "method=ridge"]
     error = fail(*command, *old, cwd=folder, processes=None, leaves=("out", "out/h.config.yaml"))
     assert "the old embeddings are the same for all 90 items, so there is nothing to fit" in error
-    old = ["embeddings_params.old=constant_old.npz", "arch_params.arch=fct"]
+    old = ["old=constant_old.npz", "method=fct"]
     error = fail(*command, *old, cwd=folder, processes=None)
-    assert "embeddings_params.old: the old embeddings are all the same" in error
-    fit(folder, *old, "embeddings_params.side_info=side.npz")
+    assert "old: the old embeddings are all the same" in error
+    fit(folder, *old, "side_info=side.npz")
     side = dict(np.load(folder / "side.npz"))
     side["embeddings"][:, 0] = 3
     write(folder / "partly.npz", **side)
-    fit(folder, "arch_params.arch=fct", "embeddings_params.side_info=partly.npz")
+    fit(folder, "method=fct", "side_info=partly.npz")

@@ -76,10 +76,14 @@ def test_clusters_stand_in_for_classes(folder: Path) -> None:
 
 
 FILES = """
-embeddings_params: {old: old, new: new, classifier: classifier.npy, views: 2, held_out: 0.25}
-arch_params: {arch: ridge}
+old: old
+new: new
+classifier: classifier.npy
+views: 2
+held_out: 0.25
+method: ridge
 refinement_params: {}
-output_transformation_path: refined.pt
+output: refined.pt
 """
 
 
@@ -93,7 +97,7 @@ def test_from_embedding_files_to_an_evaluation_of_them(folder: Path) -> None:
         succeed(*model, *training, "output_classifier_path=classifier.npy", cwd=folder, processes=None)
         succeed(*model, f"output_embeddings_path={name}_validation", cwd=folder, processes=None)
     (folder / "files.yaml").write_text(FILES)
-    succeed("train_transformation.py", "--config", "files.yaml", cwd=folder, processes=None)
+    succeed("fit_embeddings.py", "--config", "files.yaml", cwd=folder, processes=None)
     assert read_torch(folder / "refined.pt")["chosen"]["held_out"] == 36
     (folder / "eval.yaml").write_text(
         "embeddings_params: {query: new_validation, gallery: old_validation, transformation: refined.pt}\n"

@@ -4,8 +4,8 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,13 +13,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from models.resnet import build_backbone
 from tests.tiny import same_bits
 from tests.utils.processes import run_processes
-from trainers.config import OptimizerParams
-from trainers.loop import HELD_OUT, Step, Trainer
-from trainers.optimizers import build_optimizer
+from trainers.config import LoopParams, LrPolicyParams, OptimizerParams
+from trainers.loop import HELD_OUT, Loss, train
 from utils.config import key
 from utils.distributed import World
 from utils.errors import UserError
@@ -50,9 +50,9 @@ def epoch_of(epoch: int) -> Iterator[Data]:
         yield Data(torch.randn(ITEMS, 3, 8, 8, generator=g), torch.randint(CLASSES, (ITEMS,), generator=g))
 
 
-def classify(model: nn.Module, batch: Data) -> Step:
+def classify(model: nn.Module, batch: Data) -> Loss:
     logits, _ = model(batch.images)
-    return Step(F.cross_entropy(logits, batch.labels), len(batch.labels), (logits.argmax(1) == batch.labels).sum())
+    return Loss(F.cross_entropy(logits, batch.labels), len(batch.labels), (logits.argmax(1) == batch.labels).sum())
 
 
 def small_resnet() -> nn.Module:
@@ -65,20 +65,40 @@ def new_run(folder: Path, world: World | None = None) -> Run:
     return Run(str(folder / "m.pt"), Config(), world or World())
 
 
-def trainer(folder: Path, model: nn.Module, params: OptimizerParams = SGD, **options: Any) -> Trainer[Data]:
-    world = options.pop("world", World())
-    defaults: dict[str, Any] = {
-        "epochs": 4,
-        "items": ITEMS * STEPS,
-        "batch_size": ITEMS,
-        "preemption": Preemption(),
-        "batches": epoch_of,
-        "step": classify,
-        "run": new_run(folder, world),
-        "world": world,
-    }
-    schedule: Callable[[int], float] = options.pop("schedule", lambda epoch: params.lr / (1 + epoch))
-    return Trainer(model, build_optimizer(model, params), schedule, **{**defaults, **options})
+@dataclass
+class Classify:
+    """A task that is told by the epoch what its parts do."""
+
+    batches: Callable[[int], Iterable[Data]] = epoch_of
+    loss: Callable[[nn.Module, Data], Loss] = classify
+    found: Callable[[int], dict[str, float]] = lambda epoch: {}
+    train_mode: bool = True
+    items: int = ITEMS * STEPS
+
+    def start_epoch(self, model: nn.Module, epoch: int) -> None:
+        self.epoch = epoch
+        model.train(self.train_mode)
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        return self.found(self.epoch)
+
+
+def fit(
+    folder: Path,
+    model: nn.Module,
+    optimizer: OptimizerParams = SGD,
+    task: Classify | None = None,
+    *,
+    world: World | None = None,
+    preemption: Preemption | None = None,
+    policy: LrPolicyParams = LrPolicyParams(warmup_length=0),  # noqa: B008
+    epochs: int = 4,
+    **options: Any,
+) -> None:
+    """Train `model`; the length of the schedule does not hang on the number of epochs."""
+    world = world or World()
+    params = LoopParams(optimizer, replace(policy, epochs=12), epochs, ITEMS, **options)
+    train(task or Classify(), model, params, new_run(folder, world), world, preemption or Preemption())
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -96,7 +116,7 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
 ) -> None:
     (tmp_path / "whole").mkdir()
     whole = small_resnet()
-    trainer(tmp_path / "whole", whole, params).fit()
+    fit(tmp_path / "whole", whole, params)
 
     def dies(at: int) -> Iterator[Data]:
         batches = epoch_of(at)
@@ -106,7 +126,7 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
         yield from batches
 
     with pytest.raises(Killed):
-        trainer(tmp_path, small_resnet(), params, batches=dies).fit()
+        fit(tmp_path, small_resnet(), params, Classify(dies))
     torch.manual_seed(99)
     torch.rand(7)
     resumed, seen = small_resnet(), list[int]()
@@ -117,7 +137,7 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
         seen.append(at)
         return epoch_of(at)
 
-    trainer(tmp_path, resumed, params, batches=noted).fit()
+    fit(tmp_path, resumed, params, Classify(noted))
     assert seen == list(range(epoch, 4))
     assert same_bits(resumed.state_dict(), whole.state_dict())
     logs = [log_of(folder) for folder in (tmp_path, tmp_path / "whole")]
@@ -133,7 +153,7 @@ def test_a_run_that_is_told_to_stop_goes_on_within_the_epoch(
 ) -> None:
     (tmp_path / "whole").mkdir()
     whole = small_resnet()
-    trainer(tmp_path / "whole", whole).fit()
+    fit(tmp_path / "whole", whole)
 
     def told(at: int) -> Iterator[Data]:
         for number, batch in enumerate(epoch_of(at), start=1):
@@ -141,12 +161,11 @@ def test_a_run_that_is_told_to_stop_goes_on_within_the_epoch(
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    with Preemption() as preemption:
-        stopped = trainer(tmp_path, small_resnet(), batches=told, preemption=preemption)
-        with pytest.raises(Preempted, match=rf"after step {step} of epoch 3 of 4; .* {stopped.run.checkpoint_path}"):
-            stopped.fit()
+    message = rf"after step {step} of epoch 3 of 4; .* {tmp_path}/m.checkpoint.pt"
+    with Preemption() as preemption, pytest.raises(Preempted, match=message):
+        fit(tmp_path, small_resnet(), task=Classify(told), preemption=preemption)
     resumed = small_resnet()
-    trainer(tmp_path, resumed).fit()
+    fit(tmp_path, resumed)
     assert f"resuming after epoch 2 and step {step} of the next of 4" in capsys.readouterr().out
     assert same_bits(resumed.state_dict(), whole.state_dict())
     for record, expected in zip(log_of(tmp_path), log_of(tmp_path / "whole"), strict=True):
@@ -173,9 +192,9 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(tmp_path: Path, size: i
 
 def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
     first = small_resnet()
-    trainer(tmp_path, first).fit()
+    fit(tmp_path, first)
     again = small_resnet()
-    trainer(tmp_path, again, batches=lambda epoch: pytest.fail("trained again")).fit()
+    fit(tmp_path, again, task=Classify(lambda epoch: pytest.fail("trained again")))
     assert same_bits(again.state_dict(), first.state_dict())
 
 
@@ -184,14 +203,12 @@ def test_the_log_has_a_line_an_epoch_with_the_means_over_its_items(tmp_path: Pat
     batches = [
         Data(images[:size], labels[:size]) for (images, labels), size in zip(epoch_of(0), (12, 5, 1), strict=True)
     ]
-    trainer(
-        tmp_path,
-        model,
-        OptimizerParams("sgd", lr=0.0, momentum=0.0),
-        batches=lambda epoch: batches,
-        set_mode=lambda model, epoch: model.eval(),
-        validate=lambda epoch: {"validation_accuracy": 0.5} if epoch == 3 else {},
-    ).fit()
+    task = Classify(
+        lambda epoch: batches,
+        found=lambda epoch: {"validation_accuracy": 0.5} if epoch == 3 else {},
+        train_mode=False,
+    )
+    fit(tmp_path, model, OptimizerParams("sgd", lr=0.0, momentum=0.0), task)
     with torch.inference_mode():
         logits = model(torch.cat([batch.images for batch in batches]))[0]
     labels = torch.cat([batch.labels for batch in batches])
@@ -206,15 +223,11 @@ def test_the_log_has_a_line_an_epoch_with_the_means_over_its_items(tmp_path: Pat
 
 def test_the_schedule_sets_the_rate_of_every_epoch(tmp_path: Path) -> None:
     seen: list[float] = []
-
-    def step(model: nn.Module, batch: Data) -> Step:
-        seen.extend(group["lr"] for group in training.optimizer.param_groups)
-        return classify(model, batch)
-
-    training = trainer(tmp_path, small_resnet(), step=step, schedule=lambda epoch: 0.01 * (epoch + 1))
-    training.fit()
-    assert seen == [0.01 * (epoch + 1) for epoch in range(4) for _ in range(STEPS)]
-    assert [record["lr"] for record in log_of(tmp_path)] == [0.01, 0.02, 0.03, 0.04]
+    hook = register_optimizer_step_pre_hook(lambda optimizer, *_: seen.append(optimizer.param_groups[0]["lr"]))
+    fit(tmp_path, small_resnet(), OptimizerParams("sgd", lr=0.04), policy=LrPolicyParams("constant_lr", 4))
+    hook.remove()
+    assert seen == pytest.approx([0.01 * (epoch + 1) for epoch in range(4) for _ in range(STEPS)])
+    assert [record["lr"] for record in log_of(tmp_path)] == pytest.approx([0.01, 0.02, 0.03, 0.04])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -224,11 +237,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, value: float, e
         for step, batch in enumerate(epoch_of(at)):
             yield batch._replace(images=batch.images * value) if (at, step) == (epoch, 1) else batch
 
-    training = trainer(tmp_path, small_resnet(), batches=batches)
-    checkpoint = re.escape(str(training.run.checkpoint_path))
+    checkpoint = re.escape(str(tmp_path / "m.checkpoint.pt"))
     good = rf"the last good checkpoint is {checkpoint} \(epoch {epoch}\)" if epoch else "no checkpoint yet"
     with pytest.raises(UserError, match=rf"not finite by step [23] of epoch {epoch + 1}; {good}"):
-        training.fit()
+        fit(tmp_path, small_resnet(), task=Classify(batches))
     if epoch:
         assert len(log_of(tmp_path)) == epoch
         restored = new_run(tmp_path).restore()
@@ -242,11 +254,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, value: float, e
 
 def test_an_epoch_without_images(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="epoch 1: there is no image to train on"):
-        trainer(tmp_path, small_resnet(), batches=lambda epoch: []).fit()
+        fit(tmp_path, small_resnet(), task=Classify(lambda epoch: []))
 
 
 def test_a_log_file_gets_a_line_an_epoch_and_no_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    trainer(tmp_path, small_resnet(), validate=lambda epoch: {"validation_accuracy": 0.5} if epoch else {}).fit()
+    task = Classify(found=lambda epoch: {"validation_accuracy": 0.5} if epoch else {})
+    fit(tmp_path, small_resnet(), task=task)
     shown = capsys.readouterr()
     assert "img" not in shown.err
     lines, records = shown.out.splitlines(), log_of(tmp_path)
@@ -263,19 +276,18 @@ def test_training_steps_alone_are_fast_and_less_exact(tmp_path: Path, monkeypatc
         backends = torch.backends
         seen[where] |= {backends.cudnn.benchmark, backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32}
 
-    def step(model: nn.Module, batch: Data) -> Step:
+    def loss(model: nn.Module, batch: Data) -> Loss:
         note("step")
         return classify(model, batch)
 
-    def validate(epoch: int) -> dict[str, float]:
+    def found(epoch: int) -> dict[str, float]:
         note("validation")
         return {}
 
     monkeypatch.setattr("trainers.loop.kernels", lambda device, fast: kernels(torch.device("cuda"), fast=fast))
     with kernels(torch.device("cuda"), fast=False):  # as every script runs
-        training = trainer(tmp_path, small_resnet(), step=step, validate=validate)
         note("validation")
-        training.fit()
+        fit(tmp_path, small_resnet(), task=Classify(loss=loss, found=found))
         note("validation")
     assert seen == {"step": {True}, "validation": {False}}
 
@@ -298,25 +310,17 @@ def train_a_share(world: World, folder: str, micro_batch: int | None = None, epo
             module.running_var.fill_(2.0)
     gradients: list[dict[str, torch.Tensor]] = []
 
-    def step(parallel: nn.Module, batch: Data) -> Step:
+    def loss(parallel: nn.Module, batch: Data) -> Loss:
         if micro_batch is None and any(p.grad is not None for p in model.parameters()):
             pytest.fail("gradients of the last step are still there")
         return classify(parallel, batch)
 
-    training = trainer(
-        Path(folder),
-        model,
-        world=world,
-        epochs=epochs,
-        batches=batches,
-        step=step,
-        set_mode=lambda m, e: m.eval(),
-        micro_batch=micro_batch,
-    )
-    training.optimizer.register_step_pre_hook(
+    hook = register_optimizer_step_pre_hook(
         lambda *_: gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     )
-    training.fit()
+    task = Classify(batches, loss, train_mode=False)
+    fit(Path(folder), model, task=task, world=world, epochs=epochs, micro_batch=micro_batch)
+    hook.remove()
     result = {"weights": model.state_dict(), "gradients": gradients}
     torch.save(result, Path(folder) / f"{world.rank}_of_{world.size}.pt")
 
@@ -360,17 +364,16 @@ LOSSES = [5.0, 3.0, 4.0, 2.0, 2.0, 9.0, 1.0]  # on held-out data, by epoch
 
 
 def stopped_early(
-    folder: Path, model: nn.Module, patience: int | None, **options: Any
+    folder: Path, model: nn.Module, patience: int | None, epochs: int = len(LOSSES)
 ) -> list[dict[str, torch.Tensor]]:
     """Train with these held-out losses -> the weights after each epoch."""
     states: list[dict[str, torch.Tensor]] = []
 
-    def validate(epoch: int) -> dict[str, float]:
+    def found(epoch: int) -> dict[str, float]:
         states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         return {HELD_OUT: LOSSES[epoch]}
 
-    options = {"epochs": len(LOSSES), "validate": validate, "patience": patience, **options}
-    trainer(folder, model, ADAM, **options).fit()
+    fit(folder, model, ADAM, Classify(found=found), epochs=epochs, patience=patience)
     return states
 
 
@@ -390,6 +393,6 @@ def test_an_interruption_does_not_change_where_it_ends(tmp_path: Path, done: int
     whole, first, resumed = small_resnet(), small_resnet(), small_resnet()
     stopped_early(tmp_path / "whole", whole, 2)
     stopped_early(tmp_path / "part", first, 2, epochs=done)
-    more = stopped_early(tmp_path / "part", resumed, 2, validate=lambda epoch: {HELD_OUT: LOSSES[epoch]})
-    assert not more
+    more = stopped_early(tmp_path / "part", resumed, 2)
+    assert len(more) == 6 - done
     assert same_bits(resumed.state_dict(), whole.state_dict())

@@ -120,9 +120,12 @@ def make_case(folder: Path, *, unit: bool = False) -> Case:
 
 MIXING = np.random.default_rng(6).normal(size=(OLD_DIM, NEW_DIM))  # old -> new, but for noise
 RECIPE = """
-embeddings_params: {old: sample_old.npz, new: sample_new.npz, held_out: 0.5, batch_size: 16}
-arch_params: {arch: ridge}
-output_transformation_path: transformation.pt
+old: sample_old.npz
+new: sample_new.npz
+held_out: 0.5
+batch_size: 16
+method: ridge
+output: transformation.pt
 """
 
 
@@ -142,7 +145,7 @@ def make_refittable(folder: Path, *recipe: str, pairs: int = 60, **arrays: np.nd
     np.savez(folder / "sample_new.npz", embeddings=sample, ids=np.arange(pairs))
     np.save(folder / "sample_labels.npy", np.array([30, 10, 20])[np.arange(pairs) % 3])
     (folder / "recipe.yaml").write_text(RECIPE)
-    succeed("train_transformation.py", "--config", "recipe.yaml", *recipe, cwd=folder, processes=None)
+    succeed("fit_embeddings.py", "--config", "recipe.yaml", *recipe, cwd=folder, processes=None)
     return Case(folder, old, new)
 
 

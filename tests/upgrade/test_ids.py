@@ -109,7 +109,7 @@ def test_pairs_of_a_plan_are_joined_by_id(upgraded: Case) -> None:
 
 def test_pairs_of_a_refit_have_the_side_information_of_their_id(tmp_path: Path) -> None:
     np.savez(tmp_path / "sample_side.npz", embeddings=SIDE[:60], ids=np.arange(60))
-    case = make_refittable(tmp_path, "embeddings_params.side_info=sample_side.npz")
+    case = make_refittable(tmp_path, "side_info=sample_side.npz")
     arguments = permuted(case)
     case.run("transform", *arguments)
     case.run("apply", "--batch", case.write_batch("batch.npz", np.arange(100)), *arguments)

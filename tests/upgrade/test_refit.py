@@ -21,7 +21,7 @@ from utils.errors import UserError
 from utils.preemption import Preemption
 
 FASTFILL = (
-    "arch_params={arch: fastfill, inner_dim: 8}",
+    *("method=fastfill", "inner_dim=8"),
     "objective_params={discriminative_loss: {name: InfoNCE}, uncertainty_loss: {}}",
     "epochs=3",
 )
@@ -109,7 +109,7 @@ def test_what_is_no_better_is_not_kept(ready: Case) -> None:
 
 def test_a_recipe_that_holds_nothing_out_is_compared_by_the_gallery(tmp_path: Path) -> None:
     """Without pairs that are held out fct has no sigma, and the order is random before and after."""
-    recipe = ("embeddings_params.held_out=0", "arch_params={arch: fct, inner_dim: 8}", "epochs=20")
+    recipe = ("held_out=0", "method=fct", "inner_dim=8", "epochs=20")
     case = prepared(make_refittable(tmp_path, *recipe))
     case.run("apply", "--batch", case.write_batch("many.npz", np.arange(300)))
     order = case.array("order")
@@ -213,7 +213,7 @@ def test_side_information_goes_with_the_old_embeddings(tmp_path: Path) -> None:
     np.savez(tmp_path / "sample_side.npz", embeddings=sample, ids=np.arange(60))
     order = rng.permutation(N)
     np.savez(tmp_path / "side.npz", embeddings=side[order], ids=IDS[order])
-    case = prepared(make_refittable(tmp_path, "embeddings_params.side_info=sample_side.npz"), "side_info=side.npz")
+    case = prepared(make_refittable(tmp_path, "side_info=sample_side.npz"), "side_info=side.npz")
     case.run(*BATCH)
     case.run("refit", "side_info=side.npz")
     path = case.folder / "upgraded/transformation.pt"

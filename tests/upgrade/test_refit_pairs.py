@@ -12,7 +12,7 @@ from tests.upgrade.conftest import BATCH, IDS, Case, N, make_refittable, prepare
 from upgrade.config import UpgradeConfig
 from upgrade.gallery import Gallery
 from upgrade.inputs import present_transformation, reopen_inputs
-from upgrade.refit_pairs import RefitPairs, divided_pairs, read_recipe
+from upgrade.refit_pairs import RefitPairs, divided_pairs, read_first_fit
 from utils.distributed import World
 
 
@@ -24,8 +24,8 @@ def pairs_of(case: Case, limit: int = 10**6, **keys: Any) -> RefitPairs:
             "refit", "old.npz", "transformation.pt", "upgraded", "resnet18-2021", "resnet50-2024", **keys
         )
         gallery = Gallery.open(Path("upgraded"))
-        recipe = read_recipe(present_transformation(config, gallery.manifest))
-        return divided_pairs(recipe, reopen_inputs(config, gallery.manifest), gallery, limit, World())
+        first = read_first_fit(present_transformation(config, gallery.manifest))
+        return divided_pairs(first, reopen_inputs(config, gallery.manifest), gallery, limit, World())
 
 
 def test_what_was_held_out_is_held_out_and_never_trained_on(ready: Case) -> None:
@@ -92,7 +92,7 @@ def test_too_few_pairs_are_refused_and_the_batch_stays(ready: Case) -> None:
 
 
 def test_labels_that_a_refinement_needs_are_gone_with_the_sample(tmp_path: Path) -> None:
-    recipe = ("embeddings_params.labels=sample_labels.npy", "refinement_params={}")
+    recipe = ("labels=sample_labels.npy", "refinement_params={}")
     case = prepared(make_refittable(tmp_path, *recipe))
     case.run(*BATCH)
     case.run("refit")
@@ -106,7 +106,7 @@ def test_labels_are_the_gallerys_or_those_of_the_classifier(tmp_path: Path) -> N
     names = np.array([30, 10, 20])  # of classes, in the files
     labels = names[np.arange(N) % 3]
     labels[:5] = 99  # a class that the sample does not have
-    case = make_refittable(tmp_path, "embeddings_params.labels=sample_labels.npy", labels=labels)
+    case = make_refittable(tmp_path, "labels=sample_labels.npy", labels=labels)
     prepared(case).run(*BATCH)
     pairs = pairs_of(case).training
     assert pairs.labels is not None

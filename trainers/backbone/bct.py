@@ -26,8 +26,8 @@ from models.embedding import embed
 from models.model_files import build_model, read_description
 from models.resnet import ResNet
 from trainers.backbone.classification import Classification
-from trainers.backbone.config import BackboneConfig, BCTParams
-from trainers.loop import Step
+from trainers.backbone.config import BCTParams
+from trainers.loop import Loss
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import Resolved, autocast
@@ -77,40 +77,39 @@ def load_old_model(params: BCTParams, embedding_dim: int, world: World) -> OldMo
     return OldModel(model, classes)
 
 
+@dataclass
 class Compatible(Classification):
-    """A `BackboneObjective`: predict the labels, and let the old classifier predict them from the new embedding too."""
+    """Predict the labels, and let the old classifier predict them from the new embedding too."""
 
-    def __init__(
-        self,
-        model: ResNet,
-        config: BackboneConfig,
-        training: ImageSet,
-        validation: ImageSet,
-        precision: Resolved,
-        world: World,
-        old: OldModel,
-    ) -> None:
-        super().__init__(model, config, training, validation, precision, world)
-        assert config.bct_params is not None
-        self.weight = config.bct_params.weight
-        rows = old.backbone.fc.weight.flatten(1)[: old.classes]  # (C_old, d)
-        classes = int(training.labels.max()) + 1
-        if classes > old.classes:
-            batches = training.view_batches(0, world.local_batch(config.dataset_params.batch_size))
-            means = class_means(old.backbone, batches, classes, precision, world)
-            rows = torch.cat([rows, synthesised_rows(rows, means)])
-        self.old_classifier = rows
+    old_classifier: torch.Tensor  # (C, d), a row for every class of the training set
+    weight: float  # of the influence loss
 
-    def step(self, model: nn.Module, batch: Batch) -> Step:
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
         with autocast(self.precision, self.world.device):
             logits, embedding = model(batch.images)
         own = self.classify(logits.float(), batch.labels)
         old_logits = F.linear(embedding.flatten(1).float(), self.old_classifier)  # (B, d, 1, 1) -> (B, C)
         influence = F.cross_entropy(old_logits, batch.labels, label_smoothing=self.config.label_smoothing)
-        return own._replace(loss=own.loss + self.weight * influence)
+        return own._replace(mean=own.mean + self.weight * influence)
 
 
-def class_means(
+def completed_classifier(
+    old: OldModel, training: ImageSet, batch_size: int, precision: Resolved, world: World
+) -> torch.Tensor:
+    """The old classifier (C, d) with a row for every class of the training set.
+
+    Args:
+        batch_size: of the images by which missing rows are found, over all processes.
+    """
+    rows = old.backbone.fc.weight.flatten(1)[: old.classes]  # (C_old, d)
+    classes = int(training.labels.max()) + 1
+    if classes <= old.classes:
+        return rows
+    batches = training.view_batches(0, world.local_batch(batch_size))
+    return torch.cat([rows, synthesised_rows(rows, mean_embeddings(old.backbone, batches, classes, precision, world))])
+
+
+def mean_embeddings(
     model: nn.Module, batches: Iterable[Batch], classes: int, precision: Resolved, world: World
 ) -> torch.Tensor:
     """The mean embedding of each class over the images of all processes, (C, d); zero for a class without images."""

@@ -6,51 +6,36 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from data.images import Batch, ImageSet
+from data.images import Batch
 from embedding.memory import in_parts_that_fit
-from models.resnet import ResNet
-from trainers.backbone.config import BackboneConfig
-from trainers.loop import Step
-from utils.distributed import World
-from utils.precision import Resolved, autocast
+from models.modes import in_eval_mode
+from trainers.backbone.task import BackboneTask
+from trainers.loop import Loss
+from utils.precision import autocast
 
 
-class Classification:
-    """A `BackboneObjective`: predict the labels; its figure is the accuracy."""
-
-    def __init__(
-        self,
-        model: ResNet,
-        config: BackboneConfig,
-        training: ImageSet,
-        validation: ImageSet,
-        precision: Resolved,
-        world: World,
-    ) -> None:
-        self.module: nn.Module = model
-        self.config, self.precision, self.world = config, precision, world
-        self.training, self.validation = training, validation
+class Classification(BackboneTask):
+    """Predict the labels; its figure is the accuracy. The model is the backbone."""
 
     def batches(self, epoch: int) -> Iterable[Batch]:
         return self.training.training_batches(epoch, self.config.dataset_params.batch_size)
 
-    def step(self, model: nn.Module, batch: Batch) -> Step:
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
         with autocast(self.precision, self.world.device):
             logits, _ = model(batch.images)
         return self.classify(logits.float(), batch.labels)
 
-    def classify(self, logits: torch.Tensor, labels: torch.Tensor) -> Step:
+    def classify(self, logits: torch.Tensor, labels: torch.Tensor) -> Loss:
         """The loss of logits (B, C) for labels (B,), and how many of them are right."""
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
-        return Step(loss, len(labels), (logits.argmax(1) == labels).sum())
+        return Loss(loss, len(labels), (logits.argmax(1) == labels).sum())
 
-    def validate(self) -> dict[str, float]:
+    def validate(self, model: nn.Module) -> dict[str, float]:
         counts = torch.zeros(2, dtype=torch.float64, device=self.world.device)
-        batch_size = self.world.local_batch(self.config.dataset_params.batch_size)
-        with torch.inference_mode(), autocast(self.precision, self.world.device):
-            batches = self.validation.view_batches(0, batch_size)
-            for batch in in_parts_that_fit(batches, self.module, [self.module], self.world):
-                logits, _ = self.module(batch.images)
+        batches = self.validation.view_batches(0, self.world.local_batch(self.config.dataset_params.batch_size))
+        with in_eval_mode(model), torch.inference_mode(), autocast(self.precision, self.world.device):
+            for batch in in_parts_that_fit(batches, model, [model], self.world):
+                logits, _ = model(batch.images)
                 counts += torch.stack([(logits.argmax(1) == batch.labels).sum(), counts.new_tensor(len(batch.labels))])
         correct, count = self.world.sum(counts).tolist()
         return {"validation_accuracy": correct / count}

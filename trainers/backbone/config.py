@@ -5,7 +5,7 @@ from typing import Literal
 
 from data.config import DatasetParams, SimCLRParams
 from models.config import BackboneArch
-from trainers.config import COMPILE_DOC, Compile, LrPolicyParams, OptimizerParams
+from trainers.config import COMPILE_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
 from utils.config import key, section
 from utils.precision import Precision
 
@@ -66,3 +66,14 @@ class BackboneConfig:
                 raise ValueError("bct_params: is for objective classification; simclr has no classifier")
         elif self.simclr_params != SimCLRParams():
             raise ValueError("simclr_params: is for objective simclr")
+
+    def loop(self, micro_batch: int | None) -> LoopParams:
+        """What the training loop takes from it.
+
+        Args:
+            micro_batch: images at once, as it was found; None: a process's whole share of a batch.
+        """
+        optimizer, batch_size = self.optimizer_params, self.dataset_params.batch_size
+        return LoopParams(
+            optimizer, self.lr_policy_params, self.epochs, batch_size, self.compile, micro_batch, self.validate_every
+        )

@@ -1,6 +1,7 @@
 """Side-information without labels: SimCLR (arXiv 2002.05709), as FCT takes it (section 4.3)."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -8,15 +9,16 @@ from torch.nn import functional as F
 
 from data.contrastive_views import ViewRecipe
 from data.datasets import resolve_simclr
-from data.images import Batch, ImageSet, ViewPairs
+from data.images import Batch, ViewPairs
 from embedding.memory import in_parts_that_fit
 from models.embedding import embed
+from models.modes import in_eval_mode
 from models.resnet import ResNet
-from trainers.backbone.config import BackboneConfig
 from trainers.backbone.neighbours import knn_predict
-from trainers.loop import Step
+from trainers.backbone.task import BackboneTask
+from trainers.loop import Loss
 from utils.distributed import World
-from utils.precision import Resolved, autocast
+from utils.precision import autocast
 
 
 class ProjectionHead(nn.Sequential):
@@ -71,54 +73,43 @@ def nt_xent(projections: torch.Tensor, temperature: float, world: World) -> torc
     return F.cross_entropy(logits, partner)
 
 
-class SimCLR:
-    """A `BackboneObjective`: tell the views of an image from those of others.
+@dataclass
+class SimCLR(BackboneTask):
+    """Tell the views of an image from those of others. The model is a `ProjectedBackbone`.
 
     Its figure is the accuracy of nearest neighbours in the embedding, for which alone labels are read.
     """
 
-    def __init__(
-        self,
-        model: ResNet,
-        config: BackboneConfig,
-        training: ImageSet,
-        validation: ImageSet,
-        precision: Resolved,
-        world: World,
-    ) -> None:
-        self.training, self.validation, self.precision, self.world = training, validation, precision, world
-        self.batch_size = config.dataset_params.batch_size
-        params = resolve_simclr(config.simclr_params, config.dataset_params.name)
+    def __post_init__(self) -> None:
+        params = resolve_simclr(self.config.simclr_params, self.config.dataset_params.name)
         assert params.temperature is not None
         assert params.jitter_strength is not None
         self.temperature, self.knn_items = params.temperature, params.knn_items
-        self.recipe = ViewRecipe(bool(params.flip), params.jitter_strength, bool(params.blur), params.min_area)
-        head = ProjectionHead(config.arch_params.embedding_dim, params.projection_hidden_dim, params.projection_dim)
-        self.backbone = model
-        self.module: nn.Module = ProjectedBackbone(model, head)
+        self.views = ViewRecipe(bool(params.flip), params.jitter_strength, bool(params.blur), params.min_area)
 
     def batches(self, epoch: int) -> Iterable[ViewPairs]:
-        return self.training.view_pairs(self.recipe, epoch, self.batch_size)
+        return self.training.view_pairs(self.views, epoch, self.config.dataset_params.batch_size)
 
-    def step(self, model: nn.Module, batch: ViewPairs) -> Step:
+    def loss(self, model: nn.Module, batch: ViewPairs) -> Loss:
         with autocast(self.precision, self.world.device):
             projections = model(batch.images)
-        return Step(nt_xent(projections, self.temperature, self.world), len(projections) // 2)
+        return Loss(nt_xent(projections, self.temperature, self.world), len(projections) // 2)
 
-    def validate(self) -> dict[str, float]:
-        batch_size = self.world.local_batch(self.batch_size)
-        bank, labels = self._embed(self.training.view_batches(0, batch_size, limit=self.knn_items))
-        queries, expected = self._embed(self.validation.view_batches(0, batch_size))
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        backbone = model.get_submodule("backbone")
+        batch_size = self.world.local_batch(self.config.dataset_params.batch_size)
+        bank, labels = self._embed(backbone, self.training.view_batches(0, batch_size, limit=self.knn_items))
+        queries, expected = self._embed(backbone, self.validation.view_batches(0, batch_size))
         predicted = knn_predict(queries, self.world.gather_rows(bank), self.world.gather_rows(labels))
         right = torch.stack([(predicted == expected).sum(), expected.new_tensor(len(expected))])
         correct, count = self.world.sum(right).tolist()
         return {"knn_accuracy": correct / count}
 
-    def _embed(self, batches: Iterator[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _embed(self, backbone: nn.Module, batches: Iterator[Batch]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeddings (n, d) and labels (n,) of this process's share."""
         embeddings, labels = [], []
-        with torch.inference_mode(), autocast(self.precision, self.world.device):
-            for batch in in_parts_that_fit(batches, self.backbone, [self.backbone], self.world):
-                embeddings.append(embed(self.backbone, batch.images).embedding)
+        with in_eval_mode(backbone), torch.inference_mode(), autocast(self.precision, self.world.device):
+            for batch in in_parts_that_fit(batches, backbone, [backbone], self.world):
+                embeddings.append(embed(backbone, batch.images).embedding)
                 labels.append(batch.labels)
         return torch.cat(embeddings), torch.cat(labels)

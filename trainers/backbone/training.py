@@ -1,7 +1,6 @@
 """Training an embedding model for what its config names as the objective."""
 
-from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,33 +8,18 @@ from torch import nn
 from data.datasets import resolve_image_size
 from data.images import ImageSet
 from embedding.memory import even_part, most_that_train, trains_on
+from models.modes import modes_kept
 from models.resnet import ResNet
-from trainers.backbone.bct import Compatible, OldModel
+from trainers.backbone.bct import Compatible, OldModel, completed_classifier
 from trainers.backbone.classification import Classification
 from trainers.backbone.config import BackboneConfig
-from trainers.backbone.simclr import SimCLR
-from trainers.loop import Step, Trainer
-from trainers.optimizers import build_optimizer, build_schedule
+from trainers.backbone.simclr import ProjectedBackbone, ProjectionHead, SimCLR
+from trainers.loop import Task, train
 from utils.batches import check_parts
 from utils.distributed import World
 from utils.errors import UserError
 from utils.preemption import Preemption
 from utils.runs import Run
-
-
-class BackboneObjective(Protocol):
-    """What a backbone is trained for."""
-
-    module: nn.Module  # what is trained: the backbone, and what the objective needs beside it
-
-    def batches(self, epoch: int) -> Iterable[Any]:
-        """This process's batches of an epoch, a function of its argument."""
-
-    def step(self, model: nn.Module, batch: Any) -> Step:
-        """The loss of a batch by `model`, which is the data-parallel `module`."""
-
-    def validate(self) -> dict[str, float]:
-        """Figures on the validation split, as fractions."""
 
 
 def train_backbone(
@@ -48,7 +32,7 @@ def train_backbone(
     preemption: Preemption,
     old: OldModel | None = None,
 ) -> None:
-    """Train `model` in place on this process's share of `training`.
+    """Train `model` in place on this process's share of `training`, for what the config names as the objective.
 
     Args:
         validation: images of the trained classes, for the figures in the log.
@@ -56,56 +40,39 @@ def train_backbone(
 
     Raises:
         UserError: `sync_bn` over several processes without GPUs, a batch too small for batch normalisation or too large
-            for the memory; see also `Trainer.fit`.
-        Preempted: see `Trainer.fit`.
+            for the memory; see also `train`.
+        Preempted: see `train`.
     """
-    objective: BackboneObjective
+    batch_size, size = config.dataset_params.batch_size, resolve_image_size(config.dataset_params)
+    setting = (config, training, validation, run.precision, world)
+    task: Task[Any] = Classification(*setting)
+    module: nn.Module = model
+    views = 1  # of an image in a batch
     if config.objective == "simclr":
-        objective = SimCLR(model, config, training, validation, run.precision, world)
-    elif old is not None:
-        objective = Compatible(model, config, training, validation, run.precision, world, old)
-    else:
-        objective = Classification(model, config, training, validation, run.precision, world)
+        task, views = SimCLR(*setting), 2
+        simclr = config.simclr_params
+        head = ProjectionHead(config.arch_params.embedding_dim, simclr.projection_hidden_dim, simclr.projection_dim)
+        module = ProjectedBackbone(model, head)
+    elif old is not None and config.bct_params is not None:
+        classifier = completed_classifier(old, training, batch_size, run.precision, world)
+        task = Compatible(*setting, classifier, config.bct_params.weight)
     # Convolutions over channels-last images are the faster ones, in bf16 and in float32.
-    module = objective.module.to(world.device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
-    size = resolve_image_size(config.dataset_params)
-    image, views = torch.zeros(1, 3, size, size, device=world.device), 2 if config.objective == "simclr" else 1
-    micro_batch = images_at_once(module, image, views, config, run, world)
-    check_parts(
-        len(training),
-        config.dataset_params.batch_size,
-        micro_batch,
-        world,
-        key="dataset_params.batch_size",
-        trains_on_one=lambda: (config.sync_bn and world.size > 1) or trains_on(module, image, views),
-    )
+    module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    image = torch.zeros(1, 3, size, size, device=world.device)
+    with modes_kept(module):
+        module.train()
+        micro_batch = images_at_once(module, image, views, config, run, world)
+        check_parts(
+            len(training),
+            batch_size,
+            micro_batch,
+            world,
+            key="dataset_params.batch_size",
+            trains_on_one=lambda: (config.sync_bn and world.size > 1) or trains_on(module, image, views),
+        )
     if config.sync_bn:
         synchronise_batch_norms(module, world)
-
-    def validate(epoch: int) -> dict[str, float]:
-        every = config.validate_every
-        if not every or ((epoch + 1) % every and epoch + 1 < config.epochs):
-            return {}
-        module.eval()
-        return objective.validate()
-
-    trainer: Trainer[Any] = Trainer(
-        module,
-        build_optimizer(module, config.optimizer_params),
-        build_schedule(config.lr_policy_params, config.optimizer_params, config.epochs),
-        epochs=config.epochs,
-        items=len(training),
-        batch_size=config.dataset_params.batch_size,
-        batches=objective.batches,
-        step=objective.step,
-        run=run,
-        world=world,
-        preemption=preemption,
-        micro_batch=micro_batch,
-        compilation=config.compile,
-        validate=validate,
-    )
-    trainer.fit()
+    train(task, module, config.loop(micro_batch), run, world, preemption)
 
 
 def images_at_once(

@@ -1,14 +1,17 @@
-"""The config of train_transformation.py."""
+"""The configs of train_transformation.py and fit_embeddings.py, and what they share."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Literal
 
-from data.config import DatasetParams, PairedEmbeddingsParams
-from models.config import AUTO, TransformationArch
-from trainers.config import COMPILE_DOC, Compile, LrPolicyParams, OptimizerParams
+from data.config import DatasetParams, PairedFiles
+from models.config import CLOSED_FORMS, TransformationArch
+from models.transformations import TRANSFORMATIONS
+from trainers.config import COMPILE_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
 from utils.config import key, section
 from utils.precision import Precision
 
+AUTO = "auto"  # `method`: the one that does best on held-out pairs
+Method = Literal["auto", "procrustes", "ridge", "residual_mlp", "fct", "fastfill"]
 CONTRASTS = ("SupCon", "InfoNCE")  # of `discriminative_loss.name`: those that look at no classifier
 
 
@@ -73,8 +76,8 @@ class RefinementParams:
 
     held_out: float = key(
         0.1,
-        doc="share of the training images kept from the training, on which it is chosen; of embedding files only "
-        "where embeddings_params.held_out, which it is otherwise, is 0",
+        doc="share of the training items kept from the training, on which it is chosen; fit_embeddings.py has its own "
+        "`held_out` for that, but where it is 0",
         minimum=0.01,
         maximum=0.5,
     )
@@ -91,27 +94,9 @@ class RefinementParams:
 
 
 @dataclass(kw_only=True)
-class TransformationConfig:
-    """train_transformation.py: a config -> a transformation from old embeddings to the new space."""
+class HowToFit:
+    """Keys of both configs: what h is trained for, and how."""
 
-    old_model_path: str | None = key(None, doc="the old model", path="input")
-    new_model_path: str | None = key(None, doc="the new model", path="input")
-    arch_params: TransformationArch = key(doc="the transformation")
-    optimizer_params: OptimizerParams | None = key(None, doc="the optimizer; closed forms have none")
-    dataset_params: DatasetParams | None = key(None, doc="the training images")
-    embeddings_params: PairedEmbeddingsParams | None = key(
-        None, doc="embedding files in place of models and images; then `optimizer_params` and `epochs` have defaults"
-    )
-    epochs: int | None = key(None, doc="passes over the training set; closed forms take one", minimum=1)
-    output_transformation_path: str = key(doc="file for the transformation alone", path="output")
-    output_transformed_old_model_path: str | None = key(
-        None,
-        doc="file for images -> transformed embedding: old model, side-information model and transformation",
-        path="output",
-    )
-    side_info_model_path: str | None = key(
-        None, doc="side-information model (ours or TorchScript); none: the old embedding takes its place", path="input"
-    )
     objective_params: ObjectiveParams = section(
         ObjectiveParams, doc="the losses; L_sim alone (FCT) if left out; closed forms minimise mse"
     )
@@ -126,6 +111,44 @@ class TransformationConfig:
     )
     lr_policy_params: LrPolicyParams = section(LrPolicyParams, doc="the learning-rate schedule")
     switch_mode_to_eval: bool = key(False, doc="freeze the BN statistics from half of the epochs on")
+    seed: int = key(0, doc="of the initial weights, the shuffling, the augmentation and what is held out", minimum=0)
+    precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
+    compile: Compile = key("auto", doc=COMPILE_DOC)
+    resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
+    export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
+
+    def _check_losses(self, arch: str) -> None:
+        """Raise ValueError where `arch` is a closed form, and something is asked of it that only training can do."""
+        if arch in CLOSED_FORMS:
+            self.objective_params.check_closed_form(arch)
+            if self.mixup is not None:
+                raise ValueError(f"mixup: {arch} is a closed form and cannot use it; leave it out")
+
+
+@dataclass(kw_only=True)
+class TransformationConfig(HowToFit):
+    """train_transformation.py: two models and images -> a transformation from old embeddings to the new space."""
+
+    MOVED: ClassVar[dict[str, str]] = {
+        "embeddings_params": "embedding files have a script of their own now: python fit_embeddings.py --config "
+        "configs/fit_embeddings.yaml old=FILE new=FILE output=FILE.pt"
+    }
+    BATCH_SIZE: ClassVar[str] = "dataset_params.batch_size"
+
+    old_model_path: str = key(doc="the old model", path="input")
+    new_model_path: str = key(doc="the new model", path="input")
+    arch_params: TransformationArch = key(doc="the transformation")
+    optimizer_params: OptimizerParams | None = key(None, doc="the optimizer; closed forms have none")
+    dataset_params: DatasetParams = key(doc="the training images")
+    epochs: int | None = key(None, doc="passes over the training set; closed forms take one", minimum=1)
+    output_transformation_path: str = key(doc="file for the transformation alone", path="output")
+    output_transformed_old_model_path: str = key(
+        doc="file for images -> transformed embedding: old model, side-information model and transformation",
+        path="output",
+    )
+    side_info_model_path: str | None = key(
+        None, doc="side-information model (ours or TorchScript); none: the old embedding takes its place", path="input"
+    )
     cache_embeddings: Literal["auto", "memory", "off"] = key(
         "auto",
         doc="auto: embed each view once where the transform has few views, and keep that on disk; "
@@ -139,49 +162,103 @@ class TransformationConfig:
     embeddings_dir: str | None = key(
         None, doc="folder that keeps embeddings for other runs; `embeddings` beside the output if left out", path="any"
     )
-    seed: int = key(0, doc="of the initial weights, the shuffling and the augmentation", minimum=0)
-    precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
-    compile: Compile = key("auto", doc=COMPILE_DOC)
-    resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
-    export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
 
     def __post_init__(self) -> None:
-        arch = self.arch_params.arch
-        self._check_sources()
-        if self.arch_params.is_closed_form:
-            self.objective_params.check_closed_form(arch)
-            if self.mixup is not None:
-                raise ValueError(f"mixup: {arch} is a closed form and cannot use it; leave it out")
-            return
-        if self.embeddings_params is not None:  # FCT's recipe, which early stopping cuts short
-            self.optimizer_params = self.optimizer_params or OptimizerParams("adam", lr=5e-4, weight_decay=2.0**-15)
-            self.epochs = self.epochs or 80
-        for name in ("optimizer_params", "epochs"):
-            if getattr(self, name) is None:
-                raise ValueError(f"{name}: is missing, and {arch} needs training")
-        assert self.epochs is not None
-        self.lr_policy_params.check_length(self.epochs)
-
-    def _check_sources(self) -> None:
-        """Raise ValueError unless there are either models and images or embedding files."""
-        of_models = ("old_model_path", "new_model_path", "dataset_params", "output_transformed_old_model_path")
-        if self.embeddings_params is None:
-            for name in of_models:
-                if getattr(self, name) is None:
-                    raise ValueError(f"{name}: is missing; or name embedding files in embeddings_params")
-            if self.arch_params.arch == AUTO:
-                raise ValueError("arch_params.arch: auto chooses among transformations of embeddings_params; name one")
-            return
-        if self.arch_params.arch == AUTO and not self.embeddings_params.held_out:
-            raise ValueError("embeddings_params.held_out: is 0, and auto chooses by held-out pairs")
-        for name in (*of_models, "side_info_model_path"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"embeddings_params: stands in place of models and images; leave out {name}")
+        self._check_losses(self.arch_params.arch)
+        if self.arch_params.arch not in CLOSED_FORMS:
+            self.lr_policy_params.check_length(self.loop.epochs)
 
     @property
-    def batch_size(self) -> int:
-        """Pairs a step, summed over all processes."""
-        if self.embeddings_params is not None:
-            return self.embeddings_params.batch_size
-        assert self.dataset_params is not None
-        return self.dataset_params.batch_size
+    def model_paths(self) -> dict[str, str]:
+        """The frozen models, by role: old, new and, if there is one, side_info."""
+        paths = {"old": self.old_model_path, "new": self.new_model_path}
+        return paths if self.side_info_model_path is None else {**paths, "side_info": self.side_info_model_path}
+
+    @property
+    def loop(self) -> LoopParams:
+        """What the training loop takes from it.
+
+        Raises:
+            ValueError: there is no optimizer or number of epochs; closed forms need none.
+        """
+        if self.optimizer_params is None or self.epochs is None:
+            missing = "optimizer_params" if self.optimizer_params is None else "epochs"
+            raise ValueError(f"{missing}: is missing, and {self.arch_params.arch} needs training")
+        batch_size = self.dataset_params.batch_size
+        return LoopParams(self.optimizer_params, self.lr_policy_params, self.epochs, batch_size, self.compile)
+
+
+def fct_optimizer() -> OptimizerParams:
+    """That of the papers, for which 80 epochs are meant: more than enough where early stopping cuts them short."""
+    return OptimizerParams("adam", lr=5e-4, weight_decay=2.0**-15)
+
+
+@dataclass(kw_only=True)
+class FitConfig(HowToFit, PairedFiles):
+    """fit_embeddings.py: a sample of paired embeddings -> a transformation from old embeddings to the new space."""
+
+    BATCH_SIZE: ClassVar[str] = "batch_size"
+
+    output: str = key(doc="file for the transformation", path="output")
+    method: Method = key(
+        "auto", doc="the transformation; auto: fit each that takes these files, and keep the best on held-out pairs"
+    )
+    inner_dim: int | None = key(
+        None, doc="width of the hidden layers; fct and fastfill: 2048, residual_mlp: 256", minimum=1
+    )
+    sigma_dim: int | None = key(None, doc="fastfill: 1 log variance an item (default), or one a dimension", minimum=1)
+    held_out: float = key(
+        0.1,
+        doc="share of the items kept for early stopping and the choice of `auto`; 0: the papers' recipe, every epoch "
+        "on all items, the losses weighed as given",
+        minimum=0.0,
+        maximum=0.5,
+    )
+    patience: int = key(
+        10, doc="stop after so many epochs without a smaller held-out loss; the best is kept", minimum=1
+    )
+    batch_size: int = key(256, doc="pairs a step, summed over all processes", minimum=2)
+    epochs: int = key(80, doc="passes over the sample, at most", minimum=1)
+    optimizer_params: OptimizerParams = section(
+        fct_optimizer, doc="the optimizer; if left out, adam with lr 5e-4 and weight decay 2^-15; closed forms use none"
+    )
+
+    def __post_init__(self) -> None:
+        self._check_losses(self.method)
+        self.lr_policy_params.check_length(self.epochs)
+        if self.method == AUTO and not self.held_out:
+            raise ValueError("held_out: is 0, and auto chooses by held-out pairs; name a method")
+        kind = TRANSFORMATIONS.get(self.method)
+        if kind is not None and self.side_info is not None and not kind.takes_side_info:
+            raise ValueError(f"side_info: {self.method} maps the old embedding alone; leave it out, or use ridge")
+        if kind is not None and self.sigma_dim is not None and not kind.has_uncertainty:
+            raise ValueError(f"sigma_dim: {self.method} has no uncertainty; use fastfill or leave it out")
+
+    @property
+    def arch_params(self) -> TransformationArch:
+        """The transformation, whose dimensions are those of the files."""
+        return TransformationArch(self.method, inner_dim=self.inner_dim, sigma_dim=self.sigma_dim)
+
+    @property
+    def loop(self) -> LoopParams:
+        """What the training loop takes from it."""
+        patience = self.patience if self.held_out else None
+        return LoopParams(
+            self.optimizer_params, self.lr_policy_params, self.epochs, self.batch_size, self.compile, patience=patience
+        )
+
+
+def fit_values_of(recorded: dict[str, Any]) -> dict[str, Any] | None:
+    """The values of a `FitConfig` that a model file recorded; None where it was not fitted to embedding files.
+
+    Before fit_embeddings.py there was train_transformation.py with a section `embeddings_params`.
+    """
+    if recorded.get("embeddings_params") is None:
+        return recorded if "method" in recorded else None
+    arch = recorded["arch_params"]
+    kept = [*(field.name for field in fields(HowToFit)), "epochs", "optimizer_params"]
+    values = {name: recorded[name] for name in kept if recorded.get(name) is not None}
+    values |= {name: arch[name] for name in ("inner_dim", "sigma_dim") if name in arch}
+    names = {"MLP_BN_SIDE_PROJECTION": "fct", "MLP_BN_SIDE_PROJECTION_SIGMA": "fastfill"}  # of ml-fct
+    values |= {"method": names.get(arch["arch"], arch["arch"]), "output": recorded["output_transformation_path"]}
+    return values | recorded["embeddings_params"]

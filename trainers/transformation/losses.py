@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from models.transformed import Transformation, Transformed
-from trainers.transformation.config import ObjectiveParams
+from trainers.transformation.config import HowToFit, ObjectiveParams
 from utils.errors import UserError
 
 NO_LABEL = -1  # as every negative label
@@ -135,25 +135,6 @@ class TransformationObjective(nn.Module):
 
 
 def build_objective(
-    params: ObjectiveParams, classifier: torch.Tensor | None, transformation: Transformation
-) -> TransformationObjective:
-    """The objective that `objective_params` describes, with the new model's classifier where L_disc needs it.
-
-    Args:
-        classifier: (C, d_new) weight of the new model's, if it has one.
-
-    Raises:
-        UserError: the new model has no classifier, or uncertainty and transformation do not go together.
-    """
-    if params.needs_classifier and classifier is None:
-        raise UserError(
-            "objective_params.discriminative_loss: needs a new model with a classifier, a backbone file that "
-            "was not trained by SimCLR; SupCon and InfoNCE do without"
-        )
-    return objective_of(params, classifier, transformation)
-
-
-def objective_of(
     params: ObjectiveParams,
     classifier: torch.Tensor | None,
     transformation: Transformation,
@@ -162,6 +143,7 @@ def objective_of(
     """The objective that `objective_params` describes, by the classifier (C, d_new) where L_disc has use for it.
 
     Args:
+        classifier: the new model's, if it has one; without it L_disc is a contrast.
         origin: see `TransformationObjective`.
 
     Raises:
@@ -173,3 +155,18 @@ def objective_of(
     if params.uncertainty_loss is None and uncertain:
         raise UserError("objective_params.uncertainty_loss: is missing, so fastfill's uncertainty would not be trained")
     return TransformationObjective(params, classifier if params.needs_classifier else None, origin)
+
+
+def check_classifier(config: HowToFit, classifier: torch.Tensor | None) -> None:
+    """Check, before anything is embedded, that the new model has a classifier (C, d_new) where one is needed.
+
+    Raises:
+        UserError: it has none.
+    """
+    if classifier is not None:
+        return
+    what = "needs a new model with a classifier, a backbone file that was not trained by SimCLR"
+    if config.objective_params.needs_classifier:
+        raise UserError(f"objective_params.discriminative_loss: {what}; SupCon and InfoNCE do without")
+    if config.refinement_params is not None and config.refinement_params.clusters is None:
+        raise UserError(f"refinement_params: {what}; or set refinement_params.clusters")

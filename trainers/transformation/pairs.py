@@ -73,7 +73,7 @@ class PairsInMemory:
             for start in range(share.start, share.stop, self.batch_size):
                 yield self._batch(view, slice(start, min(start + self.batch_size, share.stop)))
 
-    def hold_out(self, share: float) -> PairBatch:
+    def set_aside(self, share: float) -> PairBatch:
         """Take a share of the items, drawn by the seed, out of the training for good -> their first view."""
         order = torch.randperm(len(self), generator=generator(self.seed, Stream.HELD_OUT))
         count = max(1, round(share * len(self)))
@@ -192,7 +192,7 @@ def build_pairs(
     models: Mapping[str, nn.Module], images: ImageSet, config: TransformationConfig, precision: Resolved, world: World
 ) -> Pairs:
     """Cached pairs where the transform has few views or the config says how many to draw, else streamed ones."""
-    batch_size = config.batch_size
+    batch_size = config.dataset_params.batch_size
     drawn_views = config.cached_views if images.num_views is None else None
     if config.cache_embeddings == "off" or (images.num_views is None and drawn_views is None):
         if world.is_main:
@@ -201,15 +201,13 @@ def build_pairs(
     if world.is_main:
         number = f"all {images.num_views}" if drawn_views is None else f"{drawn_views} randomly drawn"
         print(f"embedding once: {number} views of each image", flush=True)
-    assert config.dataset_params is not None
-    paths = {role: str(getattr(config, f"{role}_model_path")) for role in models}
     beside = Path(config.output_transformation_path).parent / "embeddings"
     folder = None if config.cache_embeddings == "memory" else Path(config.embeddings_dir or beside)
     return CachedPairs(
         models,
         images,
         batch_size=batch_size,
-        cache=EmbeddingCache.of(config.dataset_params, paths, folder, precision, world),
+        cache=EmbeddingCache.of(config.dataset_params, config.model_paths, folder, precision, world),
         precision=precision,
         world=world,
         seed=config.seed,

@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import torch
 
 from models.model_files import Description, describe_refined, describe_transformation
+from models.modes import in_eval_mode
 from models.refinement import RefinedTransformation, soft_assignment
 from models.transformed import Transformation
 from trainers.transformation.centroids import class_means, k_means
 from trainers.transformation.config import RefinementParams
+from trainers.transformation.division import FittingData
 from trainers.transformation.pairs import PairBatch, Pairs, PairsInMemory
-from trainers.transformation.sample import Sample
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -36,20 +37,7 @@ class Refinement(NamedTuple):
     record: dict[str, Any]  # what they are and the quality that they reach, as plain values
 
 
-def check_classifier(params: RefinementParams | None, classifier: torch.Tensor | None) -> None:
-    """Check, before anything is embedded, that there is a classifier (C, d_new) where a refinement needs one.
-
-    Raises:
-        UserError: there is none, and no `clusters`.
-    """
-    if params is not None and params.clusters is None and classifier is None:
-        raise UserError(
-            "refinement_params: needs a new model with a classifier, a backbone file that was not trained by SimCLR; "
-            "or set refinement_params.clusters"
-        )
-
-
-def hold_out(pairs: Pairs, params: RefinementParams | None, classifier: torch.Tensor | None) -> Material | None:
+def set_aside(pairs: Pairs, params: RefinementParams | None, classifier: torch.Tensor | None) -> Material | None:
     """Take what the refinement needs out of `pairs`, before any training; None where no refinement is asked for.
 
     Args:
@@ -65,35 +53,35 @@ def hold_out(pairs: Pairs, params: RefinementParams | None, classifier: torch.Te
             "refinement_params: needs embeddings that are computed once; set cached_views, and leave "
             "cache_embeddings=off out"
         )
-    if params.clusters is not None:
-        return Material(pairs.hold_out(params.held_out), pairs, params.strengths, None, params.clusters)
-    assert classifier is not None
-    known, classes = len(classifier), int(pairs.views[0].labels.max()) + 1
-    if classes > known:
+    classes = int(pairs.views[0].labels.max()) + 1
+    if params.clusters is None and classifier is not None and classes > len(classifier):
         raise UserError(
-            f"new_model_path: the new model's classifier has {known} classes, the training set {classes}; "
+            f"new_model_path: the new model's classifier has {len(classifier)} classes, the training set {classes}; "
             "refinement_params needs them all"
         )
-    return Material(pairs.hold_out(params.held_out), pairs, params.strengths, classifier)
+    return _material(pairs.set_aside(params.held_out), pairs, params, classifier)
 
 
-def material_of(sample: Sample, params: RefinementParams | None) -> Material | None:
+def material_of(data: FittingData, params: RefinementParams | None) -> Material | None:
     """The same of a sample of embedding files, which has been divided already.
 
     Raises:
         UserError: there is neither a classifier (or labels to fit one to) nor `clusters`.
     """
-    if params is None:
+    if params is None or data.held_out is None:
         return None
-    assert sample.held_out is not None  # `split` saw to it
+    if params.clusters is None and data.classifier is None:
+        raise UserError("refinement_params: needs labels or a classifier; or set refinement_params.clusters")
+    classifier = None if data.classifier is None else data.classifier.to(data.held_out.new.device)
+    return _material(data.held_out, data.training, params, classifier)
+
+
+def _material(
+    held_out: PairBatch, training: PairsInMemory, params: RefinementParams, classifier: torch.Tensor | None
+) -> Material:
     if params.clusters is not None:
-        return Material(sample.held_out, sample.training, params.strengths, None, params.clusters)
-    if sample.classifier is None:
-        raise UserError(
-            "refinement_params: needs embeddings_params.labels or .classifier; or set refinement_params.clusters"
-        )
-    classifier = sample.classifier.to(sample.held_out.new.device)
-    return Material(sample.held_out, sample.training, params.strengths, classifier)
+        return Material(held_out, training, params.strengths, None, params.clusters)
+    return Material(held_out, training, params.strengths, classifier)
 
 
 @torch.no_grad()
@@ -110,9 +98,10 @@ def refine(transformation: Transformation, material: Material, quality: Quality,
     Raises:
         UserError: there are fewer embeddings than clusters.
     """
-    transformation.to(world.device).eval()
+    transformation.to(world.device)
     items, classes = material.held_out, known_classes(material)
-    h = transformation(items.old, items.side_info).embedding.float()
+    with in_eval_mode(transformation):
+        h = transformation(items.old, items.side_info).embedding.float()
     labels = items.labels if material.classifier is not None else torch.cdist(items.new, classes.means).argmin(1)
     tried: dict[float, float] = {}
     for strength in material.strengths:
@@ -160,7 +149,7 @@ def known_classes(material: Material) -> Classes:
 
 
 def refined(transformation: Transformation, classes: Classes, strength: float) -> RefinedTransformation:
-    """`transformation` with a refinement of that strength, in eval mode."""
+    """`transformation` with a refinement of that strength."""
     num_classes, dim = classes.means.shape
     model = RefinedTransformation(transformation, num_classes=num_classes, new_embedding_dim=dim, strength=strength).to(
         classes.means.device
@@ -168,4 +157,4 @@ def refined(transformation: Transformation, classes: Classes, strength: float) -
     model.classifier.copy_(classes.weight)
     model.bias.copy_(classes.bias)
     model.class_means.copy_(classes.means)
-    return model.eval()
+    return model

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import nn
 
+from models.modes import in_eval_mode
 from models.standardisation import mean_and_scale
 from models.transformed import Transformation, joined
 from trainers.transformation.closed_forms import Moments, ridge
@@ -16,14 +17,15 @@ SMALLEST = 1e-12  # squared error whose logarithm is still taken, of the new emb
 
 
 def squared_errors(transformation: Transformation, batch: PairBatch) -> torch.Tensor:
-    """The squared error a dimension of each item, (B,)."""
-    return (transformation(batch.old, batch.side_info).embedding - batch.new).square().mean(1)
+    """The squared error a dimension of each item, (B,), in eval mode."""
+    with in_eval_mode(transformation):
+        return (transformation(batch.old, batch.side_info).embedding - batch.new).square().mean(1)
 
 
 @torch.no_grad()
 def fit_residual_head(
     transformation: Transformation, pairs: Iterable[PairBatch], held_out: PairBatch, world: World
-) -> None:
+) -> nn.Linear:
     """Give `transformation` a log variance s that is affine in its inputs x.
 
     Its direction is the ridge regression of log r_i^2 on x_i over `pairs`, r_i^2 being the squared error a dimension.
@@ -38,7 +40,6 @@ def fit_residual_head(
     Raises:
         UserError: see `Moments.of`.
     """
-    transformation.eval()
     smallest = SMALLEST * (mean_and_scale(held_out.new)[1] ** 2 or 1.0)
 
     def batches() -> Iterator[PairBatch]:
@@ -55,3 +56,4 @@ def fit_residual_head(
     ratios = errors.log() - head(inputs).squeeze(1)
     head.bias.add_(ratios.logsumexp(0) - math.log(len(ratios)))
     transformation.residual_head = head
+    return head

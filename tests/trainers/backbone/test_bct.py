@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -12,7 +11,7 @@ from data.datasets import open_images
 from data.images import Batch, ImageSet
 from models.resnet import ResNet, build_backbone
 from tests.tiny import BACKBONE, write_images
-from trainers.backbone.bct import Compatible, OldModel, class_means, synthesised_rows
+from trainers.backbone.bct import Compatible, OldModel, completed_classifier, mean_embeddings, synthesised_rows
 from trainers.backbone.config import BackboneConfig
 from utils.config import build, parse_yaml, to_dict
 from utils.distributed import World
@@ -26,7 +25,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def setting(root: Path) -> tuple[BackboneConfig, ImageSet, ResNet, ResNet]:
-    values: dict[str, Any] = {**parse_yaml(BACKBONE), "bct_params": {"old_model_path": "old.pt", "weight": WEIGHT}}
+    values = parse_yaml(BACKBONE)
     config = build(BackboneConfig, values, source="tiny")
     config.dataset_params.data_root, config.dataset_params.batch_size = str(root), 8
     torch.manual_seed(0)
@@ -46,29 +45,30 @@ def smoothed_cross_entropy(logits: torch.Tensor, label: int) -> float:
 def test_the_loss_is_its_own_and_that_of_the_old_classifier(root: Path, old_classes: int) -> None:
     config, training, new, old = setting(root)
     before = old.fc.weight.clone()
-    objective = Compatible(new, config, training, training, "fp32", World(), OldModel(old, old_classes))
-    assert objective.old_classifier.shape == (CLASSES, 16)
-    assert torch.equal(objective.old_classifier[:old_classes], old.fc.weight[:old_classes].flatten(1))
-    batch = next(iter(objective.batches(0)))
-    step = objective.step(objective.module, batch)
+    rows = completed_classifier(OldModel(old, old_classes), training, 8, "fp32", World())
+    assert rows.shape == (CLASSES, 16)
+    assert torch.equal(rows[:old_classes], old.fc.weight[:old_classes].flatten(1))
+    task = Compatible(config, training, training, "fp32", World(), rows, WEIGHT)
+    batch = next(iter(task.batches(0)))
+    loss = task.loss(new, batch)
     with torch.no_grad():
         logits, embedding = new.train()(batch.images)
     expected = 0.0
     for label, own, vector in zip(batch.labels.tolist(), logits, embedding.flatten(1), strict=True):
-        theirs = torch.stack([(row * vector).sum() for row in objective.old_classifier])
+        theirs = torch.stack([(row * vector).sum() for row in rows])
         expected += smoothed_cross_entropy(own, label) + WEIGHT * smoothed_cross_entropy(theirs, label)
-    assert step.loss.item() == pytest.approx(expected / len(batch.labels), rel=1e-4)
-    assert step.correct == (logits.argmax(1) == batch.labels).sum()
+    assert loss.mean.item() == pytest.approx(expected / len(batch.labels), rel=1e-4)
+    assert loss.correct == (logits.argmax(1) == batch.labels).sum()
 
-    step.loss.backward()
+    loss.mean.backward()
     assert new.conv1.weight.grad is not None
     assert old.fc.weight.grad is None
     assert torch.equal(old.fc.weight, before)
 
 
 def test_classes_that_the_old_model_has_not_seen_get_rows_of_their_mean_embedding(root: Path) -> None:
-    config, training, new, old = setting(root)
-    objective = Compatible(new, config, training, training, "fp32", World(), OldModel(old, OLD_CLASSES))
+    _, training, _, old = setting(root)
+    rows = completed_classifier(OldModel(old, OLD_CLASSES), training, 8, "fp32", World())
     (everything,) = training.view_batches(0, 100)
     with torch.no_grad():
         embeddings = old(everything.images)[1].flatten(1)
@@ -77,7 +77,7 @@ def test_classes_that_the_old_model_has_not_seen_get_rows_of_their_mean_embeddin
     for label in range(OLD_CLASSES, CLASSES):
         direction = means[label] - means.mean(0)
         expected = direction / direction.norm() * (learned[0].norm() + learned[1].norm()) / 2
-        torch.testing.assert_close(objective.old_classifier[label], expected, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(rows[label], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_synthesised_rows_do_not_move_with_what_all_embeddings_share() -> None:
@@ -95,4 +95,4 @@ def test_a_class_without_images_has_the_mean_zero() -> None:
         Batch(images[:2], torch.tensor([0, 2]), torch.arange(2)),
         Batch(images[2:], torch.tensor([2]), torch.ones(1)),
     ]
-    assert class_means(nn.Identity(), batches, 4, "fp32", World()).tolist() == [[1.0], [0.0], [4.0], [0.0]]
+    assert mean_embeddings(nn.Identity(), batches, 4, "fp32", World()).tolist() == [[1.0], [0.0], [4.0], [0.0]]

@@ -14,7 +14,6 @@ from tests.tiny import BACKBONE, same_bits, write_images
 from tests.utils.processes import run_processes
 from trainers.backbone.config import BackboneConfig
 from trainers.backbone.training import synchronise_batch_norms, train_backbone
-from trainers.loop import EpochSoFar, Trainer
 from utils.config import build, parse_yaml, to_dict
 from utils.distributed import World
 from utils.errors import UserError
@@ -142,14 +141,14 @@ def test_a_batch_that_does_not_fit_is_cut_evenly_and_said_so(
 def test_a_run_goes_on_with_the_parts_that_it_began_with(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = train(pictures, micro_batch=8, epochs=3, output_model_path="explicit.pt")
 
-    def stop(self: Trainer[Any], history: list[dict[str, Any]], so_far: EpochSoFar) -> None:
-        save(self, history, so_far)
+    def stop(self: Run, state: dict[str, Any], history: list[dict[str, Any]]) -> None:
+        save(self, state, history)
         if len(history) == 1:
             raise KeyboardInterrupt
 
-    save = Trainer._save
+    save = Run.save
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_save", stop)
+        patch.setattr(Run, "save", stop)
         leave(patch, 5.8)
         with pytest.raises(KeyboardInterrupt):
             train(pictures, epochs=3)

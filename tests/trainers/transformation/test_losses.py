@@ -8,8 +8,14 @@ import torch
 from torch import nn
 
 from models.transformations import Transformed, build_transformation
-from trainers.transformation.config import DiscriminativeLoss, ObjectiveParams, SimilarityLoss, UncertaintyLoss
-from trainers.transformation.losses import TransformationObjective, build_objective
+from trainers.transformation.config import (
+    DiscriminativeLoss,
+    HowToFit,
+    ObjectiveParams,
+    SimilarityLoss,
+    UncertaintyLoss,
+)
+from trainers.transformation.losses import TransformationObjective, build_objective, check_classifier
 from utils.errors import UserError
 
 B, D, C = 7, 5, 4
@@ -186,7 +192,7 @@ def test_parts_that_do_not_go_together() -> None:
     with pytest.raises(UserError, match=r"objective_params\.uncertainty_loss: is missing"):
         build_objective(ObjectiveParams(), None, fastfill)
     with pytest.raises(UserError, match=r"objective_params\.discriminative_loss: needs a new model with a classifier"):
-        build_objective(ObjectiveParams(discriminative_loss=DiscriminativeLoss()), None, fct)
+        check_classifier(HowToFit(objective_params=ObjectiveParams(discriminative_loss=DiscriminativeLoss())), None)
 
 
 def test_a_training_set_with_classes_that_the_classifier_does_not_know() -> None:

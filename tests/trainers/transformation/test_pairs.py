@@ -227,7 +227,6 @@ def config_in(folder: Path, root: Path, **values: Any) -> TransformationConfig:
     paths = {f"{role}_model_path": str(folder / f"{role}.pt") for role in ("old", "new")}
     output = {"output_transformation_path": str(folder / "h.pt")}
     config = build(TransformationConfig, {**parse_yaml(TRANSFORMATION), **paths, **output, **values}, source="tiny")
-    assert config.dataset_params is not None
     config.dataset_params.data_root = str(root)
     return config
 
@@ -291,7 +290,7 @@ def test_what_is_held_out_is_in_no_drawn_view(unreadable: dict[int, set[int]]) -
     )
     readable = set(range(ITEMS)) - set().union(*unreadable.values())
     assert len(pairs) == len(readable)
-    held = {int(number) for number in pairs.hold_out(0.25).new}
+    held = {int(number) for number in pairs.set_aside(0.25).new}
     assert len(held) == round(0.25 * len(readable))
     for view in pairs.views:
         assert {int(number) for number in view.embeddings["new"]} == readable - held
@@ -323,7 +322,6 @@ def test_embeddings_on_disk_serve_the_next_run_and_models_that_are_new_to_them(r
 
 
 def cache_of(config: TransformationConfig, folder: Path, precision: Resolved) -> EmbeddingCache:
-    assert config.dataset_params is not None
     models = {"old": str(config.old_model_path), "new": str(config.new_model_path)}
     return EmbeddingCache.of(config.dataset_params, models, folder, precision, World())
 
@@ -334,7 +332,6 @@ def test_other_data_another_transform_or_arithmetic_is_embedded_anew(root: Path,
 
     def source(precision: Any = "fp32", **params: Any) -> str:
         config = config_in(tmp_path, data)
-        assert config.dataset_params is not None
         config.dataset_params = replace(config.dataset_params, **params)
         return cache_of(config, tmp_path, precision).source
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,11 @@ from models import build_transformation
 from models.baselines import AffineTransformation
 from retrieval import upgrade_quality
 from trainers.transformation.centroids import class_means, k_means
-from trainers.transformation.config import RefinementParams, TransformationConfig
+from trainers.transformation.config import FitConfig, HowToFit, RefinementParams
+from trainers.transformation.division import FittingData, divide
+from trainers.transformation.losses import check_classifier
 from trainers.transformation.pairs import CachedPairs, PairBatch, StreamedPairs, View
-from trainers.transformation.refinement import Material, check_classifier, hold_out, known_classes, material_of, refine
-from trainers.transformation.sample import Sample, divide
-from utils.config import build
+from trainers.transformation.refinement import Material, known_classes, material_of, refine, set_aside
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import resolve_precision
@@ -46,14 +47,14 @@ def identity() -> AffineTransformation:
 
 
 def material_of_classes(params: RefinementParams) -> Material:
-    found = hold_out(Pairs(), params, MEANS)
+    found = set_aside(Pairs(), params, MEANS)
     assert found is not None
     return found
 
 
 def test_held_out_items_leave_every_view_for_good() -> None:
     pairs = Pairs()
-    held = pairs.hold_out(0.25)
+    held = pairs.set_aside(0.25)
     assert len(held.labels) == 20
     assert len(pairs) == 60
     taken = {tuple(row) for row in held.new.tolist()}
@@ -63,7 +64,7 @@ def test_held_out_items_leave_every_view_for_good() -> None:
         for view in views:
             assert taken.isdisjoint(tuple((torch.tensor(row) - view).tolist()) for row in rows)
     assert len(kept) == 120
-    again = Pairs().hold_out(0.25)
+    again = Pairs().set_aside(0.25)
     assert torch.equal(again.new, held.new)
     assert all(before < after for before, after in pairwise(NEW.tolist().index(row) for row in held.new.tolist()))
 
@@ -154,75 +155,73 @@ def test_k_means_finds_clusters_and_its_variance() -> None:
 
 
 def test_what_a_refinement_cannot_be_made_from() -> None:
-    assert hold_out(Pairs(), None, MEANS) is None
-    check_classifier(None, None)
-    check_classifier(RefinementParams(clusters=3), None)
-    check_classifier(RefinementParams(), MEANS)
+    assert set_aside(Pairs(), None, MEANS) is None
+    check_classifier(HowToFit(), None)
+    check_classifier(HowToFit(refinement_params=RefinementParams(clusters=3)), None)
+    check_classifier(HowToFit(refinement_params=RefinementParams()), MEANS)
     with pytest.raises(UserError, match="classifier has 2 classes, the training set 4; refinement_params needs"):
-        hold_out(Pairs(), RefinementParams(), MEANS[:2])
+        set_aside(Pairs(), RefinementParams(), MEANS[:2])
     with pytest.raises(UserError, match=r"needs a new model with a classifier, .*; or set refinement_params.clusters"):
-        check_classifier(RefinementParams(), None)
+        check_classifier(HowToFit(refinement_params=RefinementParams()), None)
     streamed = StreamedPairs({}, [], batch_size=4, precision=resolve_precision("fp32", World().device), world=World())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="refinement_params: needs embeddings that are computed once; set cached_views"):
-        hold_out(streamed, RefinementParams(), MEANS)
+        set_aside(streamed, RefinementParams(), MEANS)
     many = material_of_classes(RefinementParams(clusters=1000))
     with pytest.raises(UserError, match=r"refinement_params.clusters: 1000 are more than the 72 training embeddings"):
         refine(identity(), many, upgrade_quality, World())
 
 
-def config_of_files(**embeddings_params: object) -> TransformationConfig:
-    files = {"old": "old.npz", "new": "new.npz", **embeddings_params}
-    values = {"arch_params": {"arch": "ridge"}, "output_transformation_path": "h.pt", "embeddings_params": files}
-    return build(TransformationConfig, values, "test")
+def config_of_files(**values: Any) -> FitConfig:
+    return FitConfig(old="old.npz", new="new.npz", method="ridge", output="h.pt", **values)
 
 
-def sample_of(classifier: Tensor | None = MEANS, **embeddings_params: object) -> Sample:
+def data_of(classifier: Tensor | None = MEANS, **values: Any) -> FittingData:
     both = {"old": torch.cat([NEW, NEW + 1]), "new": torch.cat([NEW, -NEW])}
     pairs = PairedEmbeddings(both, LABELS.repeat(2), classifier, normalised=False)
-    return divide(pairs, config_of_files(**embeddings_params), World())
+    return divide(pairs, config_of_files(**values), World())
 
 
 def test_of_files_with_views_an_item_is_held_out_in_all_of_them() -> None:
-    sample = sample_of(views=2, held_out=0.25)
-    material = material_of(sample, RefinementParams())
+    data = data_of(views=2, held_out=0.25)
+    material = material_of(data, RefinementParams())
     assert material is not None
     assert len(material.held_out.labels) == 20
     assert len(material.training) == 120
     taken = {tuple(row.tolist()) for row in material.held_out.new.abs()}
     assert len(taken) == 20
     assert taken.isdisjoint(tuple(row.tolist()) for row in material.training.views[0].embeddings["new"].abs())
-    with pytest.raises(UserError, match=r"embeddings_params.views: the 160 rows are not 3 views of each item"):
-        sample_of(views=3)
+    with pytest.raises(UserError, match=r"^views: the 160 rows are not 3 views of each item"):
+        data_of(views=3)
 
 
 def test_the_published_recipe_holds_out_for_a_refinement_alone() -> None:
-    assert sample_of(held_out=0).held_out is None
+    assert data_of(held_out=0).held_out is None
     both = {"old": torch.cat([NEW, NEW + 1]), "new": torch.cat([NEW, -NEW])}
     pairs = PairedEmbeddings(both, LABELS.repeat(2), MEANS, normalised=False)
-    config = replace(config_of_files(views=2, held_out=0), refinement_params=RefinementParams(held_out=0.25))
+    config = config_of_files(views=2, held_out=0, refinement_params=RefinementParams(held_out=0.25))
     held_out = divide(pairs, config, World()).held_out
     assert held_out is not None
-    assert torch.equal(held_out.new, sample_of(views=2, held_out=0.25).held_out.new)  # type: ignore[union-attr]
+    assert torch.equal(held_out.new, data_of(views=2, held_out=0.25).held_out.new)  # type: ignore[union-attr]
 
 
 def test_labels_may_be_those_of_a_part() -> None:
     """The first item has none: what is known of the sample does not hang on it."""
     labels = torch.where(torch.arange(N) % 4 == 0, -1, LABELS)
     pairs = PairedEmbeddings({"old": NEW, "new": NEW}, labels, None, normalised=False)
-    sample = divide(pairs, config_of_files(), World())
-    assert sample.training.views[0].labels[0] == -1
-    assert sample.has_labels
-    assert sample.classifier is not None
-    assert sample.classifier.shape == (CLASSES, DIMENSION)
+    data = divide(pairs, config_of_files(), World())
+    assert data.training.views[0].labels[0] == -1
+    assert data.has_labels
+    assert data.classifier is not None
+    assert data.classifier.shape == (CLASSES, DIMENSION)
     unknown = divide(replace(pairs, labels=torch.full((N,), -1)), config_of_files(), World())
     assert not unknown.has_labels
     assert unknown.classifier is None
 
 
 def test_what_a_sample_of_files_lacks() -> None:
-    assert material_of(sample_of(), None) is None
-    unlabelled = replace(sample_of(), classifier=None)
-    with pytest.raises(UserError, match=r"needs embeddings_params.labels or .classifier; or set"):
+    assert material_of(data_of(), None) is None
+    unlabelled = replace(data_of(), classifier=None)
+    with pytest.raises(UserError, match=r"needs labels or a classifier; or set"):
         material_of(unlabelled, RefinementParams())
     material = material_of(unlabelled, RefinementParams(clusters=3))
     assert material is not None

@@ -8,15 +8,14 @@ import pytest
 import torch
 from torch import nn
 
-from data.config import PairedEmbeddingsParams
 from models.transformations import build_transformation
 from tests.tiny import TRANSFORMATION, same_bits
 from tests.utils.processes import run_processes
-from trainers.loop import HELD_OUT
-from trainers.transformation.config import ObjectiveParams, TransformationConfig
+from trainers.loop import HELD_OUT, train
+from trainers.transformation.config import FitConfig, ObjectiveParams, TransformationConfig
 from trainers.transformation.losses import TransformationObjective
 from trainers.transformation.pairs import PairBatch, PairsInMemory, View
-from trainers.transformation.training import HeldOut, train_transformation
+from trainers.transformation.task import TransformationTask
 from utils.config import build, parse_yaml
 from utils.distributed import World
 from utils.errors import UserError
@@ -50,8 +49,8 @@ def test_bn_statistics_freeze_half_way_while_the_weights_train_on(tmp_path: Path
     torch.manual_seed(0)
     model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
     pairs, objective = Recorded(model), TransformationObjective(ObjectiveParams(), None)
-    run = Run(str(tmp_path / "t.pt"), config, World())
-    train_transformation(model, objective, config, pairs, run, World(), Preemption())
+    task = TransformationTask(model, objective, pairs, config, "fp32", World())
+    train(task, model, config.loop, Run(str(tmp_path / "t.pt"), config, World()), World(), Preemption())
     states = [*pairs.states, model.state_dict()]
     for epoch in range(epochs):
         before, after = states[epoch], states[epoch + 1]
@@ -69,19 +68,16 @@ def pairs_of(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 def train_with_held_out_pairs(world: World, folder: str) -> None:
     """Three epochs over 40 pairs, with 16 held out; every process saves its transformation."""
-    values = {**parse_yaml(TRANSFORMATION), "epochs": 3, "precision": "fp32", "switch_mode_to_eval": False}
-    config = build(TransformationConfig, values, source="tiny")
-    assert config.dataset_params is not None
-    config.dataset_params.batch_size = 8
+    config = FitConfig(old="", new="", output=f"{folder}/t.pt", epochs=3, batch_size=8, precision="fp32", patience=3)
     torch.manual_seed(0)
     model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
     objective = TransformationObjective(ObjectiveParams(), None)
     old, new = pairs_of(40)
     training = View({"old": old, "new": new}, torch.zeros(40, dtype=torch.int64))
     pairs = PairsInMemory([training], batch_size=8, world=world, seed=0)
-    held_out = HeldOut(PairBatch(old[:16], None, new[:16], training.labels[:16]), patience=3)
-    run = Run(f"{folder}/t.pt", config, world)
-    train_transformation(model, objective, config, pairs, run, world, Preemption(), held_out)
+    held_out = PairBatch(old[:16], None, new[:16], training.labels[:16])
+    task = TransformationTask(model, objective, pairs, config, "fp32", world, held_out)
+    train(task, model, config.loop, Run(config.output, config, world), world, Preemption())
     torch.save(model.state_dict(), f"{folder}/{world.rank}.pt")
 
 
@@ -100,17 +96,29 @@ def test_what_several_processes_validate_is_what_the_main_one_saves(tmp_path: Pa
 
 
 @pytest.mark.parametrize("files", [False, True])
-def test_one_item_a_process_is_refused_before_any_training(tmp_path: Path, files: bool) -> None:
-    values = {**parse_yaml(TRANSFORMATION), "epochs": 1, "precision": "fp32"}
-    config = build(TransformationConfig, values, source="tiny")
-    assert config.dataset_params is not None
+def test_one_item_a_process_is_refused_before_any_training(files: bool) -> None:
+    config = build(TransformationConfig, parse_yaml(TRANSFORMATION), source="tiny")
     config.dataset_params.batch_size = 2
-    if files:
-        config.embeddings_params = PairedEmbeddingsParams("old.npz", "new.npz", batch_size=2)
+    of_files = FitConfig(old="", new="", output="", batch_size=2)
     model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
-    world, objective = World(1, 2), TransformationObjective(ObjectiveParams(), None)
-    key = "embeddings_params.batch_size" if files else "dataset_params.batch_size"
+    objective = TransformationObjective(ObjectiveParams(), None)
+    key = "batch_size" if files else "dataset_params.batch_size"
     with pytest.raises(UserError, match=rf"^{key}: 2 items a step over 2 processes .*; take at least 4"):
-        train_transformation(
-            model, objective, config, Recorded(model), Run(str(tmp_path / "t.pt"), config, world), world, Preemption()
-        )
+        TransformationTask(model, objective, Recorded(model), of_files if files else config, "fp32", World(1, 2))
+
+
+def test_training_and_validation_leave_every_module_in_its_mode(tmp_path: Path) -> None:
+    """Also a part that is frozen in eval mode, and one that is left to train."""
+    config = FitConfig(old="", new="", output=str(tmp_path / "t.pt"), epochs=2, batch_size=8, precision="fp32")
+    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
+    model.get_submodule("mixer.0").eval()
+    before = [module.training for module in model.modules()]
+    old, new = pairs_of(40)
+    held_out = PairBatch(old, None, new, torch.zeros(40, dtype=torch.int64))
+    objective = TransformationObjective(ObjectiveParams(), None)
+    task = TransformationTask(model, objective, Recorded(model), config, "fp32", World(), held_out)
+    assert task.validate(model) == task.validate(model)  # no batch statistics: it is in eval mode
+    assert [module.training for module in model.modules()] == before
+    train(task, model, config.loop, Run(config.output, config, World()), World(), Preemption())
+    assert [module.training for module in model.modules()] == before
+    assert 0 < sum(before) < len(before)

@@ -1,0 +1,54 @@
+"""Fit a transformation to a sample of paired embeddings: the same items by the old and by the new model.
+
+python fit_embeddings.py --config configs/fit_embeddings.yaml old=FILE new=FILE [method=fastfill ...] output=FILE.pt
+
+It chooses the method by held-out pairs. With `held_out: 0` it is the papers' training, fed from files.
+"""
+
+import argparse
+
+import torch
+
+from data.paired_embeddings import read_paired_embeddings
+from models.export import check_formats, export_model
+from models.model_files import load_model, save_model
+from retrieval import retrieval_quality, upgrade_quality
+from trainers.transformation.config import AUTO, FitConfig
+from trainers.transformation.division import divide
+from trainers.transformation.fitting import fit, provenance
+from trainers.transformation.refinement import describe_with_refinement, material_of
+from trainers.transformation.selection import choose, comparison, configs_of
+from utils.config import load_config, to_dict
+from utils.distributed import process_group
+from utils.errors import run_script
+from utils.preemption import Preemption
+from utils.runs import Run
+
+
+def main() -> None:
+    config = load_config(FitConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    check_formats(config.export_formats)
+    with Preemption() as preemption, process_group() as world:
+        data = divide(read_paired_embeddings(config, world), config, world)
+        material = material_of(data, config.refinement_params)
+        fitted = {
+            method: fit(own, data, retrieval_quality, world, preemption) for method, own in configs_of(config).items()
+        }
+        if config.method == AUTO:
+            Run(config.output, config, world)  # the config beside the output
+        best = choose(fitted)
+        description = describe_with_refinement(best.transformation, best.arguments, material, upgrade_quality, world)
+        if world.is_main:
+            print(comparison(fitted), end="")
+            origin = provenance(config, data, fitted)
+            save_model(config.output, description, config=to_dict(config), seed=config.seed, embeddings=origin)
+            print(f"transformation: {config.output}")
+            if config.export_formats:
+                inputs = tuple(torch.zeros(2, dim) for role, dim in data.dims.items() if role != "new")
+                export_model(load_model(config.output), inputs, config.output, config.export_formats)
+        for one in fitted.values():
+            one.run.finish()
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,88 @@
+"""Training a transformation h(old, side-information) -> new (FCT, section 4.2; FastFill, section 4)."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from models.modes import in_eval_mode
+from models.transformed import Transformation
+from trainers.loop import HELD_OUT, Loss
+from trainers.transformation.config import FitConfig, TransformationConfig
+from trainers.transformation.losses import TransformationObjective
+from trainers.transformation.mixup import mixed
+from trainers.transformation.pairs import Epochs, PairBatch
+from utils.batches import check_parts, share_of_batch, split_batch
+from utils.distributed import World
+from utils.precision import Resolved, autocast
+
+
+class TransformationTask:
+    """A `trainers.loop.Task`: h(old, side-information) of paired embeddings.
+
+    Args:
+        transformation: what is to be trained.
+        objective: L; goes to the device.
+        pairs: what is trained on.
+        config: for how long, with `mixup` or without, and when BN statistics freeze.
+        precision: of the forward pass.
+        world: the processes.
+        held_out: pairs that are not trained on, by whose loss training ends; the same on every process.
+
+    Raises:
+        UserError: the batch is too small for batch normalisation.
+    """
+
+    def __init__(
+        self,
+        transformation: Transformation,
+        objective: TransformationObjective,
+        pairs: Epochs,
+        config: TransformationConfig | FitConfig,
+        precision: Resolved,
+        world: World,
+        held_out: PairBatch | None = None,
+    ) -> None:
+        self.objective, self.pairs, self.config = objective.to(world.device), pairs, config
+        self.precision, self.world, self.held_out = precision, world, held_out
+        self.items, self.params = len(pairs), config.loop
+        check_parts(
+            self.items,
+            self.params.batch_size,
+            None,
+            world,
+            key=config.BATCH_SIZE,
+            trains_on_one=lambda: not any(isinstance(module, nn.BatchNorm1d) for module in transformation.modules()),
+        )
+
+    def batches(self, epoch: int) -> Iterator[PairBatch]:
+        """This process's batches, mixed where the config says so."""
+        if self.config.mixup is None:
+            return self.pairs.batches(epoch)
+        draws = {"seed": self.config.seed, "epoch": epoch, "rank": self.world.rank}
+        return mixed(self.pairs.batches(epoch), self.config.mixup, self.objective.num_classes, **draws)
+
+    def start_epoch(self, model: nn.Module, epoch: int) -> None:
+        """Train mode; from half-way on `switch_mode_to_eval` freezes the BN statistics, not the weights."""
+        model.train(not (self.config.switch_mode_to_eval and epoch >= self.params.epochs / 2))
+
+    def loss(self, model: nn.Module, batch: PairBatch) -> Loss:
+        """L of a batch."""
+        with autocast(self.precision, self.world.device):
+            transformed = model(batch.old, batch.side_info)
+        return Loss(self.objective(transformed, batch.new, batch.labels), len(batch.labels))
+
+    def validate(self, model: nn.Module) -> dict[str, float]:
+        """L of the held-out pairs, if there are any, as they are: not mixed."""
+        if self.held_out is None:
+            return {}
+        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # loss, items
+        own: PairBatch = share_of_batch(self.held_out, self.world)
+        with in_eval_mode(model), torch.no_grad():
+            # A contrast depends on the number of items, so the parts are as large as the batches.
+            for part, count in split_batch(own, self.world.local_batch(self.params.batch_size)):
+                if count:  # or there are more processes than pairs
+                    sums[0] += self.loss(model, part).mean.double() * count
+                    sums[1] += count
+        loss, count = self.world.sum(sums).tolist()  # so that all processes stop at the same epoch
+        return {HELD_OUT: loss / count}
