@@ -37,10 +37,11 @@ from models.transformations import build_transformation
 from trainers.backbone.config import BackboneConfig
 from trainers.backbone.training import train_backbone
 from trainers.config import LrPolicyParams, OptimizerParams
+from trainers.loop import train
 from trainers.transformation.config import ObjectiveParams, TransformationConfig
 from trainers.transformation.losses import TransformationObjective
 from trainers.transformation.pairs import PairBatch
-from trainers.transformation.training import train_transformation
+from trainers.transformation.task import TransformationTask
 from utils.config import to_dict
 from utils.distributed import World
 from utils.precision import Precision, autocast, resolve_precision
@@ -160,7 +161,8 @@ def train_on_pairs(pairs: Pairs, inner_dim: int, epochs: int) -> None:
             output_transformed_old_model_path=f"{folder}/old_h.pt",
         )
         files = Run(config.output_transformation_path, config, WORLD)
-        train_transformation(model, objective, config, pairs, files, WORLD, Preemption())
+        task = TransformationTask(model, objective, pairs, config, files.precision, WORLD)
+        train(task, model, config.loop, files, WORLD, Preemption())
 
 
 def compare_backbones(arch: BackboneArch, batch: Batch, steps: int, turns: int) -> Iterator[Figure]:
