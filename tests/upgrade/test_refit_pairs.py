@@ -7,13 +7,24 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from tests.upgrade.conftest import BATCH, IDS, Case, N, make_refittable, prepared, without_sample
+from tests.upgrade.conftest import BATCH, IDS, RECIPE, Case, N, make_refittable, prepared, without_sample
+from trainers.config import LrPolicyParams, OptimizerParams
+from trainers.transformation.config import (
+    DiscriminativeLoss,
+    FitConfig,
+    ObjectiveParams,
+    RefinementParams,
+    UncertaintyLoss,
+)
 from upgrade.config import UpgradeConfig
 from upgrade.gallery import Gallery
 from upgrade.inputs import present_transformation, reopen_inputs
 from upgrade.refit_pairs import RefitPairs, divided_pairs, read_first_fit
+from utils.config import build, parse_yaml
 from utils.distributed import World
+from utils.files import read_torch
 
 
 def pairs_of(case: Case, limit: int = 10**6, **keys: Any) -> RefitPairs:
@@ -124,3 +135,63 @@ def test_labels_are_the_gallerys_or_those_of_the_classifier(tmp_path: Path) -> N
     assert np.array_equal(pairs.labels[30:].numpy(), given)
     without_sample(case)
     assert pairs_of(case).training.labels is None
+
+
+def test_a_file_of_before_fit_embeddings_is_fitted_again_as_it_was(ready: Case) -> None:
+    """What train_transformation.py recorded when embedding files were a section of its config."""
+    path = ready.folder / "transformation.pt"
+    content = read_torch(path)
+    recorded = content["provenance"]["config"]
+    dims = {"old_embedding_dim": None, "new_embedding_dim": None, "side_info_dim": None}
+    before = {
+        "old_model_path": None,
+        "new_model_path": None,
+        "arch_params": {"arch": "MLP_BN_SIDE_PROJECTION_SIGMA", **dims, "inner_dim": 8, "sigma_dim": 1},
+        "optimizer_params": {"algorithm": "adam", "lr": 0.01, "weight_decay": 0.0, "momentum": 0.9},
+        "dataset_params": None,
+        "embeddings_params": {
+            "old": "sample_old.npz",
+            "new": "sample_new.npz",
+            "labels": "sample_labels.npy",
+            "held_out": 0.5,
+            "patience": 4,
+            "batch_size": 16,
+            "normalised": "on",
+        },
+        "epochs": 7,
+        "output_transformation_path": "h.pt",
+        "objective_params": {"discriminative_loss": {"mu_disc": 2.0}, "uncertainty_loss": {}},
+        "refinement_params": {"strengths": [0.5]},
+        "mixup": 0.2,
+        "lr_policy_params": {"algorithm": "constant_lr", "warmup_length": 2},
+        "cache_embeddings": "auto",
+        "seed": 3,
+    }
+    found = []
+    for config in (recorded, before, {**before, "optimizer_params": None, "epochs": None}):
+        torch.save({**content, "provenance": {**content["provenance"], "config": config}}, path)
+        found.append(read_first_fit(str(path)).config)
+    assert found[0] == build(FitConfig, parse_yaml(RECIPE), source="recipe")
+    assert found[1] == FitConfig(
+        old="sample_old.npz",
+        new="sample_new.npz",
+        labels="sample_labels.npy",
+        held_out=0.5,
+        patience=4,
+        batch_size=16,
+        normalised="on",
+        method="fastfill",
+        inner_dim=8,
+        sigma_dim=1,
+        optimizer_params=OptimizerParams("adam", lr=0.01),
+        epochs=7,
+        output="h.pt",
+        objective_params=ObjectiveParams(
+            discriminative_loss=DiscriminativeLoss(mu_disc=2.0), uncertainty_loss=UncertaintyLoss()
+        ),
+        refinement_params=RefinementParams(strengths=[0.5]),
+        mixup=0.2,
+        lr_policy_params=LrPolicyParams("constant_lr", warmup_length=2),
+        seed=3,
+    )
+    assert (found[2].optimizer_params, found[2].epochs) == (OptimizerParams("adam", 5e-4, 2.0**-15), 80)
