@@ -1,4 +1,7 @@
-"""CIFAR-100 (Krizhevsky, 2009): the original Python files, read without running anything in them, as PNG files."""
+"""CIFAR-100 (Krizhevsky, 2009) as PNG files: torchvision's download, or a local copy of the original Python files.
+
+Of a local copy nothing is known: it is read without running anything in it.
+"""
 
 import io
 import pickle
@@ -6,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -40,13 +44,11 @@ def lay_out(folder: Path, source: Path | None) -> dict[str, int]:
     Raises:
         UserError: the source is not there or is no CIFAR-100; the download failed.
     """
-    if source is not None:
-        contents = read_source(source)
+    if source is None:
+        splits = _download(folder)
     else:
-        archive = _download(folder)
-        contents = read_source(archive)
-        archive.unlink()
-    splits = {split: parse(contents.pop(name), f"{source or FOLDER}: {name}") for name, split in FILES.items()}
+        contents = read_source(source)
+        splits = {split: parse(contents.pop(name), f"{source}: {name}") for name, split in FILES.items()}
     return {split: write_files(folder / split, _encode(images, split)) for split, images in splits.items()}
 
 
@@ -175,13 +177,13 @@ def _encode(split: LabelledImages, title: str) -> Iterator[tuple[str, bytes]]:
         yield f"{label}/{index:05d}.png", encode_png(image)
 
 
-def _download(folder: Path) -> Path:
-    """Fetch the official archive into `folder`, checked against torchvision's checksum."""
+def _download(folder: Path) -> dict[str, LabelledImages]:
+    """Fetch the official files by way of `folder`; torchvision checks them by their checksums."""
     from torchvision.datasets import CIFAR100  # here: only a download needs torchvision, and its import takes seconds
-    from torchvision.datasets.utils import download_url
 
     try:
-        download_url(CIFAR100.url, folder, CIFAR100.filename, CIFAR100.tgz_md5)
+        with TemporaryDirectory(dir=folder) as temporary:
+            sets = {split: CIFAR100(temporary, train=name == "train", download=True) for name, split in FILES.items()}
     except (OSError, HTTPException, RuntimeError) as error:  # offline, refused, broken off; wrong checksum
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
@@ -189,4 +191,4 @@ def _download(folder: Path) -> Path:
             f"cannot download {CIFAR100.url} ({error}).\n"
             "Without a network, pass --source DIR_OR_ARCHIVE: a local copy of cifar-100-python or its .tar.gz"
         ) from None
-    return folder / CIFAR100.filename
+    return {split: LabelledImages(images.data, np.asarray(images.targets)) for split, images in sets.items()}

@@ -3,20 +3,19 @@
 The source is a folder. Training images: `train/` or `training/` with class folders, or ILSVRC2012_img_train.tar.
 Validation images: `val/` or `validation/` with class folders; or flat images there or in ILSVRC2012_img_val.tar, and
 their labels beside: Kaggle's LOC_val_solution.csv; validation_labels.txt, lines `FILE WNID`; or the official devkit,
-which scipy reads.
+which scipy reads. torchvision checks and unpacks the tar files.
 """
 
 import codecs
-import io
 import os
-import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
 from data.folders import class_folders, images_below, is_image, left_out_notes
-from data.preparation import open_tar
 from utils.errors import UserError
 
 FOLDERS = {"training": ("train", "training"), "validation": ("val", "validation")}
@@ -44,16 +43,16 @@ def lay_out(folder: Path, source: Path | None) -> dict[str, int]:
         "training": _find(source, "training", TRAINING_TAR),
         "validation": _find(source, "validation", VALIDATION_TAR),
     }
-    labels = None if _has_classes(origins["validation"]) else _read_labels(source)
+    labels = {} if _has_classes(origins["validation"]) else _read_labels(source, folder)
     for split, origin in origins.items():
         if _has_classes(origin):
             (folder / split).symlink_to(origin, target_is_directory=True)
-        elif labels is None or split == "training":
-            _extract_classes(origin, folder / split)
+        elif split == "training":
+            _unpack_training(origin, folder)
         elif origin.is_dir():
             _link_images(origin, folder / split, labels)
         else:
-            _extract_images(origin, folder / split, labels)
+            _unpack_validation(origin, folder, labels)
     counts = {split: _count_images(folder / split, origins[split]) for split in origins}
     _check_same_classes(folder, source)
     return counts
@@ -102,13 +101,13 @@ def _check_same_classes(folder: Path, source: Path) -> None:
             raise UserError(f"--source: {source}: the class `{min(ours - others)}` is in the {name} images only")
 
 
-def _read_labels(source: Path) -> dict[str, str]:
-    """The class of each validation image: stem of the file name -> WordNet id."""
+def _read_labels(source: Path, folder: Path) -> dict[str, str]:
+    """The class of each validation image: stem of the file name -> WordNet id; `folder` is to unpack in."""
     for name in LABEL_FILES:
         if (source / name).is_file():
             return _read_label_file(source / name)
     if (source / DEVKIT_TAR).is_file():
-        return _read_devkit(source / DEVKIT_TAR)
+        return _read_devkit(source / DEVKIT_TAR, folder)
     raise UserError(
         f"--source: the validation images of {source} are in one flat folder and their classes are not given;\n"
         f"add {DEVKIT_TAR}, {LABEL_FILES[0]} (Kaggle) or {LABEL_FILES[1]} (lines `FILE WNID`)"
@@ -135,90 +134,70 @@ def _is_wnid(word: str) -> bool:
     return len(word) == 9 and word[0] == "n" and word[1:].isdecimal()
 
 
-def _read_devkit(path: Path) -> dict[str, str]:
+def _read_devkit(archive: Path, folder: Path) -> dict[str, str]:
     """The devkit numbers the classes (meta.mat) and lists the class number of validation image 1, 2, ..."""
     try:
-        from scipy.io import loadmat  # here: nothing else needs scipy
+        with _official(archive) as official:
+            official.parse_devkit_archive(folder, str(archive))
+            _, wnids = official.load_meta_file(folder)
     except ImportError:
         raise UserError(
-            f"{path}: its list of classes is a MATLAB file; pip install scipy, or give {LABEL_FILES[0]} (Kaggle)"
+            f"{archive}: its list of classes is a MATLAB file; pip install scipy, or give {LABEL_FILES[0]} (Kaggle)"
         ) from None
-    contents = {}
+    (folder / official.META_FILE).unlink()
+    return {_official_name(number): wnid for number, wnid in enumerate(wnids, start=1)}
+
+
+def _unpack_training(archive: Path, folder: Path) -> None:
+    """Unpack the tar file that holds one WNID.tar of images a class."""
+    with _official(archive) as official:
+        official.parse_train_archive(folder, str(archive), "training")
+
+
+def _unpack_validation(archive: Path, folder: Path, labels: dict[str, str]) -> None:
+    """Unpack a flat tar file, and sort its images into class folders."""
+    wnids = [_class_of(_official_name(number), labels) for number in range(1, len(labels) + 1)]
+    with _official(archive) as official:
+        official.parse_val_archive(folder, str(archive), wnids, "validation")
+    _check_all(archive, len(labels) + len(_flat_images(folder / "validation")), labels)
+
+
+def _official_name(number: int) -> str:
+    return f"ILSVRC2012_val_{number:08d}"
+
+
+@contextmanager
+def _official(archive: Path) -> Iterator[Any]:
+    """torchvision's module, which checks an official file by its checksum before it unpacks it."""
+    from torchvision.datasets import imagenet  # here: its import takes seconds
+
+    tqdm.write(f"{archive.name}: checking and unpacking (the training images take long)")
     try:
-        with open_tar(path) as archive:
-            for member in archive:
-                name = PurePosixPath(member.name).name
-                if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt") and member.isfile():
-                    contents[name] = archive.extractfile(member).read()  # type: ignore[union-attr]  # it is a file
-        synsets = np.atleast_1d(loadmat(io.BytesIO(contents["meta.mat"]), squeeze_me=True)["synsets"])
-        wnids = {int(synset["ILSVRC2012_ID"]): str(synset["WNID"]) for synset in synsets}
-        numbers = [int(line) for line in contents["ILSVRC2012_validation_ground_truth.txt"].split()]
-        if not all(_is_wnid(wnid) for wnid in wnids.values()):
-            raise ValueError("its meta.mat names classes that are no WordNet ids")
-        return {f"ILSVRC2012_val_{index:08d}": wnids[number] for index, number in enumerate(numbers, start=1)}
-    except UserError:
-        raise
-    except Exception as error:  # a damaged MATLAB file raises nearly anything
-        raise UserError(f"{path}: cannot be read as the ILSVRC2012 devkit ({type(error).__name__}: {error})") from None
+        yield imagenet
+    except RuntimeError:
+        raise UserError(
+            f"{archive}: is damaged or not the official file: its checksum is another; fetch it again, "
+            "or unpack it into class folders yourself"
+        ) from None
 
 
 def _link_images(origin: Path, folder: Path, labels: dict[str, str]) -> None:
     """Sort flat images into class folders, as links."""
     images = _flat_images(origin)
     for image in tqdm(images, "validation", unit=" images"):
-        (_class_folder(folder, image.name, labels) / image.name).symlink_to(image)
+        class_folder = folder / _class_of(image.name, labels)
+        class_folder.mkdir(parents=True, exist_ok=True)
+        (class_folder / image.name).symlink_to(image)
     _check_all(origin, len(images), labels)
 
 
-def _extract_images(origin: Path, folder: Path, labels: dict[str, str]) -> None:
-    """Sort the images of a flat tar file into class folders."""
-    with open_tar(origin) as archive:
-        count = 0
-        for member in tqdm(archive, "validation", total=len(labels), unit=" images"):
-            if _is_image(member):
-                _extract(archive, member, _class_folder(folder, PurePosixPath(member.name).name, labels))
-                count += 1
-    _check_all(origin, count, labels)
+def _class_of(image: str, labels: dict[str, str]) -> str:
+    try:
+        return labels[PurePosixPath(image).stem]
+    except KeyError:
+        raise UserError(f"--source: the labels of the validation images do not name {image}") from None
 
 
 def _check_all(origin: Path, count: int, labels: dict[str, str]) -> None:
     if count != len(labels):
         raise UserError(f"--source: {origin} has {count:,} images, but labels for {len(labels):,} are given")
-
-
-def _extract_classes(origin: Path, folder: Path) -> None:
-    """Unpack a tar file that holds one WNID.tar of images a class."""
-    with (
-        open_tar(origin) as archive,
-        tqdm(total=origin.stat().st_size, desc="training", unit="B", unit_scale=True) as bar,
-    ):
-        for member in archive:
-            name = PurePosixPath(member.name)
-            is_class = name.suffix == ".tar" and not name.name.startswith(".")
-            file = archive.extractfile(member) if is_class else None
-            if file is not None:
-                if not _is_wnid(name.stem):
-                    raise UserError(f"{origin}: should hold one WNID.tar a class, holds `{member.name}`")
-                (folder / name.stem).mkdir(parents=True)
-                with tarfile.open(fileobj=file) as images:
-                    for image in filter(_is_image, images):
-                        _extract(images, image, folder / name.stem)
-            bar.update(archive.fileobj.tell() - bar.n if archive.fileobj else 0)
-
-
-def _is_image(member: tarfile.TarInfo) -> bool:
-    return member.isfile() and is_image(PurePosixPath(member.name).name)
-
-
-def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
-    """Extract a file straight into `folder`, whatever folders its name has."""
-    archive.extract(member.replace(name=PurePosixPath(member.name).name, deep=False), folder, filter="data")
-
-
-def _class_folder(folder: Path, image: str, labels: dict[str, str]) -> Path:
-    stem = PurePosixPath(image).stem
-    if stem not in labels:
-        raise UserError(f"--source: the labels of the validation images do not name {image}")
-    path = folder / labels[stem]
-    path.mkdir(parents=True, exist_ok=True)
-    return path

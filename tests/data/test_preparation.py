@@ -2,7 +2,10 @@
 
 import errno
 import fcntl
+import hashlib
 import pickle
+import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,8 +13,10 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from torchvision.datasets import CIFAR100
 
 from data import cifar100
+from data.folders import read_pixels
 from data.preparation import STAMP, Recipe, prepare, read_stamp
 from utils.errors import UserError
 
@@ -203,6 +208,38 @@ class TestCifar100:
         with pytest.raises(UserError, match=message) as caught:
             cifar100.parse(pickle.dumps(value, 4), "some/train")
         assert str(caught.value).startswith("some/train: ")
+
+    def test_a_download_is_checked_by_torchvision(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        values = {"train": batch(3), "test": batch(2), "meta": {"fine_label_names": ["a"]}}
+        contents = {name: pickle.dumps(value, 2) for name, value in values.items()}
+        sums = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+        for name, content in contents.items():
+            (tmp_path / name).write_bytes(content)
+        with tarfile.open(tmp_path / "cifar.tar.gz", "w:gz") as archive:
+            for name in contents:
+                archive.add(tmp_path / name, f"cifar-100-python/{name}")
+        fetch = mock.Mock(side_effect=lambda url, path: shutil.copy(tmp_path / "cifar.tar.gz", path))
+        monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", fetch)
+        monkeypatch.setattr(CIFAR100, "url", (tmp_path / "cifar.tar.gz").as_uri())
+        monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+        monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+        monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": sums["meta"]})
+        (tmp_path / "out").mkdir()
+        with pytest.raises(UserError, match=r"cannot download .*cifar.tar.gz"):  # it is not the official archive
+            cifar100.lay_out(tmp_path / "out", None)
+        monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5((tmp_path / "cifar.tar.gz").read_bytes()).hexdigest())
+        assert cifar100.lay_out(tmp_path / "out", None) == {"training": 3, "validation": 2}
+        images = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+        assert images == [
+            "training/0/00000.png",
+            "training/14/00002.png",
+            "training/7/00001.png",
+            "validation/0/00000.png",
+            "validation/7/00001.png",
+        ]
+        pixels = read_pixels(tmp_path / "out" / images[2])
+        assert pixels is not None
+        assert np.array_equal(pixels.transpose(2, 0, 1).reshape(-1), values["train"]["data"][1])
 
     @pytest.mark.parametrize("damage", [b"", b"not a pickle", pickle.dumps(batch(), 4)[:-400]])
     def test_damaged_content_is_named(self, damage: bytes) -> None:

@@ -270,9 +270,7 @@ def write_tar(path: Path, files: dict[str, bytes], mode: Any = "w") -> None:
 def write_training_tar(source: Path) -> None:
     classes = {}
     for wnid in WNIDS:
-        images = {f"{wnid}_1.JPEG": jpeg(1), f"../../{wnid}_2.JPEG": jpeg(2), f"._{wnid}_1.JPEG": b"of macOS"}
-        write_tar(source / "class.tar", images)
-        classes[f"._{wnid}.tar"] = b"of macOS"
+        write_tar(source / "class.tar", {f"{wnid}_{i}.JPEG": jpeg(i) for i in (1, 2)})
         classes[f"{wnid}.tar"] = (source / "class.tar").read_bytes()
     (source / "class.tar").unlink()
     write_tar(source / "ILSVRC2012_img_train.tar", classes)
@@ -288,8 +286,9 @@ VALIDATION_FILES = {  # what the three images must become: of class 1, 0 and 1
 
 def write_devkit(source: Path) -> None:
     """Class numbers in an order of their own, and a number for a class that groups others, as in the official file."""
-    synsets = np.zeros(3, dtype=[("ILSVRC2012_ID", object), ("WNID", object), ("num_children", object)])
-    synsets[:] = [(1.0, WNIDS[1], 0.0), (2.0, WNIDS[0], 0.0), (3.0, "n00001740", 2.0)]
+    names = ("ILSVRC2012_ID", "WNID", "words", "gloss", "num_children")
+    synsets = np.zeros(3, dtype=[(name, object) for name in names])
+    synsets[:] = [(1.0, WNIDS[1], "a", "", 0.0), (2.0, WNIDS[0], "b, c", "", 0.0), (3.0, "n00001740", "d", "", 2.0)]
     buffer = io.BytesIO()
     scipy.io.savemat(buffer, {"synsets": synsets}, do_compression=True)
     folder = "ILSVRC2012_devkit_t12/data"
@@ -342,16 +341,69 @@ def test_imagenet_folders_with_what_is_no_part_of_them(tmp_path: Path) -> None:
     assert len(list_images(tmp_path / "raw", "training")) == 6
 
 
+# Runs prepare_dataset.py with the checksums of the small files in place of the official ones.
+WITH_OTHER_CHECKSUMS = """
+import hashlib
+from pathlib import Path
+from torchvision.datasets import imagenet
+from prepare_dataset import main
+from utils.errors import run_script
+
+for kind, (name, _) in imagenet.ARCHIVE_META.items():
+    if Path(name).exists():
+        imagenet.ARCHIVE_META[kind] = (name, hashlib.md5(Path(name).read_bytes()).hexdigest())
+run_script(main)
+"""
+RAW = ("--dataset", "imagenet", "--source", ".", "--output", "raw")
+
+
+def prepare_archives(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", WITH_OTHER_CHECKSUMS, *RAW]
+    paths = os.pathsep.join([environment.pop("PYTHONPATH", ""), str(SCRIPT.parent)])
+    environment = os.environ | environment | {"PYTHONPATH": paths}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120)
+
+
 @pytest.mark.parametrize("write_labels", [write_devkit, write_kaggle_labels, write_plain_labels])
 def test_imagenet_tar_files(tmp_path: Path, write_labels: Any) -> None:
     write_training_tar(tmp_path)
     write_tar(tmp_path / "ILSVRC2012_img_val.tar", VALIDATION)
     write_labels(tmp_path)
-    succeed(tmp_path, "--dataset", "imagenet", "--source", ".", "--output", "raw")
+    done = prepare_archives(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "raw: 4 training and 3 validation images" in done.stdout
     assert tree(tmp_path / "raw" / "validation") == VALIDATION_FILES
-    # A name that points elsewhere stays within its class's folder.
     expected = {f"{wnid}/{wnid}_{i}.JPEG": jpeg(i) for wnid in WNIDS for i in (1, 2)}
     assert tree(tmp_path / "raw" / "training") == expected
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == ["prepared.json", "training", "validation"]
+
+
+def test_tar_files_that_are_not_the_official_ones(tmp_path: Path) -> None:
+    write_training_tar(tmp_path)
+    write_tar(tmp_path / "ILSVRC2012_img_val.tar", VALIDATION)
+    write_devkit(tmp_path)
+    assert "ILSVRC2012_devkit_t12.tar.gz: is damaged or not the official file" in fail(tmp_path, *RAW)
+    write_plain_labels(tmp_path)
+    assert "ILSVRC2012_img_train.tar: is damaged or not the official file" in fail(tmp_path, *RAW)
+    assert not (tmp_path / "raw").exists()
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ((1, 3), "the labels of the validation images do not name ILSVRC2012_val_00000002"),
+        ((1, 2), "ILSVRC2012_img_val.tar has 3 images, but labels for 2 are given"),
+    ],
+)
+def test_labels_that_do_not_fit_a_tar_file(tmp_path: Path, lines: tuple[int, ...], message: str) -> None:
+    write_training_tar(tmp_path)
+    write_tar(tmp_path / "ILSVRC2012_img_val.tar", VALIDATION)
+    text = "".join(f"ILSVRC2012_val_{i:08d}.JPEG {WNIDS[0]}\n" for i in lines)
+    (tmp_path / "validation_labels.txt").write_text(text)
+    done = prepare_archives(tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert not (tmp_path / "raw").exists()
 
 
 def test_imagenet_flat_validation_folder_is_linked_image_by_image(tmp_path: Path) -> None:
@@ -371,16 +423,17 @@ def test_imagenet_flat_validation_folder_is_linked_image_by_image(tmp_path: Path
 
 @pytest.mark.parametrize("write_labels", [write_kaggle_labels, write_plain_labels])
 def test_label_files_with_a_byte_order_mark(tmp_path: Path, write_labels: Any) -> None:
-    write_training_tar(tmp_path)
-    write_tar(tmp_path / "ILSVRC2012_img_val.tar", VALIDATION | {"._ILSVRC2012_val_00000001.JPEG": b"of macOS"})
+    write_classes(tmp_path / "train", 1)
+    (tmp_path / "val").mkdir()
+    for name, content in VALIDATION.items():
+        (tmp_path / "val" / name).write_bytes(content)
     write_labels(tmp_path)
     (path,) = (tmp_path / name for name in LABEL_FILES if (tmp_path / name).exists())
     text = path.read_text()
-    arguments = ["--dataset", "imagenet", "--source", ".", "--output", "raw"]
     path.write_text(text, encoding="utf-16")
-    assert f"{path.name}: is UTF-16 text; save it as UTF-8" in fail(tmp_path, *arguments)
+    assert f"{path.name}: is UTF-16 text; save it as UTF-8" in fail(tmp_path, *RAW)
     path.write_text(text, encoding="utf-8-sig")
-    succeed(tmp_path, *arguments)
+    succeed(tmp_path, *RAW)
     assert tree(tmp_path / "raw" / "validation") == VALIDATION_FILES
 
 
@@ -390,17 +443,9 @@ def test_the_devkit_needs_scipy_and_says_so(tmp_path: Path) -> None:
     write_devkit(tmp_path)
     (tmp_path / "without" / "scipy").mkdir(parents=True)
     (tmp_path / "without" / "scipy" / "__init__.py").write_text("raise ImportError")
-    arguments = ["--dataset", "imagenet", "--source", ".", "--output", "raw"]
-    error = fail(tmp_path, *arguments, PYTHONPATH=str(tmp_path / "without"))
-    assert "ILSVRC2012_devkit_t12.tar.gz: its list of classes is a MATLAB file; pip install scipy" in error
-    content = (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").read_bytes()
-    with tarfile.open(fileobj=io.BytesIO(content)) as archive:
-        files = {member.name: archive.extractfile(member).read() for member in archive}  # type: ignore[union-attr]
-    name = next(name for name in files if name.endswith("meta.mat"))
-    for damaged in (b"MATLAB? no", files[name][:200], files[name][:-40]):
-        write_tar(tmp_path / "ILSVRC2012_devkit_t12.tar.gz", files | {name: damaged}, "w:gz")
-        assert "cannot be read as the ILSVRC2012 devkit" in fail(tmp_path, *arguments)
-    assert not (tmp_path / "raw").exists()
+    done = prepare_archives(tmp_path, PYTHONPATH=str(tmp_path / "without"))
+    assert done.returncode == 2
+    assert "ILSVRC2012_devkit_t12.tar.gz: its list of classes is a MATLAB file; pip install scipy" in done.stderr
 
 
 def test_bad_imagenet_sources(tmp_path: Path) -> None:
@@ -411,18 +456,17 @@ def test_bad_imagenet_sources(tmp_path: Path) -> None:
     assert "`train` or `training`" in fail(tmp_path, *arguments)
     write_classes(source / "train", 1)
     assert "`val` or `validation`" in fail(tmp_path, *arguments)
-    write_tar(source / "ILSVRC2012_img_val.tar", VALIDATION)
+    (source / "val").mkdir()
+    for name, content in VALIDATION.items():
+        (source / "val" / name).write_bytes(content)
     (source / "validation_labels.txt").write_text("ILSVRC2012_val_00000001.JPEG fox\n")
     assert "validation_labels.txt, line 1: should be `FILE WNID`" in fail(tmp_path, *arguments)
     (source / "validation_labels.txt").write_text(f"ILSVRC2012_val_00000001.JPEG {WNIDS[0]}\n")
     assert "do not name ILSVRC2012_val_00000002.JPEG" in fail(tmp_path, *arguments)
     write_plain_labels(source)
-    content = (source / "ILSVRC2012_img_val.tar").read_bytes()
-    (source / "ILSVRC2012_img_val.tar").write_bytes(content[:1200])
-    assert "is damaged or no tar file" in fail(tmp_path, *arguments)
-    write_tar(source / "ILSVRC2012_img_val.tar", dict(list(VALIDATION.items())[:2]))
+    (source / "val" / "ILSVRC2012_val_00000003.JPEG").unlink()
     assert "has 2 images, but labels for 3 are given" in fail(tmp_path, *arguments)
-    (source / "ILSVRC2012_img_val.tar").write_bytes(content)
+    (source / "val" / "ILSVRC2012_val_00000003.JPEG").write_bytes(jpeg(30))
     (source / "train" / WNIDS[0]).rename(tmp_path / "away")
     assert f"the class `{WNIDS[0]}` is in the validation images only" in fail(tmp_path, *arguments)
     (source / "train" / "n00000000").mkdir()
