@@ -100,7 +100,7 @@ def process_group() -> Iterator[World]:
     """Join the processes that torchrun or Slurm started (nccl on GPUs, gloo on CPUs), or be the only one.
 
     Within it float32 is float32 on a GPU too, but where `kernels` says otherwise.
-    Where one process ends early, a launcher ends the others: torchrun, or srun with --kill-on-bad-exit.
+    Where one process ends early, a launcher ends the others: torchrun, or srun with --wait.
 
     Raises:
         UserError: the environment variables by which a launcher tells each process its place do not fit together.
