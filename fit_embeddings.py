@@ -16,7 +16,7 @@ from retrieval import retrieval_quality, upgrade_quality
 from trainers.transformation.config import AUTO, FitConfig
 from trainers.transformation.division import divide
 from trainers.transformation.fitting import fit, provenance
-from trainers.transformation.refinement import describe_with_refinement, material_of
+from trainers.transformation.refinement import describe_with_refinement, material_of_files
 from trainers.transformation.selection import choose, comparison, configs_of
 from utils.config import load_config, to_dict
 from utils.distributed import process_group
@@ -30,7 +30,7 @@ def main() -> None:
     check_formats(config.export_formats)
     with Preemption() as preemption, process_group() as world:
         data = divide(read_paired_embeddings(config, world), config, world)
-        material = material_of(data, config.refinement_params)
+        material = material_of_files(data, config.refinement_params)
         fitted = {
             method: fit(own, data, retrieval_quality, world, preemption) for method, own in configs_of(config).items()
         }

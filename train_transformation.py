@@ -30,7 +30,7 @@ from trainers.transformation.closed_forms import fit_closed_form
 from trainers.transformation.config import TransformationConfig
 from trainers.transformation.losses import build_objective, check_classifier
 from trainers.transformation.pairs import build_pairs
-from trainers.transformation.refinement import describe_with_refinement, set_aside
+from trainers.transformation.refinement import describe_with_refinement, material_of_pairs
 from trainers.transformation.task import TransformationTask
 from utils.config import load_config, to_dict
 from utils.distributed import World, process_group
@@ -78,7 +78,7 @@ def train_transformation(config: TransformationConfig, world: World, preemption:
     contents = contents_of(config.dataset_params, world, training=images)
     run = Run(config.output_transformation_path, config, world, contents)
     pairs = build_pairs(models, images, config, run.precision, world)
-    material = set_aside(pairs, config.refinement_params, classifier)
+    material = material_of_pairs(pairs, config.refinement_params, classifier)
     if isinstance(transformation, AffineTransformation):
         fit_closed_form(transformation, config.arch_params.arch, pairs, run, world)
     else:

@@ -20,7 +20,7 @@ from models.transformed import Transformation
 from retrieval import retrieval_quality, upgrade_quality
 from trainers.transformation.division import batch_of, fitting_data
 from trainers.transformation.fitting import fit, outcome
-from trainers.transformation.refinement import describe_with_refinement, material_of
+from trainers.transformation.refinement import describe_with_refinement, material_of_files
 from trainers.transformation.selection import choose, configs_of
 from upgrade.batches import copy_rows
 from upgrade.config import UpgradeConfig
@@ -70,7 +70,7 @@ def refit_gallery(config: UpgradeConfig, gallery: Gallery, world: World, preempt
     inputs, first = check_refit(config, gallery)
     pairs = divided_pairs(first, inputs, gallery, config.refit_pairs, world)
     data = fitting_data(pairs.training, pairs.held_out, pairs.config, world)
-    material = material_of(data, pairs.config.refinement_params)
+    material = material_of_files(data, pairs.config.refinement_params)
     if first.lost is not None:
         print(f"refit: {first.lost}; the pairs are those of the gallery alone", flush=True)
     work = _work_folder(gallery, config, first)

@@ -1,6 +1,7 @@
 """Where a transformation's training samples come from: old, side-information and new embeddings of the same view."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -99,47 +100,37 @@ class PairsInMemory:
         return View(mixed, self.views[0].labels)
 
 
-class CachedPairs(PairsInMemory):
-    """Every view embedded once.
-
-    Where the training transform has few views these are all of them, and each epoch draws one for each item, as the
-    transform would. Otherwise they are `drawn_views` epochs' random views, and the epochs take turns at them.
-    """
-
-    def __init__(
-        self,
-        models: Mapping[str, nn.Module],
-        images: ImageSet,
-        *,
-        batch_size: int,
-        cache: EmbeddingCache,
-        precision: Resolved,
-        world: World,
-        seed: int,
-        drawn_views: int | None = None,
-    ) -> None:
-        exhaustive = drawn_views is None
-        count = images.num_views if drawn_views is None else drawn_views
-        assert count is not None
-        views: list[View] = []
-        of_views: list[torch.Tensor] = []  # positions of each view's rows in the image list, ascending
-        for view in range(count):
-            if exhaustive:
-                title, batches = "view", images.view_batches(view, world.local_batch(batch_size))
-            else:
-                title = f"view of every image drawn by seed {seed},"
-                batches = images.training_batches(view, batch_size, keep_last=True)
-            embeddings, positions = cache.embed(
-                models,
-                batches,
-                view=f"{title} {view + 1} of {count}",
-                total=len(range(len(images))[world.share(len(images))]),
-                precision=precision,
-            )
-            views.append(View(embeddings, images.labels[positions].to(world.device)))
-            of_views.append(positions)
-        views = in_all_views(views, of_views)
-        super().__init__(views, batch_size=batch_size, world=world, seed=seed, exhaustive=exhaustive)
+def embedded_views(
+    models: Mapping[str, nn.Module],
+    images: ImageSet,
+    cache: EmbeddingCache,
+    *,
+    batch_size: int,
+    seed: int,
+    drawn_views: int | None,
+    precision: Resolved,
+    world: World,
+) -> list[View]:
+    """Every image embedded once in every view of the training transform, or in those of `drawn_views` random epochs."""
+    count = drawn_views or images.num_views or 0
+    views: list[View] = []
+    of_views: list[torch.Tensor] = []  # positions of each view's rows in the image list, ascending
+    for view in range(count):
+        if drawn_views is None:
+            title, batches = "view", images.view_batches(view, world.local_batch(batch_size))
+        else:
+            title = f"view of every image drawn by seed {seed},"
+            batches = images.training_batches(view, batch_size, keep_last=True)
+        embeddings, positions = cache.embed(
+            models,
+            batches,
+            view=f"{title} {view + 1} of {count}",
+            total=len(range(len(images))[world.share(len(images))]),
+            precision=precision,
+        )
+        views.append(View(embeddings, images.labels[positions].to(world.device)))
+        of_views.append(positions)
+    return in_all_views(views, of_views)
 
 
 def in_all_views(views: Sequence[View], of_views: Sequence[torch.Tensor]) -> list[View]:
@@ -160,20 +151,15 @@ def in_all_views(views: Sequence[View], of_views: Sequence[torch.Tensor]) -> lis
     return found
 
 
+@dataclass(frozen=True)
 class StreamedPairs:
     """The frozen models run on every batch of every epoch: for transforms that hardly ever draw a view twice."""
 
-    def __init__(
-        self,
-        models: Mapping[str, nn.Module],
-        images: ImageSet,
-        *,
-        batch_size: int,
-        precision: Resolved,
-        world: World,
-    ) -> None:
-        self.models, self.images, self.batch_size, self.world = models, images, batch_size, world
-        self.precision = precision
+    models: Mapping[str, nn.Module]
+    images: ImageSet
+    batch_size: int
+    precision: Resolved
+    world: World
 
     def __len__(self) -> int:
         return len(self.images)
@@ -191,25 +177,30 @@ class StreamedPairs:
 def build_pairs(
     models: Mapping[str, nn.Module], images: ImageSet, config: TransformationConfig, precision: Resolved, world: World
 ) -> Pairs:
-    """Cached pairs where the transform has few views or the config says how many to draw, else streamed ones."""
+    """Embedded pairs where the transform has few views or the config says how many to draw, else streamed ones.
+
+    Of few views each epoch draws one for each item, as the transform would; drawn ones take turns.
+    """
     batch_size = config.dataset_params.batch_size
     drawn_views = config.cached_views if images.num_views is None else None
     if config.cache_embeddings == "off" or (images.num_views is None and drawn_views is None):
         if world.is_main:
             print("embedding every epoch: the frozen models run on every batch", flush=True)
-        return StreamedPairs(models, images, batch_size=batch_size, precision=precision, world=world)
+        return StreamedPairs(models, images, batch_size, precision, world)
     if world.is_main:
         number = f"all {images.num_views}" if drawn_views is None else f"{drawn_views} randomly drawn"
         print(f"embedding once: {number} views of each image", flush=True)
     beside = Path(config.output_transformation_path).parent / "embeddings"
     folder = None if config.cache_embeddings == "memory" else Path(config.embeddings_dir or beside)
-    return CachedPairs(
+    cache = EmbeddingCache.of(config.dataset_params, config.model_paths, folder, precision, world)
+    views = embedded_views(
         models,
         images,
+        cache,
         batch_size=batch_size,
-        cache=EmbeddingCache.of(config.dataset_params, config.model_paths, folder, precision, world),
-        precision=precision,
-        world=world,
         seed=config.seed,
         drawn_views=drawn_views,
+        precision=precision,
+        world=world,
     )
+    return PairsInMemory(views, batch_size=batch_size, world=world, seed=config.seed, exhaustive=drawn_views is None)

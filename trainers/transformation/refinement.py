@@ -23,21 +23,15 @@ Quality = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torc
 class Material(NamedTuple):
     """What a refinement is made from: the items of the training set that h is trained on, and others to choose by."""
 
+    params: RefinementParams
     held_out: PairBatch
     training: PairsInMemory  # without them
-    strengths: list[float]  # of the pull, to choose among
     classifier: torch.Tensor | None  # (C, d_new); None: k-means centroids stand for classes
-    clusters: int = 0
 
 
-class Refinement(NamedTuple):
-    """What was chosen."""
-
-    transformation: RefinedTransformation
-    record: dict[str, Any]  # what they are and the quality that they reach, as plain values
-
-
-def set_aside(pairs: Pairs, params: RefinementParams | None, classifier: torch.Tensor | None) -> Material | None:
+def material_of_pairs(
+    pairs: Pairs, params: RefinementParams | None, classifier: torch.Tensor | None
+) -> Material | None:
     """Take what the refinement needs out of `pairs`, before any training; None where no refinement is asked for.
 
     Args:
@@ -53,16 +47,17 @@ def set_aside(pairs: Pairs, params: RefinementParams | None, classifier: torch.T
             "refinement_params: needs embeddings that are computed once; set cached_views, and leave "
             "cache_embeddings=off out"
         )
+    classifier = classifier if params.clusters is None else None
     classes = int(pairs.views[0].labels.max()) + 1
-    if params.clusters is None and classifier is not None and classes > len(classifier):
+    if classifier is not None and classes > len(classifier):
         raise UserError(
             f"new_model_path: the new model's classifier has {len(classifier)} classes, the training set {classes}; "
             "refinement_params needs them all"
         )
-    return _material(pairs.set_aside(params.held_out), pairs, params, classifier)
+    return Material(params, pairs.set_aside(params.held_out), pairs, classifier)
 
 
-def material_of(data: FittingData, params: RefinementParams | None) -> Material | None:
+def material_of_files(data: FittingData, params: RefinementParams | None) -> Material | None:
     """The same of a sample of embedding files, which has been divided already.
 
     Raises:
@@ -70,22 +65,17 @@ def material_of(data: FittingData, params: RefinementParams | None) -> Material 
     """
     if params is None or data.held_out is None:
         return None
-    if params.clusters is None and data.classifier is None:
-        raise UserError("refinement_params: needs labels or a classifier; or set refinement_params.clusters")
-    classifier = None if data.classifier is None else data.classifier.to(data.held_out.new.device)
-    return _material(data.held_out, data.training, params, classifier)
-
-
-def _material(
-    held_out: PairBatch, training: PairsInMemory, params: RefinementParams, classifier: torch.Tensor | None
-) -> Material:
     if params.clusters is not None:
-        return Material(held_out, training, params.strengths, None, params.clusters)
-    return Material(held_out, training, params.strengths, classifier)
+        return Material(params, data.held_out, data.training, None)
+    if data.classifier is None:
+        raise UserError("refinement_params: needs labels or a classifier; or set refinement_params.clusters")
+    return Material(params, data.held_out, data.training, data.classifier.to(data.held_out.new.device))
 
 
 @torch.no_grad()
-def refine(transformation: Transformation, material: Material, quality: Quality, world: World) -> Refinement:
+def refine(
+    transformation: Transformation, material: Material, quality: Quality, world: World
+) -> tuple[RefinedTransformation, dict[str, Any]]:
     """Pull h towards class means, as strongly as is best for retrieval among items that neither was made from.
 
     What `material` holds is all that is looked at. With `clusters` that is no label either: the classes of the held-out
@@ -94,6 +84,9 @@ def refine(transformation: Transformation, material: Material, quality: Quality,
     Args:
         transformation: trained on `material.training`.
         quality: of the upgrade of a gallery of held-out items.
+
+    Returns:
+        The refined transformation, and as plain values what was chosen and the quality that it reaches.
 
     Raises:
         UserError: there are fewer embeddings than clusters.
@@ -104,12 +97,12 @@ def refine(transformation: Transformation, material: Material, quality: Quality,
         h = transformation(items.old, items.side_info).embedding.float()
     labels = items.labels if material.classifier is not None else torch.cdist(items.new, classes.means).argmin(1)
     tried: dict[float, float] = {}
-    for strength in material.strengths:
+    for strength in material.params.strengths:
         h_refined = refined(transformation, classes, strength).refine(h)
         tried[strength] = quality(items.new, h_refined, labels, classes.weight, classes.bias)
     strength = max(tried, key=lambda choice: tried[choice])  # of equal ones, the first
     record = {"strength": strength, "quality": {str(key): value for key, value in tried.items()}, "held_out": len(h)}
-    return Refinement(refined(transformation, classes, strength), record)
+    return refined(transformation, classes, strength), record
 
 
 def describe_with_refinement(
@@ -123,10 +116,10 @@ def describe_with_refinement(
     description = describe_transformation(transformation, arguments)
     if material is None:
         return description
-    refinement = refine(transformation, material, quality, world)
+    model, chosen = refine(transformation, material, quality, world)
     if world.is_main:
-        print(f"refinement, chosen on held-out training items: {refinement.record}", flush=True)
-    return describe_refined(refinement.transformation, description, refinement.record)
+        print(f"refinement, chosen on held-out training items: {chosen}", flush=True)
+    return describe_refined(model, description, chosen)
 
 
 class Classes(NamedTuple):
@@ -142,7 +135,7 @@ def known_classes(material: Material) -> Classes:
     embeddings, labels = material.training.views[0]
     new = embeddings["new"].float()
     if material.classifier is None:
-        means, variance = k_means(new, material.clusters, material.training.seed)
+        means, variance = k_means(new, material.params.clusters or 0, material.training.seed)
         return Classes(*soft_assignment(means, variance), means)
     weight = material.classifier
     return Classes(weight, weight.new_zeros(len(weight)), class_means(new, labels, len(weight)))

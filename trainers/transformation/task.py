@@ -1,6 +1,7 @@
 """Training a transformation h(old, side-information) -> new (FCT, section 4.2; FastFill, section 4)."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -17,42 +18,33 @@ from utils.distributed import World
 from utils.precision import Resolved, autocast
 
 
+@dataclass
 class TransformationTask:
     """A `trainers.loop.Task`: h(old, side-information) of paired embeddings.
-
-    Args:
-        transformation: what is to be trained.
-        objective: L; goes to the device.
-        pairs: what is trained on.
-        config: for how long, with `mixup` or without, and when BN statistics freeze.
-        precision: of the forward pass.
-        world: the processes.
-        held_out: pairs that are not trained on, by whose loss training ends; the same on every process.
 
     Raises:
         UserError: the batch is too small for batch normalisation.
     """
 
-    def __init__(
-        self,
-        transformation: Transformation,
-        objective: TransformationObjective,
-        pairs: Epochs,
-        config: TransformationConfig | FitConfig,
-        precision: Resolved,
-        world: World,
-        held_out: PairBatch | None = None,
-    ) -> None:
-        self.objective, self.pairs, self.config = objective.to(world.device), pairs, config
-        self.precision, self.world, self.held_out = precision, world, held_out
-        self.items, self.params = len(pairs), config.loop
+    transformation: Transformation
+    objective: TransformationObjective  # L; goes to the device
+    pairs: Epochs  # what is trained on
+    config: TransformationConfig | FitConfig
+    precision: Resolved
+    world: World
+    held_out: PairBatch | None = None  # not trained on, by whose loss training ends; the same on every process
+
+    def __post_init__(self) -> None:
+        self.objective.to(self.world.device)
+        self.items, self.params = len(self.pairs), self.config.loop
+        has_batch_norm = any(isinstance(module, nn.BatchNorm1d) for module in self.transformation.modules())
         check_parts(
             self.items,
             self.params.batch_size,
             None,
-            world,
-            key=config.BATCH_SIZE,
-            trains_on_one=lambda: not any(isinstance(module, nn.BatchNorm1d) for module in transformation.modules()),
+            self.world,
+            key=self.config.BATCH_SIZE,
+            trains_on_one=lambda: not has_batch_norm,
         )
 
     def batches(self, epoch: int) -> Iterator[PairBatch]:

@@ -1,7 +1,7 @@
 """Pairs: what is cached is what streaming would compute, and every frozen model runs once a view."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from embedding.cache import HALF_TOLERANCE, EmbeddingCache, rounded
 from models.embedding import embed
 from tests.tiny import TRANSFORMATION, write_images
 from trainers.transformation.config import TransformationConfig
-from trainers.transformation.pairs import CachedPairs, PairBatch, StreamedPairs, build_pairs
+from trainers.transformation.pairs import PairBatch, PairsInMemory, StreamedPairs, build_pairs, embedded_views
 from utils.config import build, parse_yaml
 from utils.distributed import World
 from utils.errors import UserError
@@ -57,14 +57,14 @@ def open_set(root: Path, augmentation: Any = "flip", **options: Any) -> ImageSet
 
 
 def cached_pairs(
-    models: dict[str, Frozen], images: ImageSet, folder: Path | None = None, **options: Any
-) -> CachedPairs:
+    models: Mapping[str, nn.Module], images: ImageSet, folder: Path | None = None, drawn_views: int | None = None
+) -> PairsInMemory:
     """Pairs that keep their embeddings in `folder`, if there is one; a model is told from others by its weights."""
-    hashes = {role: str(model.project.weight.sum().item()) for role, model in models.items()}
+    hashes = {role: str(sum(weight.sum().item() for weight in model.parameters())) for role, model in models.items()}
     cache = EmbeddingCache(folder, "", hashes, World())
-    return CachedPairs(
-        models, images, batch_size=BATCH, cache=cache, precision="fp32", world=World(), seed=0, **options
-    )
+    options: dict[str, Any] = {"batch_size": BATCH, "seed": 0, "world": World()}
+    views = embedded_views(models, images, cache, drawn_views=drawn_views, precision="fp32", **options)
+    return PairsInMemory(views, exhaustive=drawn_views is None, **options)
 
 
 def streamed_pairs(models: dict[str, Frozen], images: ImageSet) -> StreamedPairs:
@@ -204,9 +204,9 @@ def test_unreadable_images_do_not_shift_the_labels(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("augmentation", "cache", "kind"),
     [
-        ("flip", "auto", CachedPairs),
-        ("none", "auto", CachedPairs),
-        ("flip", "memory", CachedPairs),
+        ("flip", "auto", PairsInMemory),
+        ("none", "auto", PairsInMemory),
+        ("flip", "memory", PairsInMemory),
         ("flip", "off", StreamedPairs),
         ("crop_flip", "auto", StreamedPairs),
     ],
@@ -217,7 +217,7 @@ def test_few_views_are_cached_unless_it_is_off(
     config = config_in(tmp_path, root, cache_embeddings=cache)
     models = make_models(side_info=False)
     assert type(build_pairs(models, open_set(root, augmentation), config, "fp32", World())) is kind
-    assert (tmp_path / "embeddings").exists() == (kind is CachedPairs and cache == "auto")
+    assert (tmp_path / "embeddings").exists() == (kind is PairsInMemory and cache == "auto")
 
 
 def config_in(folder: Path, root: Path, **values: Any) -> TransformationConfig:
@@ -277,17 +277,7 @@ class NumberedImages:
 def test_what_is_held_out_is_in_no_drawn_view(unreadable: dict[int, set[int]]) -> None:
     """Also where the batches do not divide the items, and where an image is unreadable in one of the views."""
     model, images = Numbered(), NumberedImages(ITEMS, unreadable)
-    cache = EmbeddingCache(None, "", {"old": "", "new": ""}, World())
-    pairs = CachedPairs(
-        {"old": model, "new": model},
-        images,  # type: ignore[arg-type]
-        batch_size=BATCH,
-        cache=cache,
-        precision="fp32",
-        world=World(),
-        seed=0,
-        drawn_views=2,
-    )
+    pairs = cached_pairs({"old": model, "new": model}, images, drawn_views=2)  # type: ignore[arg-type]
     readable = set(range(ITEMS)) - set().union(*unreadable.values())
     assert len(pairs) == len(readable)
     held = {int(number) for number in pairs.set_aside(0.25).new}
@@ -302,7 +292,7 @@ def test_what_is_held_out_is_in_no_drawn_view(unreadable: dict[int, set[int]]) -
 def test_the_number_of_drawn_views_is_stated(root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = config_in(tmp_path, root, cached_views=3)
     pairs = build_pairs(make_models(side_info=False), open_set(root, "crop_flip"), config, "fp32", World())
-    assert isinstance(pairs, CachedPairs)
+    assert isinstance(pairs, PairsInMemory)
     assert "embedding once: 3 randomly drawn views of each image" in capsys.readouterr().out
 
 

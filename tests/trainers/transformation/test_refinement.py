@@ -16,8 +16,8 @@ from trainers.transformation.centroids import class_means, k_means
 from trainers.transformation.config import FitConfig, HowToFit, RefinementParams
 from trainers.transformation.division import FittingData, divide
 from trainers.transformation.losses import check_classifier
-from trainers.transformation.pairs import CachedPairs, PairBatch, StreamedPairs, View
-from trainers.transformation.refinement import Material, known_classes, material_of, refine, set_aside
+from trainers.transformation.pairs import PairBatch, PairsInMemory, StreamedPairs, View
+from trainers.transformation.refinement import Material, known_classes, material_of_files, material_of_pairs, refine
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import resolve_precision
@@ -29,7 +29,7 @@ LABELS = torch.arange(N) % CLASSES
 NEW = MEANS[LABELS] + torch.randn(N, DIMENSION, generator=GENERATOR)
 
 
-class Pairs(CachedPairs):
+class Pairs(PairsInMemory):
     """Two views of pairs, without models: old embeddings are new ones with much noise."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ def identity() -> AffineTransformation:
 
 
 def material_of_classes(params: RefinementParams) -> Material:
-    found = set_aside(Pairs(), params, MEANS)
+    found = material_of_pairs(Pairs(), params, MEANS)
     assert found is not None
     return found
 
@@ -81,13 +81,13 @@ def test_the_choice_is_the_best_of_all_on_held_out_items_alone(clusters: int | N
         seen.append((value, transformed))
         return value
 
-    found = refine(identity(), material, quality, World())
+    model, chosen = refine(identity(), material, quality, World())
     best = max(value for value, _ in seen)
-    assert found.record["quality"] == dict(zip(map(str, strengths), (value for value, _ in seen), strict=True))
-    assert found.record["quality"][str(found.record["strength"])] == best
+    assert chosen["quality"] == dict(zip(map(str, strengths), (value for value, _ in seen), strict=True))
+    assert chosen["quality"][str(chosen["strength"])] == best
     assert torch.equal(seen[0][1], material.held_out.old)
     (transformed,) = [h for value, h in seen if value == best][:1]
-    torch.testing.assert_close(found.transformation(material.held_out.old).embedding, transformed)
+    torch.testing.assert_close(model(material.held_out.old).embedding, transformed)
 
 
 def test_where_nothing_helps_h_stays() -> None:
@@ -95,22 +95,22 @@ def test_where_nothing_helps_h_stays() -> None:
         return -float((transformed - material.held_out.old).abs().sum())
 
     material = material_of_classes(RefinementParams())
-    found = refine(identity(), material, worse_with_change, World())
-    assert found.record["strength"] == 0
+    model, chosen = refine(identity(), material, worse_with_change, World())
+    assert chosen["strength"] == 0
     old = material.held_out.old
-    assert torch.equal(found.transformation(old).embedding, old)
+    assert torch.equal(model(old).embedding, old)
 
 
 def test_with_clusters_no_label_is_looked_at() -> None:
     found = [material_of_classes(RefinementParams(clusters=6)) for _ in range(2)]
     unlabelled = PairBatch(found[1].held_out.old, None, found[1].held_out.new, torch.full((8,), -1))
     found[1].training.views = [View(view.embeddings, -view.labels) for view in found[1].training.views]
-    first, second = (
+    (first, chosen), (second, again) = (
         refine(identity(), found[0], upgrade_quality, World()),
         refine(identity(), found[1]._replace(held_out=unlabelled), upgrade_quality, World()),
     )
-    assert first.record == second.record
-    assert torch.equal(first.transformation.class_means, second.transformation.class_means)
+    assert chosen == again
+    assert torch.equal(first.class_means, second.class_means)
 
 
 def test_class_means_are_means() -> None:
@@ -130,9 +130,9 @@ def test_held_out_items_without_a_label_are_no_queries_of_the_choice() -> None:
     material = material_of_classes(RefinementParams(held_out=0.25))
     junk = material.held_out.labels.where(torch.arange(20) > 4, -1)
     partly = material._replace(held_out=material.held_out._replace(labels=junk))
-    found = refine(identity(), partly, upgrade_quality, World()).record["quality"]
+    found = refine(identity(), partly, upgrade_quality, World())[1]["quality"]
     as_class = partly._replace(held_out=partly.held_out._replace(labels=junk.where(junk >= 0, CLASSES)))
-    assert found != refine(identity(), as_class, upgrade_quality, World()).record["quality"]
+    assert found != refine(identity(), as_class, upgrade_quality, World())[1]["quality"]
 
 
 def test_what_is_known_is_of_the_training_items_first_view() -> None:
@@ -155,17 +155,17 @@ def test_k_means_finds_clusters_and_its_variance() -> None:
 
 
 def test_what_a_refinement_cannot_be_made_from() -> None:
-    assert set_aside(Pairs(), None, MEANS) is None
+    assert material_of_pairs(Pairs(), None, MEANS) is None
     check_classifier(HowToFit(), None)
     check_classifier(HowToFit(refinement_params=RefinementParams(clusters=3)), None)
     check_classifier(HowToFit(refinement_params=RefinementParams()), MEANS)
     with pytest.raises(UserError, match="classifier has 2 classes, the training set 4; refinement_params needs"):
-        set_aside(Pairs(), RefinementParams(), MEANS[:2])
+        material_of_pairs(Pairs(), RefinementParams(), MEANS[:2])
     with pytest.raises(UserError, match=r"needs a new model with a classifier, .*; or set refinement_params.clusters"):
         check_classifier(HowToFit(refinement_params=RefinementParams()), None)
     streamed = StreamedPairs({}, [], batch_size=4, precision=resolve_precision("fp32", World().device), world=World())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="refinement_params: needs embeddings that are computed once; set cached_views"):
-        set_aside(streamed, RefinementParams(), MEANS)
+        material_of_pairs(streamed, RefinementParams(), MEANS)
     many = material_of_classes(RefinementParams(clusters=1000))
     with pytest.raises(UserError, match=r"refinement_params.clusters: 1000 are more than the 72 training embeddings"):
         refine(identity(), many, upgrade_quality, World())
@@ -183,7 +183,7 @@ def data_of(classifier: Tensor | None = MEANS, **values: Any) -> FittingData:
 
 def test_of_files_with_views_an_item_is_held_out_in_all_of_them() -> None:
     data = data_of(views=2, held_out=0.25)
-    material = material_of(data, RefinementParams())
+    material = material_of_files(data, RefinementParams())
     assert material is not None
     assert len(material.held_out.labels) == 20
     assert len(material.training) == 120
@@ -219,10 +219,11 @@ def test_labels_may_be_those_of_a_part() -> None:
 
 
 def test_what_a_sample_of_files_lacks() -> None:
-    assert material_of(data_of(), None) is None
+    assert material_of_files(data_of(), None) is None
     unlabelled = replace(data_of(), classifier=None)
     with pytest.raises(UserError, match=r"needs labels or a classifier; or set"):
-        material_of(unlabelled, RefinementParams())
-    material = material_of(unlabelled, RefinementParams(clusters=3))
+        material_of_files(unlabelled, RefinementParams())
+    material = material_of_files(unlabelled, RefinementParams(clusters=3))
     assert material is not None
-    assert material.clusters == 3
+    assert material.classifier is None
+    assert len(known_classes(material).means) == 3
