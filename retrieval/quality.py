@@ -7,7 +7,6 @@ from torch import Tensor
 
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders.backfilling import backfilling_order
-from retrieval.ranking.buffers import Buffers
 from retrieval.ranking.distances import check_distance, distance_table
 from retrieval.validation import check_embeddings
 from utils.errors import UserError
@@ -77,10 +76,10 @@ def recall_of_nearest(query: Tensor, gallery: Tensor, reference: Tensor, *, k: i
         raise UserError(
             f"recall of the {k} nearest: needs more than {k} items, the same in all sets, got {len(gallery)}"
         )
-    table, buffers = distance_table(query, [gallery, reference], distance), Buffers(query.device)
+    table = distance_table(query, [gallery, reference], distance)
     found = 0
     for itself in torch.arange(len(query), device=query.device).split(QUERIES):
-        rows = table.rows(itself, itself, buffers)  # (c, 2, n)
+        rows = table.rows(itself, itself)  # (c, 2, n)
         nearest = rows.topk(k, largest=False).indices  # (c, 2, k)
         found += int((nearest[:, 0].unsqueeze(2) == nearest[:, 1].unsqueeze(1)).sum())
     return found / (k * len(query))

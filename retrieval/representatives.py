@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from retrieval.ranking.buffers import PART_ELEMENTS
+from retrieval.ranking.distances import PART_ELEMENTS
 from retrieval.validation import check_embeddings
 from utils.errors import UserError
 

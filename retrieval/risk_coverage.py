@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from retrieval.evaluation import Progress, cutoffs, evaluate
-from retrieval.ranking.buffers import row_parts
-from retrieval.ranking.distances import check_distance, unit
+from retrieval.ranking.distances import check_distance, row_parts, unit
 from retrieval.validation import check_embeddings, check_orders, check_same_items
 from utils.distributed import World
 

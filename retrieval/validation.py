@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from retrieval.ranking.buffers import row_parts
+from retrieval.ranking.distances import row_parts
 from retrieval.results import Wanted
 from utils.errors import UserError
 

@@ -9,8 +9,7 @@ from torch import Tensor
 from retrieval.orders.by_class import class_distance, confidence, entropy, knn_disagreement
 from retrieval.orders.evidence import Evidence
 from retrieval.orders.oracle import retrieval_error
-from retrieval.ranking.buffers import row_parts
-from retrieval.ranking.distances import check_distance, unit
+from retrieval.ranking.distances import check_distance, row_parts, unit
 from retrieval.representatives import EVEN_SPREAD, class_spread
 from retrieval.validation import as_integers, check_embeddings, check_finite, check_same_items
 from utils.config import unknown_choice

@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retrieval.orders.evidence import Evidence
-from retrieval.ranking.buffers import PART_ELEMENTS
-from retrieval.ranking.distances import unit
+from retrieval.ranking.distances import PART_ELEMENTS, unit
 from retrieval.representatives import class_logits
 from utils.errors import UserError
 

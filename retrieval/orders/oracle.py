@@ -4,8 +4,7 @@ import torch
 from torch import Tensor
 
 from retrieval.orders.evidence import Evidence
-from retrieval.ranking.buffers import PART_ELEMENTS
-from retrieval.ranking.distances import unit
+from retrieval.ranking.distances import PART_ELEMENTS, unit
 from utils.errors import UserError
 
 

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from retrieval.ranking.buffers import PART_ELEMENTS, Buffers, row_parts
 from utils.config import unknown_choice
 from utils.errors import UserError
 
 DISTANCES = ("l2", "cosine")
+PART_ELEMENTS = 2**21  # of a pass over embeddings, or over pairs x dimensions, at a time
 
 # |q|^2 + |g|^2 - 2qg in float64 is off by about 1e-15 of its terms. Where the result is under this share of them, less
 # than half a float32 digit of it would be sure in the worst case, and it is computed again from the differences.
@@ -40,24 +40,22 @@ class DistanceTable:
     columns: Tensor | None  # (S * n_g,) the point of each embedding; None where that is the identity
     sources: int  # S
 
-    def rows(self, index: Tensor, itself: Tensor, buffers: Buffers) -> Tensor:
+    def rows(self, index: Tensor, itself: Tensor) -> Tensor:
         """The distances of the queries `index` (c,) -> (c, S, n_g) float32, infinite to the item `itself` (c,).
 
-        They lie in `buffers`. `itself` is -1 where the gallery does not hold the query.
+        `itself` is -1 where the gallery does not hold the query.
         """
         # (q, |q|^2, 1), whose product with the points is |q|^2 - 2qg + |g|^2 without a pass over it for each term
         queries = self.space.augmented(self.space.placed(self.query[index].double()))
         (row,) = (itself >= 0).nonzero(as_tuple=True)
         item = itself[row]
-        shape = (len(index), len(self.points))  # (c, m)
-        table = torch.mm(queries, self.points.T, out=buffers.take("float64 distances", shape, torch.float64))
+        table = queries @ self.points.T  # (c, m)
         if self.columns is None:  # before what follows, which most queries then need not do
             table.view(len(index), self.sources, -1)[row, :, item] = torch.inf
         self._refine(table, queries)
-        table = buffers.take("distances", shape, torch.float32).copy_(table)
+        table = table.float()
         if self.columns is not None:
-            of_items = buffers.take("distances of items", (len(index), len(self.columns)), torch.float32)
-            table = torch.index_select(table, 1, self.columns, out=of_items)
+            table = table.index_select(1, self.columns)
         table = table.view(len(index), self.sources, -1)
         table[row, :, item] = torch.inf
         return table
@@ -116,6 +114,11 @@ def distance_table(query: Tensor, galleries: Sequence[Tensor], distance: str) ->
     points = space.augmented(points)[:, [*range(rows.shape[1]), -1, -2]]
     points[:, :-2] *= -2
     return DistanceTable(query, space, points, columns, len(galleries))
+
+
+def row_parts(rows: Tensor) -> tuple[Tensor, ...]:
+    """Views of at most PART_ELEMENTS of `rows` (n, d), for passes that should not copy all of it."""
+    return rows.split(max(1, PART_ELEMENTS // max(1, rows.shape[1])))
 
 
 def unit(vectors: Tensor) -> Tensor:

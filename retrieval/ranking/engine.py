@@ -20,7 +20,6 @@ from torch import Tensor
 
 from retrieval.metrics import average_precision, first_relevant_rank, hit_ranks, hits_within
 from retrieval.ranking.binning import bins_of, cells_of
-from retrieval.ranking.buffers import Buffers
 from retrieval.ranking.distances import DistanceTable
 from retrieval.ranking.relevance import Relevance
 from retrieval.ranking.threads import run_chunks, worker_count
@@ -64,11 +63,11 @@ def rank_queries(
     rankings = {name: _unfilled(queries, num_relevant, points, wanted) for name in blocks}
     first_hit = num_relevant.cumsum(0) - num_relevant  # where a query's begin in `hit_ranks`
 
-    def rank(places: Tensor, buffers: Buffers) -> int:
-        bins, relevant_items, relevant_bins, last = _bin_chunk(table, relevant, queries[places], buffers)
+    def rank(places: Tensor) -> int:
+        bins, relevant_items, relevant_bins, last = _bin_chunk(table, relevant, queries[places])
         for name, block in blocks.items():
-            retrieved = _count_within(bins, block, points, last, buffers)  # (points, c, last)
-            found = _count_within(relevant_bins, block[relevant_items], points, last, buffers)
+            retrieved = _count_within(bins, block, points, last)  # (points, c, last)
+            found = _count_within(relevant_bins, block[relevant_items], points, last)
             ranking = rankings[name]
             ranking.first_ranks[places] = first_relevant_rank(found, retrieved).T
             if ranking.average_precisions is not None:
@@ -138,9 +137,7 @@ def chunk_length(elements: int, memory: int, device: torch.device) -> int:
     return fitting if device.type == "cuda" else min(fitting, max(MIN_QUERIES, CPU_CHUNK_ELEMENTS // elements))
 
 
-def _bin_chunk(
-    table: DistanceTable, relevant: Relevance, chunk: Tensor, buffers: Buffers
-) -> tuple[Tensor, Tensor, Tensor, int]:
+def _bin_chunk(table: DistanceTable, relevant: Relevance, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     """Bin the distances of a chunk (c,) of queries, whose classes have up to R items.
 
     Returns the bins (c, S, n) of all items, numbered through the chunk, the relevant items (c, R), their bins
@@ -148,7 +145,7 @@ def _bin_chunk(
     padding.
     """
     itself = relevant.self_item[chunk]
-    distances = table.rows(chunk, itself, buffers)
+    distances = table.rows(chunk, itself)
     place = torch.arange(int(relevant.size[chunk[0]]), device=chunk.device)
     padding = place >= relevant.size[chunk, None]  # (c, R)
     items = relevant.by_class[torch.where(padding, 0, relevant.start[chunk, None] + place)]
@@ -156,23 +153,22 @@ def _bin_chunk(
     columns = items[:, None].expand(-1, table.sources, -1)  # (c, S, R)
     thresholds = distances.gather(2, columns).masked_fill_(excluded, torch.inf).flatten(1).sort(1).values
 
-    bins = bins_of(thresholds, distances.flatten(1), buffers).view_as(distances)
+    bins = bins_of(thresholds, distances.flatten(1)).view_as(distances)
     last = thresholds.shape[1]
     last_bins = torch.arange(last, len(chunk) * (last + 1), last + 1, dtype=bins.dtype, device=bins.device)
     relevant_bins = torch.where(excluded, last_bins[:, None, None], bins.gather(2, columns))
     return bins, items, relevant_bins, last
 
 
-def _count_within(bins: Tensor, block: Tensor, points: int, last: int, buffers: Buffers) -> Tensor:
+def _count_within(bins: Tensor, block: Tensor, points: int, last: int) -> Tensor:
     """How many items lie up to each bin at each point: bins (c, S, m), block (m,) or (c, m) -> (points, c, last) int32.
 
     The bin `last` of each query is left out.
     """
     rows, sources, items = bins.shape
-    histogram = buffers.take("histogram", (sources, points + 1, rows, last + 1), torch.int32).zero_()
-    cell = buffers.take("histogram cells", bins.shape, torch.int32)
+    histogram = bins.new_zeros(sources, points + 1, rows, last + 1)
     first_cell = block.view(-1, 1, items) + torch.arange(sources, device=bins.device)[:, None] * (points + 1)
-    torch.add(bins, (first_cell * (rows * (last + 1))).int(), out=cell)
+    cell = bins + (first_cell * (rows * (last + 1))).int()
     one = torch.ones((), dtype=torch.int32, device=bins.device).expand(cell.numel())
     histogram.view(-1).index_add_(0, cell.view(-1), one)
     counts = histogram[0].sum(0, dtype=torch.int32).expand(points, -1, -1)  # (points, c, last + 1)

@@ -7,16 +7,13 @@ from hypothesis import strategies as st
 
 from retrieval.ranking import engine
 from retrieval.ranking.binning import bins_of
-from retrieval.ranking.buffers import Buffers
 from retrieval.ranking.distances import distance_table
-
-BUFFERS = Buffers(torch.device("cpu"))
 
 
 def counts(thresholds: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """How many thresholds of its row are below each value, by `bins_of`."""
     row = torch.arange(len(values))[:, None]
-    return bins_of(thresholds, values, BUFFERS).long() - row * (thresholds.shape[1] + 1)
+    return bins_of(thresholds, values).long() - row * (thresholds.shape[1] + 1)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -45,7 +42,7 @@ def test_equal_embeddings_are_equally_far_to_the_last_bit() -> None:
     distinct = torch.randn(50, 37, generator=generator)
     gallery = distinct[torch.randint(50, (333,), generator=generator)]
     table = distance_table(torch.randn(20, 37, generator=generator), [gallery, gallery.flip(0)], "l2")
-    rows = table.rows(torch.arange(20), torch.full((20,), -1), BUFFERS)  # (20, 2, 333)
+    rows = table.rows(torch.arange(20), torch.full((20,), -1))  # (20, 2, 333)
     assert torch.equal(rows[:, 0], rows[:, 1].flip(1))
     for vector in distinct:
         same = rows[:, 0, (gallery == vector).all(1)]
@@ -62,7 +59,7 @@ def test_distances_are_right_in_every_float32_digit(offset: float, step: float) 
     gallery[100:, 0] += step
     gallery[0] += 1000 * step
     table = distance_table(gallery, [gallery], "l2")
-    rows = table.rows(torch.arange(200), torch.full((200,), -1), BUFFERS)[:, 0].double()
+    rows = table.rows(torch.arange(200), torch.full((200,), -1))[:, 0].double()
     exact = (gallery.double()[:, None] - gallery.double()).square().sum(2)
     scale = rows[0, 1] / exact[0, 1]  # a power of two
     assert torch.log2(scale).frac() == 0
@@ -72,9 +69,7 @@ def test_distances_are_right_in_every_float32_digit(offset: float, step: float) 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_only_the_query_itself_is_infinitely_far(copies: int) -> None:
     gallery = torch.randn(10, 4, generator=torch.Generator().manual_seed(3)).repeat(copies, 1)
-    rows = distance_table(gallery, [gallery, gallery + 1], "l2").rows(
-        torch.tensor([4, 2, 7]), torch.tensor([4, -1, 7]), BUFFERS
-    )
+    rows = distance_table(gallery, [gallery, gallery + 1], "l2").rows(torch.tensor([4, 2, 7]), torch.tensor([4, -1, 7]))
     assert rows.isinf().nonzero().tolist() == [[0, 0, 4], [0, 1, 4], [2, 0, 7], [2, 1, 7]]
 
 
@@ -82,9 +77,9 @@ def test_queries_are_not_copied_before_their_turn() -> None:
     """So those of a mapped file are read chunk by chunk."""
     query = torch.randn(10, 4, generator=torch.Generator().manual_seed(4))
     table = distance_table(query, [query + 1], "l2")
-    before = table.rows(torch.tensor([3]), torch.tensor([-1]), BUFFERS).clone()
+    before = table.rows(torch.tensor([3]), torch.tensor([-1])).clone()
     query[3] += 1
-    assert not torch.equal(table.rows(torch.tensor([3]), torch.tensor([-1]), BUFFERS), before)
+    assert not torch.equal(table.rows(torch.tensor([3]), torch.tensor([-1])), before)
 
 
 @pytest.mark.parametrize("elements", [10, 2 * 10**4, 2 * 10**5, 2 * 10**7, 10**10])
