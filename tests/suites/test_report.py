@@ -133,10 +133,10 @@ def test_without_map(evaluations: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("auc", "old", "new", "share"),
-    [(0.2, 0.2, 0.6, 0.0), (0.6, 0.2, 0.6, 1.0), (0.7, 0.2, 0.6, 1.25), (0.1, 0.2, 0.6, -0.25)],
+    [(0.2, 0.2, 0.6, 0.0), (0.6, 0.2, 0.6, 1.0), (0.7, 0.2, 0.6, 1.25), (0.1, 0.2, 0.6, -0.25), (0.5, 0.6, 0.6, None)],
 )
-def test_gain_recovered(auc: float, old: float, new: float, share: float) -> None:
-    assert gain_recovered(auc, old, new) == pytest.approx(share)
+def test_gain_recovered(auc: float, old: float, new: float, share: float | None) -> None:
+    assert gain_recovered(auc, old, new) == (None if share is None else pytest.approx(share))
 
 
 def test_a_row_with_baselines_of_its_own(evaluations: dict[str, Any]) -> None:
@@ -157,34 +157,19 @@ def test_a_row_with_baselines_of_its_own(evaluations: dict[str, Any]) -> None:
         read_suite(values)
 
 
-def test_no_gain_to_recover() -> None:
-    assert gain_recovered(0.5, old=0.6, new=0.6) is None
-
-
 def test_the_report_says_how_it_was_made(evaluations: dict[str, Any]) -> None:
-    text = report(
-        results_of(suite_values() | {"notes": ["Mind the gap."]}, evaluations), {"curves": "my_backfilling.png"}
-    )
+    results = results_of(suite_values() | {"notes": ["Mind the gap."]}, evaluations)
+    text = report(results, {"curves": "my_backfilling.png"})
     assert text.startswith("# A fake suite\n\n    python reproduce.py --config configs/suite.yaml\n")
-    assert "- Hardware: a GPU, 2 CPU cores, Python 3.11, torch 2.11\n" in text
-    assert "- Seed: 0\n" in text
-    assert (
-        "- Data: data_store/fake: cifar100 (from copy.tar.gz), split: local, split not verified; "
-        "50,000 training images and 10,000 validation images\n"
-    ) in text
-    assert "- Time: 7 min 7 s in all\n" in text
-    results = results_of(suite_values() | {"output_dir": "results/held_out"}, evaluations)
-    results[0]["data"]["data_store/fake"] = STAMP | {"held_out": 0.2, "resized": 256}
-    assert (
-        "10,000 validation images, reduced to 256 pixels, and 20% of the former stand in for the latter, which were"
-        in report(results, {})
-    )
-    assert "\nMind the gap.\n" in text
-    assert (
-        "## Backfilling curves\n\n![CMC-1 and mAP over the share of the gallery that is backfilled](my_backfil" in text
-    )
+    known = ("a GPU", "2 CPU cores", "torch 2.11", "Seed: 0", "copy.tar.gz", "split not verified", "50,000 training")
+    for part in (*known, "7 min 7 s in all", "\nMind the gap.\n", "(my_backfilling.png)"):
+        assert part in text
     assert "Retrieval examples" not in text  # not drawn
     assert ["eval_new_old", "1 min 1 s"] in cells(text, "Time of each stage")
+    assert "stand in for" not in text
+    results[0]["data"]["data_store/fake"] = STAMP | {"held_out": 0.2, "resized": 256}
+    text = report(results, {})
+    assert "reduced to 256 pixels, and 20% of the former stand in for the latter" in text
 
 
 def test_a_seed_for_each_stage_is_told(evaluations: dict[str, Any]) -> None:
