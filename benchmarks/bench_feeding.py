@@ -13,7 +13,7 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain, count, islice
 from pathlib import Path
@@ -32,7 +32,7 @@ from benchmarks.harness import DEVICE, Figure, figure, options, ratios, run, tak
 from data.datasets import IMAGENET_MEAN, IMAGENET_STD
 from data.folder_images import FolderImages
 from data.folders import list_images
-from data.images import Batch, Feed, Unreadable
+from data.images import Feed, Unreadable
 from data.memory_images import MemoryImages
 from utils.distributed import World
 
@@ -45,7 +45,7 @@ def compare(
     name: str, ours: Callable[[], None], other: DataLoader[Any], turns: int, images: int, bar: float | None = None
 ) -> Iterator[Figure]:
     """Our speed over the loader's, where both take `images` images in a turn."""
-    spent = take_turns({"ours": ours, "other": partial(take_all, other)}, turns)
+    spent = take_turns({"ours": ours, "other": partial(take, other)}, turns)
     yield figure(f"{name}: ours / ImageFolder + PIL", ratios(spent["other"], spent["ours"]), "x", at_least=bar)
     for way, each in spent.items():
         yield figure(f"  {name}: {way}", [images / turn for turn in each], "images/s")
@@ -70,7 +70,7 @@ def compare_large(root: Path, workers: int, turns: int) -> Iterator[Figure]:
     other = plain_loader(root, transforms.RandomResizedCrop(LARGE), workers, LARGE_BATCH, len(images))
 
     def ours() -> None:
-        take(images.training_batches(0, LARGE_BATCH), len(images))
+        take(images.training_batches(0, LARGE_BATCH))
 
     return compare(f"JPEG folder, {workers} processes", ours, other, turns, len(images))
 
@@ -89,13 +89,9 @@ def plain_loader(root: Path, transform: Any, workers: int, batch: int, limit: in
     )
 
 
-def take(batches: Iterator[Batch], number: int) -> None:
-    for _ in islice(batches, number):
-        pass
-
-
-def take_all(loader: DataLoader[Any]) -> None:
-    for images, _ in loader:
+def take(batches: Iterable[Any], number: int | None = None) -> None:
+    """Bring `number` batches, or all, onto the device."""
+    for images, *_ in islice(batches, number):
         images.to(DEVICE, non_blocking=True)
 
 
