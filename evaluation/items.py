@@ -27,26 +27,19 @@ def query_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, E
     Raises:
         UserError: a file that is missing, cannot be read or does not fit the others.
     """
-    if config.embeddings_params is None:
+    files, params = config.embeddings_params, config.eval_params
+    if files is None:
         query, gallery, classes = embed_queries_and_gallery(config, world)
     else:
-        query, gallery, classes = read_items(config.embeddings_params, config, world)
-    if config.eval_params.subset is not None:
-        query, gallery = take_subset(query, gallery, config.eval_params.subset, config.seed)
-    return query, gallery, classes
-
-
-def read_items(
-    files: EmbeddingsParams, config: EvalConfig, world: World
-) -> tuple[EmbeddingSet, EmbeddingSet, ClassVectors]:
-    """Read queries and gallery from embedding files, the gallery through the transformation that they name, if any."""
-    query, gallery, side_info, by_place = read_query_and_gallery(files, config.eval_params, world.device)
-    if by_place and world.is_main:
-        print(
-            f"{files.query} and {files.gallery} have no ids, and the same labels: item i of both is taken for "
-            "the same one, which a query never retrieves (else set eval_params.same_items=false)"
-        )
-    gallery, classes = gallery_in_new_space(gallery, side_info, files, world)
+        query, gallery, side_info, by_place = read_query_and_gallery(files, params, world.device)
+        if by_place and world.is_main:
+            print(
+                f"{files.query} and {files.gallery} have no ids, and the same labels: item i of both is taken for "
+                "the same one, which a query never retrieves (else set eval_params.same_items=false)"
+            )
+        gallery, classes = gallery_in_new_space(gallery, side_info, files, world)
+    if params.subset is not None:
+        query, gallery = take_subset(query, gallery, params.subset, config.seed)
     return query, gallery, classes
 
 

@@ -1,7 +1,6 @@
 """Backfilling orders: which gallery items to give their new embedding first. Ties go by index."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,25 +58,17 @@ def auto_score(evidence: Evidence) -> Tensor:
     return confidence(evidence) if spread >= EVEN_SPREAD else sigma_score(evidence)
 
 
-class Order(NamedTuple):
-    """A way to rank the items of a gallery."""
-
-    score: Callable[[Evidence], Tensor]
-    """-> (n,), the largest to be backfilled first."""
-    needs: str
-    """What it looks at beside h(old)."""
-
-
-ORDERS = {
-    "random": Order(random_score, "nothing"),
-    "distance": Order(distance_score, "new embeddings (an oracle)"),
-    "sigma": Order(sigma_score, "sigma"),
-    "auto": Order(auto_score, "classifier or sigma; both to choose between them"),
-    "confidence": Order(confidence, "classifier"),
-    "entropy": Order(entropy, "classifier"),
-    "class_distance": Order(class_distance, "class means; classifier if there is one"),
-    "knn_disagreement": Order(knn_disagreement, "classifier or class means"),
-    "oracle": Order(retrieval_error, "new embeddings and gallery labels (an oracle)"),
+# A score (n,) of the items, the largest to be backfilled first; and what it looks at beside h(old).
+ORDERS: dict[str, Callable[[Evidence], Tensor]] = {
+    "random": random_score,  # nothing
+    "distance": distance_score,  # new embeddings: an oracle
+    "sigma": sigma_score,  # log variance
+    "auto": auto_score,  # classifier or log variance; both to choose between them
+    "confidence": confidence,  # classifier
+    "entropy": entropy,  # classifier
+    "class_distance": class_distance,  # class means; classifier if there is one
+    "knn_disagreement": knn_disagreement,  # classifier or class means
+    "oracle": retrieval_error,  # new embeddings and labels: an oracle
 }
 
 
@@ -131,5 +122,5 @@ def backfilling_order(
     evidence = Evidence(
         transformed, new, log_variance, classifier, classifier_bias, class_means, labels, distance, seed
     )
-    scores = ORDERS[name].score(evidence)
+    scores = ORDERS[name](evidence)
     return scores.sort(descending=True, stable=True).indices.to(new.device)

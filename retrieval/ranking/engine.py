@@ -34,8 +34,9 @@ MIN_QUERIES = 64
 MAX_BYTES = 2**31  # of all chunks at work
 GPU_SHARE = 0.5  # of the free memory, where that is less
 INDEXABLE = 2**31 - 1  # elements, by int32
-Progress = Callable[[int], None]
 BYTES_PER_ELEMENT = 28  # of a distance in float64 and float32, its cell, bin and histogram cell, and flags
+
+Progress = Callable[[int], None]  # told how many queries are done
 
 
 def rank_queries(
