@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -137,24 +137,12 @@ def _encode_text(text: str, encoding: str) -> bytes:
     return text.encode("latin-1")
 
 
-def _from_buffer(buffer: Any, dtype: np.dtype, shape: tuple[int, ...], order: Literal["C", "F"]) -> np.ndarray:
-    """What numpy calls to restore an array from a protocol-5 pickle."""
-    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
-
-
 class _DataUnpickler(pickle.Unpickler):
     """Reads plain values and numpy arrays, and refuses every other name, such as a function to call."""
 
-    _NEW_ARRAY = np.ones(1).__reduce__()[0]  # numpy's array factory: its module's name differs between versions
-    _ALLOWED: ClassVar[dict[tuple[str, str], Any]] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): _NEW_ARRAY,
-        ("numpy._core.multiarray", "_reconstruct"): _NEW_ARRAY,
-        ("numpy.core.numeric", "_frombuffer"): _from_buffer,
-        ("numpy._core.numeric", "_frombuffer"): _from_buffer,
-        ("_codecs", "encode"): _encode_text,
-    }
+    # Which of numpy's modules has what restores an array depends on the version that wrote it, and on the protocol.
+    MODULES = ("numpy", "numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric")
+    NAMES = ("ndarray", "dtype", "_reconstruct", "_frombuffer")
 
     def __init__(self, file: io.BytesIO, name: str) -> None:
         super().__init__(file, encoding="latin-1")  # Python 2 wrote text and array bytes as one type
@@ -162,12 +150,11 @@ class _DataUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The few names that arrays need."""
-        try:
-            return self._ALLOWED[module, name]
-        except KeyError:
-            raise UserError(
-                f"{self._name}: refused; it asks for `{module}.{name}`, which data has no need of"
-            ) from None
+        if module in self.MODULES and name in self.NAMES:
+            return super().find_class(module, name)
+        if (module, name) == ("_codecs", "encode"):
+            return _encode_text
+        raise UserError(f"{self._name}: refused; it asks for `{module}.{name}`, which data has no need of")
 
 
 def _encode(split: LabelledImages, title: str) -> Iterator[tuple[str, bytes]]:

@@ -48,7 +48,8 @@ def lay_out(folder: Path, source: Path | None) -> dict[str, int]:
         if _has_classes(origin):
             (folder / split).symlink_to(origin, target_is_directory=True)
         elif split == "training":
-            _unpack_training(origin, folder)
+            with _official(origin) as official:
+                official.parse_train_archive(folder, str(origin), "training")
         elif origin.is_dir():
             _link_images(origin, folder / split, labels)
         else:
@@ -146,12 +147,6 @@ def _read_devkit(archive: Path, folder: Path) -> dict[str, str]:
         ) from None
     (folder / official.META_FILE).unlink()
     return {_official_name(number): wnid for number, wnid in enumerate(wnids, start=1)}
-
-
-def _unpack_training(archive: Path, folder: Path) -> None:
-    """Unpack the tar file that holds one WNID.tar of images a class."""
-    with _official(archive) as official:
-        official.parse_train_archive(folder, str(archive), "training")
 
 
 def _unpack_validation(archive: Path, folder: Path, labels: dict[str, str]) -> None:

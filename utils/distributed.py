@@ -117,9 +117,14 @@ def process_group() -> Iterator[World]:
         return
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"  # tensors on a GPU host go by gloo
     dist.init_process_group(backend, timeout=timedelta(hours=1))
-    with kernels(device, fast=False):
-        yield World(dist.get_rank(), size, device)
-    dist.barrier()  # the main process may be writing its results, and others may still fail
+    try:
+        with kernels(device, fast=False):
+            yield World(dist.get_rank(), size, device)
+        dist.barrier()  # the main process may be writing its results, and others may still fail
+    except BaseException:
+        if device.type == "cpu":  # gloo's threads would abort the process at its end; nccl would wait for the others
+            dist.destroy_process_group()
+        raise
     dist.destroy_process_group()
 
 

@@ -91,11 +91,6 @@ def test_the_order_is_a_function_of_seed_and_epoch() -> None:
     assert order(0, 1) != sorted(order(0, 1))
 
 
-def test_a_batch_that_the_processes_cannot_divide() -> None:
-    with pytest.raises(UserError, match="cannot be divided by 3 processes"):
-        shuffled_batches(100, 10, World(0, 3), seed=0, epoch=0)
-
-
 # Both kinds of image sets
 
 
