@@ -121,7 +121,7 @@ import sys
 from pathlib import Path
 import torch
 from models.resnet import build_backbone
-from trainers.memory import _training_pass, live_bytes
+from embedding.memory import _training_pass, live_bytes
 
 def memory(entry):
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry)]
