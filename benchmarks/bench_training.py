@@ -6,10 +6,10 @@
 Claims: a backbone's step takes a third of the plain loop's time where bf16 is fast, and `precision: auto` is no slower
 than float32; a whole training of FCT's transformation, 80 epochs on 50,000 images, takes a thirtieth, as each view is
 embedded once and the embeddings are kept. Measured: the project's own trainers on images and embeddings in memory, in
-turns with the plain loop on the same. Compared with: float32, channels first, `.item()` after every
-step; for the transformation 1x1 convolutions on (N, C, 1, 1), and all images through the frozen models again in
-every epoch (the old one twice, as it also stands in for the side-information). Whole trainings are extrapolated from
-steps and batches, without reading and augmenting images, which spares the plain loop 80 times as much.
+turns with the plain loop on the same. Compared with: float32, channels first, `.item()` after every step; for the
+transformation 1x1 convolutions on (N, C, 1, 1), and all images through the frozen models again in every epoch (the old
+one twice, as it also stands in for the side-information). Whole trainings are extrapolated from steps and batches,
+without reading and augmenting images, which spares the plain loop 80 times as much.
 """
 
 import argparse
