@@ -60,16 +60,15 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def local_batch(self, global_batch: int) -> int:
-        """The share of a global batch that one process works on.
+    def local_batch(self, global_batch: int, key: str = "dataset_params.batch_size") -> int:
+        """The share of a global batch, which `key` of the config sets, that one process works on.
 
         Raises:
             UserError: the number of processes does not divide the batch.
         """
         if global_batch % self.size:
             raise UserError(
-                f"dataset_params.batch_size: {global_batch} is the batch over all processes "
-                f"and cannot be divided by {self.size} processes"
+                f"{key}: {global_batch} is the batch over all processes and cannot be divided by {self.size} processes"
             )
         return global_batch // self.size
 

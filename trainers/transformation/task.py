@@ -23,7 +23,7 @@ class TransformationTask:
     """A `trainers.loop.Task`: h(old, side-information) of paired embeddings.
 
     Raises:
-        UserError: the batch is too small for batch normalisation.
+        UserError: the batch is too small for batch normalisation, or the number of processes does not divide it.
     """
 
     transformation: Transformation
@@ -37,6 +37,7 @@ class TransformationTask:
     def __post_init__(self) -> None:
         self.objective.to(self.world.device)
         self.items, self.params = len(self.pairs), self.config.loop
+        self.share = self.world.local_batch(self.params.batch_size, self.config.BATCH_SIZE)
         has_batch_norm = any(isinstance(module, nn.BatchNorm1d) for module in self.transformation.modules())
         check_parts(
             self.items,
@@ -72,7 +73,7 @@ class TransformationTask:
         own: PairBatch = share_of_batch(self.held_out, self.world)
         with in_eval_mode(model), torch.no_grad():
             # A contrast depends on the number of items, so the parts are as large as the batches.
-            for part, count in split_batch(own, self.world.local_batch(self.params.batch_size)):
+            for part, count in split_batch(own, self.share):
                 if count:  # or there are more processes than pairs
                     sums[0] += self.loss(model, part).mean.double() * count
                     sums[1] += count

@@ -96,7 +96,7 @@ def test_what_several_processes_validate_is_what_the_main_one_saves(tmp_path: Pa
 
 
 @pytest.mark.parametrize("files", [False, True])
-def test_one_item_a_process_is_refused_before_any_training(files: bool) -> None:
+def test_a_batch_that_does_not_do_for_the_processes_is_refused_before_any_training(files: bool) -> None:
     config = build(TransformationConfig, parse_yaml(TRANSFORMATION), source="tiny")
     config.dataset_params.batch_size = 2
     of_files = FitConfig(old="", new="", output="", batch_size=2)
@@ -105,6 +105,8 @@ def test_one_item_a_process_is_refused_before_any_training(files: bool) -> None:
     key = "batch_size" if files else "dataset_params.batch_size"
     with pytest.raises(UserError, match=rf"^{key}: 2 items a step over 2 processes .*; take at least 4"):
         TransformationTask(model, objective, Recorded(model), of_files if files else config, "fp32", World(1, 2))
+    with pytest.raises(UserError, match=rf"^{key}: 2 is the batch over all processes and cannot be divided by 3"):
+        TransformationTask(model, objective, Recorded(model), of_files if files else config, "fp32", World(1, 3))
 
 
 def test_training_and_validation_leave_every_module_in_its_mode(tmp_path: Path) -> None:
