@@ -10,23 +10,19 @@ import pytest
 from utils.locks import hold
 
 
-def opened(path: Path) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT)
-
-
 def test_one_holds_alone_and_several_share(tmp_path: Path) -> None:
-    path = tmp_path / "lock"
-    first, second, third = (opened(path) for _ in range(3))  # each is held on its own, as in a process of its own
-    hold(first, path, shared=True)
-    hold(second, path, shared=True)
+    # Each is held on its own, as in a process of its own.
+    first, second, third = (os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT) for _ in range(3))
+    hold(first, tmp_path, shared=True)
+    hold(second, tmp_path, shared=True)
     with pytest.raises(BlockingIOError):
-        hold(third, path)
+        hold(third, tmp_path)
     os.close(first)
     os.close(second)
-    hold(third, path)
-    fourth = opened(path)
+    hold(third, tmp_path)
+    fourth = os.open(tmp_path / "lock", os.O_RDWR)
     with pytest.raises(BlockingIOError):
-        hold(fourth, path, shared=True)
+        hold(fourth, tmp_path, shared=True)
     os.close(third)
     os.close(fourth)
 
