@@ -48,9 +48,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise UserError(f"{path}: cannot be written ({error.strerror})") from error
         raise
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        with suppress(NotADirectoryError):
+        with suppress(OSError):  # a name that is too long, say, of which the user has been told
+            if temporary.is_dir():
+                shutil.rmtree(temporary)
             temporary.unlink(missing_ok=True)
 
 
