@@ -120,12 +120,8 @@ def test_a_missing_required_key_is_named_with_its_meaning() -> None:
         ("name: '5e-4'", {"name": "5e-4"}),
         # A key that is merged may stand twice
         (
-            "{inner: &a {lr: 1, mode: on}, optional: &b {<<: *a, lr: 2}}",
-            {"inner": Inner(1.0, "on"), "optional": Inner(2.0, "on")},
-        ),
-        (
-            "{inner: &a {lr: 1}, optional: {<<: *a, mode: on}, table: {<<: [*a, *a], lr: 3}}",
-            {"inner": Inner(1.0), "optional": Inner(1.0, "on"), "table": {"lr": 3.0}},
+            "{inner: &a {lr: 1}, optional: &b {<<: *a, lr: 2}, table: {<<: [*b, *a], x: 3}}",
+            {"inner": Inner(1.0), "optional": Inner(2.0), "table": {"lr": 2.0, "x": 3.0}},
         ),
     ],
 )
