@@ -2,7 +2,9 @@
 
 import errno
 import hashlib
+import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from torch import nn
 from models.model_files import describe_transformation, save_model
 from models.transformations import build_transformation
 from tests.tiny import files_in, run_script, succeed
+from upgrade.config import UpgradeConfig
+from upgrade.gallery import Gallery
 
 N, OLD_DIM, NEW_DIM = 500, 6, 5
 IDS = np.random.default_rng(1).permutation(10 * N)[:N] - N  # in no order, some negative
@@ -96,6 +100,28 @@ class Case:
         """An array of the gallery."""
         return np.load(self.folder / "upgraded" / f"{name}.npy")
 
+    def json(self, name: str) -> Any:
+        """What a JSON file of the gallery holds."""
+        return json.loads((self.folder / "upgraded" / f"{name}.json").read_text())
+
+    def gallery(self) -> Gallery:
+        """The gallery, open."""
+        return Gallery.open(self.folder / "upgraded")
+
+    def config(self, step: str, **keys: Any) -> UpgradeConfig:
+        """What `upgrade.yaml` says, for a step within this process; its files are found from the case's folder."""
+        return UpgradeConfig(step, "old.npz", "transformation.pt", "upgraded", "resnet18-2021", "resnet50-2024", **keys)
+
+    def write_old(self, **arrays: Any) -> None:
+        """Write the old gallery anew, with the arrays that are given in place of its own."""
+        np.savez(self.folder / "old.npz", **{"embeddings": self.old, "ids": IDS, **arrays})
+
+    def write_shards(self, name: str, parts: Sequence[np.ndarray], embeddings: np.ndarray, ids: np.ndarray) -> None:
+        """Write the folder `name`, with a shard of each of some parts of the rows."""
+        (self.folder / name).mkdir()
+        for number, rows in enumerate(parts):
+            np.savez(self.folder / name / f"{number}.npz", embeddings=embeddings[rows], ids=ids[rows])
+
     def write_batch(self, name: str, rows: Any, embeddings: np.ndarray | None = None, **arrays: Any) -> str:
         """Write a batch of those rows' new embeddings -> its name."""
         vectors = self.new[rows] if embeddings is None else embeddings
@@ -111,11 +137,12 @@ def make_case(folder: Path, *, unit: bool = False) -> Case:
     if unit:
         old, new = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (old, new))
     folder.mkdir(exist_ok=True)
-    np.savez(folder / "old.npz", embeddings=old, ids=IDS)
     recorded = {"normalised": True} if unit else {}
     write_transformation(folder / "transformation.pt", "fastfill", **recorded)
     (folder / "upgrade.yaml").write_text(CONFIG)
-    return Case(folder, old, new.astype(np.float16))
+    case = Case(folder, old, new.astype(np.float16))
+    case.write_old()
+    return case
 
 
 MIXING = np.random.default_rng(6).normal(size=(OLD_DIM, NEW_DIM))  # old -> new, but for noise
