@@ -64,9 +64,9 @@ class Case:
 
     def refuse(self, step: str, *arguments: str) -> str:
         """Run a step that must refuse its input and write nothing (the lock's holder aside) -> its error."""
-        before = self._files()
+        before = self.files()
         error = self.refuse_midway(step, *arguments)
-        assert self._files() == before
+        assert self.files() == before
         return error
 
     def refuse_midway(self, step: str, *arguments: str) -> str:
@@ -78,7 +78,8 @@ class Case:
         assert len(done.stderr.strip().splitlines()) <= 2
         return done.stderr
 
-    def _files(self) -> dict[str, tuple[int, int] | None]:
+    def files(self) -> dict[str, tuple[int, int] | None]:
+        """Size and time of change of every file, but for the lock."""
         return {name: entry for name, entry in files_in(self.folder).items() if name != "upgraded/lock"}
 
     def content(self) -> dict[str, str]:

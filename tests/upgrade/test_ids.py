@@ -1,6 +1,5 @@
 """Ids: rows of two files are paired by them, and they are found and kept whatever they are."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny import files_in
-from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, make_case, make_refittable, write_transformation
+from tests.upgrade.conftest import (
+    CONFIG,
+    IDS,
+    NEW_DIM,
+    OLD_DIM,
+    Case,
+    N,
+    make_case,
+    make_refittable,
+    write_transformation,
+)
 from tests.upgrade.test_refit_pairs import pairs_of
-from upgrade.gallery import Gallery
 from upgrade.ids import text_keys
 from upgrade.rows import parts_of
 from upgrade.sources import open_source
@@ -30,33 +37,28 @@ def with_side(case: Case) -> Case:
     return case
 
 
+ORDER = np.random.default_rng(0).permutation(N)
+
+
 def permuted(case: Case) -> tuple[str, ...]:
-    order = np.random.default_rng(0).permutation(N)
-    np.savez(case.folder / "other.npz", embeddings=SIDE[order], ids=IDS[order])
+    np.savez(case.folder / "other.npz", embeddings=SIDE[ORDER], ids=IDS[ORDER])
     return ("side_info=other.npz",)
 
 
 def in_shards(case: Case) -> tuple[str, ...]:
     """Twelve shards, in the order of their numbers, of a permutation; one of them without items."""
-    (case.folder / "other").mkdir()
-    order = np.random.default_rng(0).permutation(N)
-    for number, rows in enumerate([*np.array_split(order, 11), order[:0]]):
-        np.savez(case.folder / f"other/{number}.npz", embeddings=SIDE[rows], ids=IDS[rows])
+    case.write_shards("other", [*np.array_split(ORDER, 11), ORDER[:0]], SIDE, IDS)
     return ("side_info=other",)
 
 
 def of_gallery_shards(case: Case) -> tuple[str, ...]:
-    (case.folder / "shards").mkdir()
-    for number, rows in enumerate(np.array_split(np.arange(N), 12)):
-        np.savez(case.folder / f"shards/{number}.npz", embeddings=case.old[rows], ids=IDS[rows])
+    case.write_shards("shards", np.array_split(np.arange(N), 12), case.old, IDS)
     return ("gallery=shards", *permuted(case))
 
 
 @pytest.mark.parametrize("write", [permuted, in_shards, of_gallery_shards])
 def test_side_information_is_joined_by_id(with_side: Case, write: Callable[[Case], tuple[str, ...]]) -> None:
-    whole = with_side.content()
     with_side.run("transform", *write(with_side), "output=joined")
-    assert Case(with_side.folder, with_side.old, with_side.new).content() == whole
     for name in ("embeddings", "sigma", "ids"):
         assert np.array_equal(np.load(with_side.folder / f"joined/{name}.npy"), with_side.array(name))
 
@@ -103,7 +105,7 @@ def test_pairs_of_a_plan_are_joined_by_id(upgraded: Case) -> None:
         np.savez(upgraded.folder / "old_pairs.npz", embeddings=old[rows], ids=ids[rows])
         pairs = ("plan_params.old=old_pairs.npz", "plan_params.new=new.npz", "plan_params.max_pairs=40")
         upgraded.run("plan", *pairs, "plan_params.metric=map")
-        plans.append(json.loads((upgraded.folder / "upgraded/plan/plan.json").read_text()))
+        plans.append(upgraded.json("plan/plan"))
     assert plans[0] == plans[1]
 
 
@@ -125,71 +127,72 @@ def with_texts(case: Case) -> Case:
     for number, rows in enumerate(np.array_split(np.arange(N), 3)):
         texts = TEXTS[rows].astype(f"U{25 + number}")
         np.savez(case.folder / f"texts/{number}.npz", embeddings=case.old[rows], ids=texts)
-    (case.folder / "upgrade.yaml").write_text(
-        (case.folder / "upgrade.yaml").read_text().replace("gallery: old.npz", "gallery: texts")
-    )
+    (case.folder / "upgrade.yaml").write_text(CONFIG.replace("old.npz", "texts"))
     return case
 
 
-def write_texts(case: Case, name: str, rows: np.ndarray, **arrays: Any) -> str:
-    content = {"embeddings": case.new[rows], "ids": TEXTS[rows], **arrays}
-    np.savez(case.folder / name, **content)
-    return name
+def test_a_gallery_with_text_ids_goes_through_every_step_as_one_with_numbers(tmp_path: Path) -> None:
+    texts, numbers = with_texts(make_case(tmp_path / "texts")), make_case(tmp_path / "numbers")
+    text_of = dict(zip(IDS, TEXTS, strict=True))
 
+    def run(*step: str) -> None:
+        for case in (texts, numbers):
+            case.run(*step)
+        for name in ("embeddings", "state", "sigma"):
+            assert np.array_equal(texts.array(name), numbers.array(name))
+        assert texts.array("ids").tolist() == [text_of[number] for number in numbers.array("ids")]
+        if (texts.folder / "upgraded/order.npy").exists():
+            assert texts.array("order").tolist() == [text_of[number] for number in numbers.array("order")]
 
-def test_a_gallery_with_text_ids_goes_through_every_step(tmp_path: Path) -> None:
-    case, numbers = with_texts(make_case(tmp_path / "texts")), make_case(tmp_path / "numbers")
-    batches = {"first.npz": np.arange(0, 200, 3), "second.npz": np.arange(499, 100, -7)}
-    for one, write in ((case, write_texts), (numbers, lambda one, name, rows: one.write_batch(name, rows))):
-        one.run("transform")
-        one.run("plan")
-        order, ids = one.array("order"), TEXTS if one is case else IDS
-        assert np.array_equal(order, ids[np.argsort(-one.array("sigma"), kind="stable")])
-        for name, rows in batches.items():
-            one.run("apply", "--batch", write(one, name, rows))
-            order = order[~np.isin(order, ids[rows])]
-            assert np.array_equal(one.array("order"), order)
-        assert "all of its" in one.run("apply", "--batch", "first.npz")
-        one.run("status", "--verify")
-    for name in ("embeddings", "state", "sigma"):
-        assert np.array_equal(case.array(name), numbers.array(name))
-    assert np.array_equal(case.array("ids"), TEXTS)
+    run("transform")
+    run("plan")
+    for name, rows in (("first.npz", np.arange(0, 200, 3)), ("second.npz", np.arange(499, 100, -7))):
+        texts.write_batch(name, rows, ids=TEXTS[rows])
+        numbers.write_batch(name, rows)
+        run("apply", "--batch", name)
+    assert "all of its" in texts.run("apply", "--batch", "first.npz")
     for target, batches_left in (("1", 1), ("transformed", 0)):
-        case.run("rollback", "--to", target)
-        numbers.run("rollback", "--to", target)
-        assert np.array_equal(case.array("embeddings"), numbers.array("embeddings"))
-        text_of = dict(zip(IDS, TEXTS, strict=True))
-        assert case.array("order").tolist() == [text_of[number] for number in numbers.array("order")]
-        case.run("status", "--verify")
-        assert batches_left == len(list((case.folder / "upgraded/journal").iterdir()))
-    case.run("rollback", "--to", "old")
+        run("status", "--verify")
+        run("rollback", "--to", target)
+        assert batches_left == len(list((texts.folder / "upgraded/journal").iterdir()))
+    texts.run("status", "--verify")
+    texts.run("rollback", "--to", "old")
 
 
 def test_texts_are_compared_as_a_whole(case: Case) -> None:
     with_texts(case).run("transform")
     width = case.array("ids").dtype.itemsize // 4
     for rows, dtype in ((np.arange(5), f"U{width + 30}"), (np.arange(4), TEXTS[:4].dtype)):
-        case.run("apply", "--batch", write_texts(case, "batch.npz", rows, ids=TEXTS[rows].astype(dtype)))
+        case.run("apply", "--batch", case.write_batch("batch.npz", rows, ids=TEXTS[rows].astype(dtype)))
     for other in (TEXTS[7] + "x" * 60, TEXTS[7][:-1], TEXTS[7] + " ", "", "\x00" + TEXTS[7]):
-        ids = np.array([other])
-        error = case.refuse("apply", "--batch", write_texts(case, "batch.npz", np.array([7]), ids=ids))
+        error = case.refuse("apply", "--batch", case.write_batch("batch.npz", [7], ids=np.array([other])))
         assert f"the gallery has no id {other}" in error
-    error = case.refuse("apply", "--batch", write_texts(case, "batch.npz", np.arange(3), ids=np.arange(3)))
+    error = case.refuse("apply", "--batch", case.write_batch("batch.npz", np.arange(3), ids=np.arange(3)))
     assert "batch.npz: its ids are whole numbers, those of the gallery text" in error
 
 
-@pytest.mark.parametrize("kinds", [1, 3])
-def test_texts_of_one_key_are_told_apart(case: Case, kinds: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def few(texts: np.ndarray) -> np.ndarray:
-        return text_keys(texts) % np.uint64(kinds)
-
-    monkeypatch.setattr("upgrade.lookup.text_keys", few)
-    monkeypatch.setattr("upgrade.gallery.text_keys", few)
+@pytest.mark.parametrize("kinds", [1, 3, 2**64 - 1])
+def test_texts_are_found_and_joined_whatever_their_keys(
+    case: Case, kinds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("ids", "lookup", "gallery"):
+        monkeypatch.setattr(f"upgrade.{module}.text_keys", lambda texts: text_keys(texts) % np.uint64(kinds))
     with_texts(case).run("transform")
-    gallery = Gallery.open(case.folder / "upgraded")
-    order = np.random.default_rng(0).permutation(N)
-    asked = np.append(TEXTS[order], ["not there", ""])
-    assert np.array_equal(gallery.rows_of(asked), np.append(order, [-1, -1]))
+    asked = np.append(TEXTS[ORDER], ["not there", ""])
+    assert np.array_equal(case.gallery().rows_of(asked), np.append(ORDER, [-1, -1]))
+
+    np.savez(case.folder / "side.npz", embeddings=SIDE[ORDER], ids=TEXTS[ORDER].astype("U90"), labels=ORDER)
+    source, side = (open_source(case.folder / name, where=name) for name in ("texts", "side.npz"))
+    joined = side.in_order_of(source, "side_info")
+    read = np.concatenate([joined.vectors.read(*part) for part in parts_of(N, 37)])
+    assert np.array_equal(read, SIDE)
+    index = np.array([499, 0, 3, 3])
+    assert np.array_equal(joined.vectors.take(index), SIDE[index])
+    assert joined.labels is not None
+    assert np.array_equal(joined.labels.read(0, N), np.arange(N))
+    np.savez(case.folder / "side.npz", embeddings=SIDE, ids=np.append(TEXTS[:-1], "another"))
+    with pytest.raises(UserError, match=f"1 ids of .*texts are not in .*side.npz, the first is {TEXTS[-1]}"):
+        open_source(case.folder / "side.npz", where="side_info").in_order_of(source, "side_info")
 
 
 def test_keys_do_not_depend_on_the_width_and_hardly_ever_meet() -> None:
@@ -201,61 +204,40 @@ def test_keys_do_not_depend_on_the_width_and_hardly_ever_meet() -> None:
     assert int(text_keys(np.array(["refill"]))[0]) == 2128304902858430975  # as in the files that there are
 
 
-@pytest.mark.parametrize("suffix", [".npz", ".npy"])
-def test_objects_are_refused_with_what_to_do(case: Case, suffix: str) -> None:
-    objects = TEXTS.astype(object)
-    arguments: tuple[str, ...] = ()
-    if suffix == ".npz":
-        np.savez(case.folder / "old.npz", embeddings=case.old, ids=objects)
-    else:
-        np.savez(case.folder / "old.npz", embeddings=case.old)
-        np.save(case.folder / "ids.npy", objects)
-        arguments = ("ids=ids.npy",)
-    error = case.refuse("transform", *arguments)
-    assert "its array holds Python objects; write ids that are text with ids.astype(str)" in error
-
-
-def test_a_text_that_occurs_twice_is_refused(case: Case) -> None:
-    np.savez(case.folder / "old.npz", embeddings=case.old, ids=np.append(TEXTS[:-1], TEXTS[3]))
+def test_objects_and_texts_that_occur_twice_are_refused(case: Case) -> None:
+    case.write_old(ids=TEXTS.astype(object))
+    message = "its array holds Python objects; write ids that are text with ids.astype(str)"
+    assert message in case.refuse("transform")
+    np.savez(case.folder / "old.npz", embeddings=case.old)
+    np.save(case.folder / "ids.npy", TEXTS.astype(object))
+    assert message in case.refuse("transform", "ids=ids.npy")
+    case.write_old(ids=np.append(TEXTS[:-1], TEXTS[3]))
     assert f"gallery: old.npz: the id {TEXTS[3]} occurs more than once" in case.refuse("transform")
 
 
 def test_numbers_beyond_int64_are_refused_and_others_are_exact(case: Case) -> None:
     large = np.arange(N).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-    np.savez(case.folder / "old.npz", embeddings=case.old, ids=large)
+    case.write_old(ids=large)
     first = large[large >= 2**63][0]
     assert f"old.npz: ids: {first} is beyond 2^63 - 1; ids may be text instead" in case.refuse("transform")
-    np.savez(case.folder / "old.npz", embeddings=case.old, ids=large.astype(str))
+    case.write_old(ids=large.astype(str))
     case.run("transform", "output=texts")
-    np.savez(case.folder / "old.npz", embeddings=case.old, ids=IDS)
+    case.write_old()
     case.run("transform")
-    batch = {"embeddings": case.new[:1], "ids": np.array([2**64 - 1], np.uint64)}  # -1, if it were cast
-    np.savez(case.folder / "batch.npz", **batch)  # type: ignore[arg-type]
-    assert "batch.npz: ids: 18446744073709551615 is beyond" in case.refuse("apply", "--batch", "batch.npz")
+    beyond = case.write_batch("batch.npz", [0], ids=np.array([2**64 - 1], np.uint64))  # -1, if it were cast
+    assert "batch.npz: ids: 18446744073709551615 is beyond" in case.refuse("apply", "--batch", beyond)
     (case.folder / "shards").mkdir()
     exact = 2**62 + 1 + np.arange(N)  # not as floating point numbers
-    for number, (rows, dtype) in enumerate(((np.arange(9), np.int32), (np.arange(9, N), np.uint64))):
-        ids = (rows if number == 0 else exact[rows]).astype(dtype)
-        np.savez(case.folder / f"shards/{number}.npz", embeddings=case.old[rows], ids=ids)
+    np.savez(case.folder / "shards/0.npz", embeddings=case.old[:9], ids=np.arange(9, dtype=np.int32))
+    np.savez(case.folder / "shards/1.npz", embeddings=case.old[9:], ids=exact[9:].astype(np.uint64))
     case.run("transform", "gallery=shards", "output=mixed")
     assert np.array_equal(np.load(case.folder / "mixed/ids.npy"), np.append(np.arange(9), exact[9:]))
 
 
-def test_shards_are_in_the_order_of_their_numbers(case: Case) -> None:
-    (case.folder / "shards").mkdir()
-    for number, rows in enumerate(np.array_split(np.arange(N), 12)):
-        with (case.folder / f"shards/part_{number}{'.NPY' if number == 3 else '.npy'}").open("wb") as file:
-            np.save(file, case.old[rows])
-    case.run("transform")
-    case.run("transform", "gallery=shards", "output=sharded")
-    assert np.array_equal(np.load(case.folder / "sharded/embeddings.npy"), case.array("embeddings"))
-
-
 def test_a_shard_without_rows_is_no_error(case: Case) -> None:
-    (case.folder / "shards").mkdir()
-    np.savez(case.folder / "shards/0.npz", embeddings=np.zeros((0, OLD_DIM), np.float32), ids=np.array([]))
-    np.savez(case.folder / "shards/1.npz", embeddings=case.old, ids=IDS)
+    case.write_shards("shards", [np.arange(0), np.arange(N)], case.old, IDS)
     np.savez(case.folder / "shards/2.npz", embeddings=np.array([]))
+    np.savez(case.folder / "shards/3.npz", embeddings=np.zeros((0, OLD_DIM), np.float32), ids=np.array([]))
     case.run("transform", "gallery=shards")
     assert np.array_equal(case.array("ids"), IDS)
     (case.folder / "shards/1.npz").unlink()
@@ -263,54 +245,15 @@ def test_a_shard_without_rows_is_no_error(case: Case) -> None:
 
 
 def test_a_batch_without_items_changes_nothing(upgraded: Case) -> None:
-    before = {name: entry for name, entry in files_in(upgraded.folder / "upgraded").items() if name != "lock"}
+    before = upgraded.files()
     for arrays in ({"embeddings": np.zeros((0, NEW_DIM), np.float16), "ids": IDS[:0]}, {"embeddings": np.array([])}):
         np.savez(upgraded.folder / "batch.npz", **arrays)
         assert upgraded.run("apply", "--batch", "batch.npz") == "batch.npz: holds no item; the gallery is as it was\n"
-    after = {name: entry for name, entry in files_in(upgraded.folder / "upgraded").items() if name != "lock"}
-    assert after == before
+    (upgraded.folder / "batch.npz").unlink()
+    assert upgraded.files() == before
 
 
 def test_an_index_takes_no_text_ids(case: Case) -> None:
     assert "faiss: FAISS takes whole numbers alone, and the ids of texts are text" in with_texts(case).refuse(
         "transform", "faiss=True"
     )
-
-
-def test_an_index_that_numbers_its_vectors_takes_text_ids_beside_it(case: Case) -> None:
-    faiss = pytest.importorskip("faiss")
-    index = faiss.IndexFlatL2(OLD_DIM)
-    index.add(case.old)
-    faiss.write_index(index, str(case.folder / "old.faiss"))
-    np.save(case.folder / "texts.npy", TEXTS)
-    case.run("transform", "gallery=old.faiss", "ids=texts.npy")
-    assert np.array_equal(case.array("ids"), TEXTS)
-
-
-@pytest.mark.parametrize("kinds", [2**64 - 1, 3])
-def test_sources_with_text_ids_are_joined_whatever_their_keys(
-    case: Case, kinds: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("upgrade.ids.text_keys", lambda texts: text_keys(texts) % np.uint64(kinds))
-    order = np.random.default_rng(0).permutation(N)
-    np.savez(case.folder / "side.npz", embeddings=SIDE[order], ids=TEXTS[order].astype("U90"), labels=order)
-    with_texts(case)
-    source, side = (open_source(case.folder / name, where=name) for name in ("texts", "side.npz"))
-    joined = side.in_order_of(source, "side_info")
-    assert np.array_equal(joined.vectors.read(0, N), SIDE)
-    assert joined.labels is not None
-    assert np.array_equal(joined.labels.read(0, N), np.arange(N))
-    np.savez(case.folder / "side.npz", embeddings=SIDE, ids=np.append(TEXTS[:-1], "another"))
-    with pytest.raises(UserError, match=f"1 ids of .*texts are not in .*side.npz, the first is {TEXTS[-1]}"):
-        open_source(case.folder / "side.npz", where="side_info").in_order_of(source, "side_info")
-
-
-def test_the_parts_of_a_reordered_source_hold_its_rows(case: Case) -> None:
-    in_shards(case)
-    joined = open_source(case.folder / "other", where="x").in_order_of(
-        open_source(case.folder / "old.npz", where="y"), "x"
-    )
-    read = np.concatenate([joined.vectors.read(*part) for part in parts_of(N, 37)])
-    assert np.array_equal(read, SIDE)
-    index = np.array([499, 0, 3, 3])
-    assert np.array_equal(joined.vectors.take(index), SIDE[index])

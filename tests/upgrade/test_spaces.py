@@ -1,6 +1,5 @@
 """What decides whether a gallery's embeddings have length 1; zero vectors; what float16 or the memory cannot hold."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ from models.model_files import describe_refined, describe_transformation, save_m
 from models.refinement import RefinedTransformation
 from models.transformations import build_transformation
 from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, make_case, write_transformation
-from upgrade.config import PlanParams, UpgradeConfig
-from upgrade.gallery import Gallery
+from upgrade.config import PlanParams
 from upgrade.inputs import open_inputs
 from upgrade.planning import read_sample
 from upgrade.spaces import have_unit_length
@@ -24,20 +22,26 @@ from utils.errors import UserError
 
 def is_normalised(case: Case) -> bool:
     """Whether the gallery is of length 1, as its manifest says and its rows are."""
-    found = np.abs(np.linalg.norm(case.array("embeddings").astype(np.float32), axis=1) - 1) < 1e-3
-    stated: bool = json.loads((case.folder / "upgraded/manifest.json").read_text())["normalised"]
-    assert stated == found.all()
+    lengths = np.linalg.norm(case.array("embeddings").astype(np.float32), axis=1)
+    stated: bool = case.json("manifest")["normalised"]
+    assert stated == (np.abs(lengths - 1) < 1e-3).all()
     return stated
 
 
-def write_refined(path: Path, **recorded: bool) -> None:
+def write_ridge(path: Path, scale: float | None, *, refined: bool = False, **recorded: bool) -> None:
+    """A linear transformation, refined or not: the identity, about, times a scale; of random weights without one."""
     arguments: dict[str, Any] = {"arch": "ridge", "old_embedding_dim": OLD_DIM, "new_embedding_dim": NEW_DIM}
-    inner = build_transformation(**arguments, side_info_dim=0)
-    for parameter in inner.state_dict().values():
-        parameter.normal_(generator=torch.Generator().manual_seed(0))
-    refined = RefinedTransformation(inner, num_classes=3, new_embedding_dim=NEW_DIM, strength=0.0)
-    within = describe_transformation(inner, {**arguments, "side_info_dim": 0, **recorded})
-    save_model(path, describe_refined(refined, within, {}), config={}, seed=0)
+    model = build_transformation(**arguments, side_info_dim=0)
+    for tensor in model.state_dict().values():
+        if scale is None:
+            tensor.normal_(generator=torch.Generator().manual_seed(0))
+        else:
+            tensor.copy_(scale * torch.eye(*tensor.shape) if tensor.ndim == 2 else torch.zeros_like(tensor))
+    described = describe_transformation(model, {**arguments, "side_info_dim": 0, **recorded})
+    if refined:
+        model = RefinedTransformation(model, num_classes=3, new_embedding_dim=NEW_DIM, strength=0.0)
+        described = describe_refined(model, described, {})
+    save_model(path, described, config={}, seed=0)
 
 
 @pytest.mark.parametrize("refined", [False, True])
@@ -47,9 +51,8 @@ def test_what_the_transformation_records_decides_whatever_the_old_embeddings_are
 ) -> None:
     case = make_case(tmp_path / "case", unit=unit)
     path = case.folder / "transformation.pt"
-    write: Any = write_refined if refined else write_transformation
     for recorded, contradiction in ((True, "off"), (False, "on")):
-        write(path, normalised=recorded)
+        write_ridge(path, None, refined=refined, normalised=recorded)
         error = case.refuse("transform", f"normalised={contradiction}")
         assert f"normalised: {contradiction} contradicts transformation_path: transformation.pt" in error
         for said in ("auto", "on" if recorded else "off"):
@@ -77,7 +80,7 @@ def test_a_zero_row_stays_zero_wherever_it_stands(tmp_path: Path, unit: bool, ro
     case.run("rollback", "--to", "old")
     zero = np.array([row, row + 70])  # in two chunks
     case.old[zero] = 0
-    np.savez(case.folder / "old.npz", embeddings=case.old, ids=IDS)
+    case.write_old()
     for _ in range(2):  # a finished gallery says it again
         assert f"old.npz: 2 zero vectors, the first in row {row}; kept as zero\n" in case.run("transform")
     found = case.array("embeddings")
@@ -124,49 +127,31 @@ def test_the_length_of_rows_is_that_of_those_that_have_one() -> None:
     assert not have_unit_length(np.zeros((3, 4), np.float16))
 
 
-def write_scaled(case: Case, scale: float) -> None:
-    """The identity, about, times a scale."""
-    arguments: dict[str, Any] = {"arch": "ridge", "old_embedding_dim": OLD_DIM, "new_embedding_dim": NEW_DIM}
-    model = build_transformation(**arguments, side_info_dim=0)
-    for tensor in model.state_dict().values():
-        tensor.copy_(scale * torch.eye(*tensor.shape) if tensor.ndim == 2 else torch.zeros_like(tensor))
-    save_model(
-        case.folder / "transformation.pt",
-        describe_transformation(model, {**arguments, "side_info_dim": 0}),
-        config={},
-        seed=0,
-    )
-
-
 def test_what_float16_cannot_hold_is_said_so(case: Case) -> None:
     case.old[:] = np.clip(case.old, -3, 3)
     case.old[333, 0] = 4
-    np.savez(case.folder / "old.npz", embeddings=case.old, ids=IDS)
-    write_scaled(case, 2e4)
+    case.write_old()
+    write_ridge(case.folder / "transformation.pt", 2e4)
     done = case.refuse_midway("transform")
     assert "transformation.pt of old.npz: row 333 holds values beyond 65504, the largest of float16" in done
     assert "set dtype=float32" in done
     case.run("transform", "dtype=float32", "output=wide")
     wide = np.load(case.folder / "wide/embeddings.npy")
     np.testing.assert_allclose(wide, 2e4 * case.old[:, :NEW_DIM], rtol=1e-6)
-    write_scaled(case, np.inf)
+    write_ridge(case.folder / "transformation.pt", np.inf)
     error = case.refuse_midway("transform", "output=nan")
     assert "transformation.pt of old.npz: row 0 holds NaN or infinity" in error
     assert "float16" not in error
-
-
-def config_of(case: Case, monkeypatch: pytest.MonkeyPatch, **keys: Any) -> UpgradeConfig:
-    monkeypatch.chdir(case.folder)
-    return UpgradeConfig("transform", "old.npz", "transformation.pt", "upgraded", "old", "new", **keys)
 
 
 def test_a_plan_says_too_what_float16_cannot_hold(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     case.run("transform")
     np.savez(case.folder / "pairs_old.npz", embeddings=1e6 * case.old, ids=IDS)
     np.savez(case.folder / "pairs_new.npz", embeddings=case.new, ids=IDS)
-    config = config_of(case, monkeypatch, plan_params=PlanParams(old="pairs_old.npz", new="pairs_new.npz"))
+    monkeypatch.chdir(case.folder)
+    config = case.config("plan", plan_params=PlanParams(old="pairs_old.npz", new="pairs_new.npz"))
     with pytest.raises(UserError, match=r"plan_params.old: pairs_old.npz.* beyond 65504"):
-        read_sample(config, Gallery.open(Path("upgraded")).manifest)
+        read_sample(config, case.gallery().manifest)
 
 
 @pytest.mark.parametrize(
@@ -178,13 +163,14 @@ def test_too_little_memory_is_not_taken_for_dimensions(
     def fail(*arguments: Any) -> None:
         raise error
 
-    config = config_of(case, monkeypatch)
-    with monkeypatch.context() as patch:
-        patch.setattr(torch.nn.Linear, "forward", fail)
-        with pytest.raises(UserError, match=f"free some.*or lower chunk_rows.*{error}"):
-            open_inputs(config, World())
-    with monkeypatch.context() as patch:
-        patch.setattr("upgrade.transform.transform_rows", fail)
-        with pytest.raises(UserError, match=f"free some.*or lower chunk_rows.*{error}"):
-            transform_gallery(config, World())
+    monkeypatch.chdir(case.folder)
+    config = case.config("transform")
+    for target, step in (
+        ("torch.nn.Linear.forward", open_inputs),
+        ("upgrade.transform.transform_rows", transform_gallery),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, fail)
+            with pytest.raises(UserError, match=f"free some.*or lower chunk_rows.*{error}"):
+                step(config, World())
     assert transform_gallery(config, World()).rows == N
