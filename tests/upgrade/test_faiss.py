@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.upgrade.conftest import IDS, OLD_DIM, Case, N, make_case
+from tests.upgrade.conftest import BATCH, IDS, OLD_DIM, Case, N, make_case, make_refittable, prepared
 from tests.upgrade.test_kills import run_forked
 from tests.upgrade.test_transform import check, expected
 
@@ -49,6 +49,15 @@ def test_the_index_agrees_with_the_files_after_a_kill(case: Case) -> None:
             check_index(case)
         case.run(*step)
         check_index(case)
+
+
+def test_the_index_follows_a_refit(tmp_path: Path) -> None:
+    case = prepared(make_refittable(tmp_path), "faiss=True")
+    case.run(*BATCH)
+    assert "refit: with" in case.run("refit")
+    check_index(case)
+    case.run("rollback")
+    check_index(case)
 
 
 def write_index(case: Case, kind: str, ids: np.ndarray | None = None) -> None:

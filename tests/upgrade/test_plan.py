@@ -1,7 +1,5 @@
 """plan: the order file, the prediction's files, and what it refuses."""
 
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,10 +19,6 @@ def write_pairs(case: Case, count: int = 60, **arrays: np.ndarray) -> None:
     np.savez(case.folder / "pairs_new.npz", embeddings=new, **arrays)  # type: ignore[arg-type]
 
 
-def test_the_order_is_by_falling_sigma(upgraded: Case) -> None:
-    assert np.array_equal(upgraded.array("order"), IDS[np.argsort(-upgraded.array("sigma"), kind="stable")])
-
-
 def test_without_sigma_the_order_is_random_and_a_function_of_the_seed(case: Case) -> None:
     write_transformation(case.folder / "transformation.pt", arch="fct")
     case.run("transform")
@@ -41,7 +35,7 @@ def test_without_sigma_the_order_is_random_and_a_function_of_the_seed(case: Case
 def test_the_prediction_is_said_drawn_and_written(upgraded: Case) -> None:
     write_pairs(upgraded, labels=np.arange(60) % 3)
     output = upgraded.run("plan", *PAIRS, "plan_params.items_per_second=2", "plan_params.points=4")
-    plan = json.loads((upgraded.folder / "upgraded/plan/plan.json").read_text())
+    plan = upgraded.json("plan/plan")
     answer = plan["answer"]
     assert answer["items"] == -(-answer["fraction"] * N // 1)
     assert answer["text"] == output.splitlines()[-1]
@@ -53,7 +47,7 @@ def test_the_prediction_is_said_drawn_and_written(upgraded: Case) -> None:
     assert all(len(curve["values"]) == 6 for curve in plan["curves"].values())
     assert (upgraded.folder / "upgraded/plan/plan.png").read_bytes()[:4] == b"\x89PNG"
     upgraded.run("plan", *PAIRS, "plan_params.metric=map", "plan_params.max_pairs=40")
-    plan = json.loads((upgraded.folder / "upgraded/plan/plan.json").read_text())
+    plan = upgraded.json("plan/plan")
     assert (plan["metric"], plan["pairs"]) == ("mAP", 40)
 
 

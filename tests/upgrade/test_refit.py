@@ -1,6 +1,5 @@
 """refit: the gallery is what `transform` would have made of it by the better transformation, or what it was."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -9,11 +8,9 @@ import pytest
 import torch
 
 from models.model_files import load_model
-from tests.tiny import files_in, same_bits, state_of
+from tests.tiny import same_bits, state_of
 from tests.upgrade.conftest import BATCH, BATCHES, IDS, NEW_DIM, Case, N, fill_disk_at, make_refittable, prepared
 from tests.upgrade.test_kills import run_forked
-from upgrade.config import UpgradeConfig
-from upgrade.gallery import Gallery
 from upgrade.manifest import read_manifest
 from upgrade.refitting import refit_gallery
 from utils.distributed import World
@@ -84,15 +81,13 @@ def test_steps_after_a_refit_use_its_transformation(ready: Case) -> None:
     (ready.folder / "transformation.pt").unlink()
     pairs = ("plan_params.old=sample_old.npz", "plan_params.new=sample_new.npz", "plan_params.k=3")
     ready.run("plan", *pairs)
-    curve = json.loads((ready.folder / "upgraded/plan/plan.json").read_text())["curves"]["sigma"]["values"]
+    assert 0 < ready.json("plan/plan")["curves"]["sigma"]["values"][0] < 1
     ready.run("apply", "--batch", "second.npz")
-    output = ready.run("refit")  # once more, from the transformation that is in the gallery
-    assert "refit: " in output
-    assert 0 < curve[0] < 1
+    assert "refit: " in ready.run("refit")  # once more, from the transformation that is in the gallery
     path = ready.folder / "upgraded/transformation.pt"
     path.write_bytes(path.read_bytes() + b"x")
-    assert "transformation.pt is not the transformation of the last refit" in ready.refuse("plan", *pairs)
-    assert "transformation.pt is not the transformation of the last refit" in ready.refuse("status", "--verify")
+    for step in (("plan", *pairs), ("status", "--verify")):
+        assert "transformation.pt is not the transformation of the last refit" in ready.refuse(*step)
 
 
 def test_what_is_no_better_is_not_kept(ready: Case) -> None:
@@ -100,11 +95,10 @@ def test_what_is_no_better_is_not_kept(ready: Case) -> None:
     noise = rng.normal(scale=30, size=(250, NEW_DIM)).astype(np.float16)
     ready.write_batch("noise.npz", np.arange(200, 450), noise)
     ready.run("apply", "--batch", "noise.npz")
-    before = {name: entry for name, entry in files_in(ready.folder).items() if name != "upgraded/lock"}
+    before = ready.files()
     output = ready.run("refit")
     assert "the gallery is as it was: recall@10 on 30 pairs of the sample that neither was fitted to: " in output
-    after = files_in(ready.folder)
-    assert {name: entry for name, entry in after.items() if name != "upgraded/lock"} == before
+    assert ready.files() == before
 
 
 def test_a_recipe_that_holds_nothing_out_is_compared_by_the_gallery(tmp_path: Path) -> None:
@@ -132,18 +126,6 @@ def test_what_cannot_be_refitted_is_refused_before_the_batch(upgraded: Case) -> 
     assert "transformation_path: there is no model file transformation.pt" in upgraded.refuse("refit")
 
 
-def test_the_index_follows_a_refit(tmp_path: Path) -> None:
-    pytest.importorskip("faiss")
-    from tests.upgrade.test_faiss import check_index  # all of which is skipped without it
-
-    case = prepared(make_refittable(tmp_path), "faiss=True")
-    case.run(*BATCH)
-    assert "refit: with" in case.run("refit")
-    check_index(case)
-    case.run("rollback")
-    check_index(case)
-
-
 def test_a_refit_killed_at_any_moment_is_all_or_nothing(ready: Case) -> None:
     shutil.copytree(ready.folder, whole := ready.folder.parent / f"{ready.folder.name}-whole")
     before = ready.content()
@@ -168,28 +150,26 @@ def test_a_refit_killed_at_any_moment_is_all_or_nothing(ready: Case) -> None:
     )
 
 
-def test_an_interrupted_training_goes_on(tmp_path: Path) -> None:
+def test_an_interrupted_training_goes_on_but_not_with_other_pairs(tmp_path: Path) -> None:
     case = prepared(make_refittable(tmp_path, *FASTFILL))
     case.run(*BATCH)
     shutil.copytree(tmp_path, whole := tmp_path.parent / f"{tmp_path.name}-whole")
     _, events = run_forked(Case(whole, case.old, case.new), "refit")
     checkpoint = tmp_path / "upgraded/refit/transformation.checkpoint.pt"
-    for moment in range(20, events, 20):
-        run_forked(case, "refit", moment=moment)
-        if checkpoint.exists():
-            break
+    moments = iter(range(20, events, 20))
+
+    def interrupt() -> None:
+        while not checkpoint.exists():
+            run_forked(case, "refit", moment=next(moments))
+
+    interrupt()
     assert "a refit was interrupted" in case.run("status")
     assert "resuming after epoch" in case.run("refit")
     assert case.content() == Case(whole, case.old, case.new).content()
     assert not checkpoint.parent.exists()
-    # What was interrupted on other pairs is begun anew.
     case.run("rollback")
     case.run(*BATCH)
-    for number in range(moment, events, 20):
-        run_forked(case, "refit", moment=number)
-        if checkpoint.exists():
-            break
-    assert checkpoint.exists()
+    interrupt()
     case.run("apply", "--batch", "second.npz")
     assert "resuming" not in case.run("refit")
     assert not checkpoint.parent.exists()
@@ -200,9 +180,8 @@ def test_a_full_disk_leaves_the_gallery_as_it_was(ready: Case, file: str, monkey
     before, entries = ready.content(), journal(ready.folder / "upgraded")
     fill_disk_at(file, monkeypatch)
     monkeypatch.chdir(ready.folder)
-    config = UpgradeConfig("refit", "old.npz", "transformation.pt", "upgraded", "resnet18-2021", "resnet50-2024")
     with pytest.raises(UserError, match="no space left on the disk; the gallery is as it was"):
-        refit_gallery(config, Gallery.open(Path("upgraded")), World(), Preemption())
+        refit_gallery(ready.config("refit"), ready.gallery(), World(), Preemption())
     assert (ready.content(), journal(ready.folder / "upgraded")) == (before, entries)
     assert read_manifest(ready.folder / "upgraded", "output").refit is None
 

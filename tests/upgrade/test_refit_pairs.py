@@ -9,17 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests.upgrade.conftest import BATCH, IDS, RECIPE, Case, N, make_refittable, prepared, without_sample
-from trainers.config import LrPolicyParams, OptimizerParams
+from data.paired_embeddings import PairedEmbeddings
+from tests.upgrade.conftest import BATCH, RECIPE, Case, N, make_refittable, prepared, without_sample
+from trainers.config import OptimizerParams
 from trainers.transformation.config import (
-    DiscriminativeLoss,
     FitConfig,
-    ObjectiveParams,
-    RefinementParams,
-    UncertaintyLoss,
 )
-from upgrade.config import UpgradeConfig
-from upgrade.gallery import Gallery
 from upgrade.inputs import present_transformation, reopen_inputs
 from upgrade.refit_pairs import RefitPairs, divided_pairs, read_first_fit
 from utils.config import build, parse_yaml
@@ -31,12 +26,21 @@ def pairs_of(case: Case, limit: int = 10**6, **keys: Any) -> RefitPairs:
     """The pairs of a refit, divided."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(case.folder)
-        config = UpgradeConfig(
-            "refit", "old.npz", "transformation.pt", "upgraded", "resnet18-2021", "resnet50-2024", **keys
-        )
-        gallery = Gallery.open(Path("upgraded"))
+        config, gallery = case.config("refit", **keys), case.gallery()
         first = read_first_fit(present_transformation(config, gallery.manifest))
         return divided_pairs(first, reopen_inputs(config, gallery.manifest), gallery, limit, World())
+
+
+def old_rows(pairs: PairedEmbeddings | np.ndarray | None) -> set[bytes]:
+    """The old embeddings of pairs, or given ones, to be looked for among others."""
+    assert pairs is not None
+    return {row.tobytes() for row in (pairs if isinstance(pairs, np.ndarray) else pairs.embeddings["old"].numpy())}
+
+
+def places(case: Case, pairs: PairedEmbeddings) -> np.ndarray:
+    """The rows of the gallery that pairs beyond the sample's 30 are of."""
+    rows = {row.tobytes(): number for number, row in enumerate(case.old)}
+    return np.array([rows[row.tobytes()] for row in pairs.embeddings["old"][30:].numpy()])
 
 
 def test_what_was_held_out_is_held_out_and_never_trained_on(ready: Case) -> None:
@@ -46,33 +50,28 @@ def test_what_was_held_out_is_held_out_and_never_trained_on(ready: Case) -> None
     held = first.held_out.embeddings["old"].numpy()
     training = first.training.embeddings["old"].numpy()
     assert np.array_equal(np.unique(np.concatenate([held, training[:30]]), axis=0), np.unique(sample, axis=0))
-    own = training[30:]
-    assert {row.tobytes() for row in own} <= {row.tobytes() for row in ready.old[:150]}
-    assert 120 < first.from_gallery == len(own) < 150
+    assert old_rows(training[30:]) <= old_rows(ready.old[:150])
+    assert 120 < first.from_gallery == len(training) - 30 < 150
     # A gallery that holds the sample's items: they are told by their embeddings.
     ready.old[:30] = held.astype(np.float16)
-    np.savez(ready.folder / "old.npz", embeddings=ready.old, ids=IDS)
+    ready.write_old()
     shutil.rmtree(ready.folder / "upgraded")
     prepared(ready).run(*BATCH)
-    assert not {row.tobytes() for row in pairs_of(ready).training.embeddings["old"][30:].numpy()} & {
-        row.tobytes() for row in ready.old[:30]
-    }
+    seen = pairs_of(ready).training
+    assert not old_rows(seen.embeddings["old"][30:].numpy()) & old_rows(ready.old[:30])
     # Without the sample, what is compared has been seen by no refit with it.
-    seen = {row.tobytes() for row in pairs_of(ready).training.embeddings["old"].numpy()}
     without_sample(ready)
     alone = pairs_of(ready)
-    compared = {row.tobytes() for row in alone.compared.embeddings["old"].numpy()}
+    compared = old_rows(alone.compared)
     assert len(compared) + len(alone.training) == 150
-    assert not compared & (seen | {row.tobytes() for row in alone.training.embeddings["old"].numpy()})
+    assert not compared & (old_rows(seen) | old_rows(alone.training))
     ready.run("apply", "--batch", "second.npz")
     assert len(pairs_of(ready).training) > 180 > len(pairs_of(ready, limit=170).training) > 120
 
 
 def test_the_new_embeddings_are_the_gallerys_and_the_old_ones_its_sources(ready: Case) -> None:
     pairs = pairs_of(ready).training
-    rows = {row.tobytes(): number for number, row in enumerate(ready.old)}
-    places = [rows[row.tobytes()] for row in pairs.embeddings["old"][30:].numpy()]
-    assert np.array_equal(pairs.embeddings["new"][30:].numpy(), ready.new[places])
+    assert np.array_equal(pairs.embeddings["new"][30:].numpy(), ready.new[places(ready, pairs)])
 
 
 @pytest.mark.parametrize(
@@ -122,10 +121,9 @@ def test_labels_are_the_gallerys_or_those_of_the_classifier(tmp_path: Path) -> N
     pairs = pairs_of(case).training
     assert pairs.labels is not None
     assert pairs.classifier is not None
-    rows = {row.tobytes(): number for number, row in enumerate(case.old)}
-    places = np.array([rows[row.tobytes()] for row in pairs.embeddings["old"][30:].numpy()])
+    rows = places(case, pairs)
     given = (pairs.embeddings["new"][30:].float() @ pairs.classifier.T).argmax(1).numpy()
-    expected = np.where(places < 5, given, np.searchsorted([10, 20, 30], labels[places]))
+    expected = np.where(rows < 5, given, np.searchsorted([10, 20, 30], labels[rows]))
     assert np.array_equal(pairs.labels[30:].numpy(), expected)
     assert "mAP on 30 pairs of the sample" in case.run("refit")
     # A gallery without labels
@@ -137,61 +135,44 @@ def test_labels_are_the_gallerys_or_those_of_the_classifier(tmp_path: Path) -> N
     assert pairs_of(case).training.labels is None
 
 
+# What train_transformation.py recorded when embedding files were a section of its config, and the same now
+BEFORE = """
+old_model_path: null
+new_model_path: null
+arch_params: {arch: MLP_BN_SIDE_PROJECTION_SIGMA, old_embedding_dim: null, new_embedding_dim: null,
+              side_info_dim: null, inner_dim: 8, sigma_dim: 1}
+optimizer_params: {algorithm: adam, lr: 0.01, weight_decay: 0.0, momentum: 0.9}
+dataset_params: null
+embeddings_params: {old: sample_old.npz, new: sample_new.npz, labels: sample_labels.npy, held_out: 0.5, patience: 4,
+                    batch_size: 16, normalised: "on"}
+epochs: 7
+output_transformation_path: h.pt
+objective_params: {discriminative_loss: {mu_disc: 2.0}, uncertainty_loss: {}}
+refinement_params: {strengths: [0.5]}
+mixup: 0.2
+lr_policy_params: {algorithm: constant_lr, warmup_length: 2}
+cache_embeddings: auto
+seed: 3
+"""
+NOW = """
+{old: sample_old.npz, new: sample_new.npz, labels: sample_labels.npy, held_out: 0.5, patience: 4, batch_size: 16,
+ normalised: on, method: fastfill, inner_dim: 8, sigma_dim: 1, epochs: 7, output: h.pt, mixup: 0.2, seed: 3,
+ optimizer_params: {algorithm: adam, lr: 0.01},
+ objective_params: {discriminative_loss: {mu_disc: 2.0}, uncertainty_loss: {}},
+ refinement_params: {strengths: [0.5]},
+ lr_policy_params: {algorithm: constant_lr, warmup_length: 2}}
+"""
+
+
 def test_a_file_of_before_fit_embeddings_is_fitted_again_as_it_was(ready: Case) -> None:
-    """What train_transformation.py recorded when embedding files were a section of its config."""
     path = ready.folder / "transformation.pt"
     content = read_torch(path)
     recorded = content["provenance"]["config"]
-    dims = {"old_embedding_dim": None, "new_embedding_dim": None, "side_info_dim": None}
-    before = {
-        "old_model_path": None,
-        "new_model_path": None,
-        "arch_params": {"arch": "MLP_BN_SIDE_PROJECTION_SIGMA", **dims, "inner_dim": 8, "sigma_dim": 1},
-        "optimizer_params": {"algorithm": "adam", "lr": 0.01, "weight_decay": 0.0, "momentum": 0.9},
-        "dataset_params": None,
-        "embeddings_params": {
-            "old": "sample_old.npz",
-            "new": "sample_new.npz",
-            "labels": "sample_labels.npy",
-            "held_out": 0.5,
-            "patience": 4,
-            "batch_size": 16,
-            "normalised": "on",
-        },
-        "epochs": 7,
-        "output_transformation_path": "h.pt",
-        "objective_params": {"discriminative_loss": {"mu_disc": 2.0}, "uncertainty_loss": {}},
-        "refinement_params": {"strengths": [0.5]},
-        "mixup": 0.2,
-        "lr_policy_params": {"algorithm": "constant_lr", "warmup_length": 2},
-        "cache_embeddings": "auto",
-        "seed": 3,
-    }
+    before = parse_yaml(BEFORE)
     found = []
     for config in (recorded, before, {**before, "optimizer_params": None, "epochs": None}):
         torch.save({**content, "provenance": {**content["provenance"], "config": config}}, path)
         found.append(read_first_fit(str(path)).config)
     assert found[0] == build(FitConfig, parse_yaml(RECIPE), source="recipe")
-    assert found[1] == FitConfig(
-        old="sample_old.npz",
-        new="sample_new.npz",
-        labels="sample_labels.npy",
-        held_out=0.5,
-        patience=4,
-        batch_size=16,
-        normalised="on",
-        method="fastfill",
-        inner_dim=8,
-        sigma_dim=1,
-        optimizer_params=OptimizerParams("adam", lr=0.01),
-        epochs=7,
-        output="h.pt",
-        objective_params=ObjectiveParams(
-            discriminative_loss=DiscriminativeLoss(mu_disc=2.0), uncertainty_loss=UncertaintyLoss()
-        ),
-        refinement_params=RefinementParams(strengths=[0.5]),
-        mixup=0.2,
-        lr_policy_params=LrPolicyParams("constant_lr", warmup_length=2),
-        seed=3,
-    )
+    assert found[1] == build(FitConfig, parse_yaml(NOW), source="now")
     assert (found[2].optimizer_params, found[2].epochs) == (OptimizerParams("adam", 5e-4, 2.0**-15), 80)

@@ -113,13 +113,6 @@ def test_an_interrupted_run_goes_on_with_the_missing_chunks(case: Case) -> None:
     assert case.content() == whole
 
 
-def test_a_finished_run_does_nothing_again(upgraded: Case) -> None:
-    upgraded.run("apply", "--batch", upgraded.write_batch("batch.npz", np.arange(30)))
-    before = upgraded.content()
-    upgraded.run("transform")
-    assert upgraded.content() == before
-
-
 def test_embeddings_of_length_1_stay_so(tmp_path: Path) -> None:
     case = make_case(tmp_path / "unit", unit=True)
     case.run("transform")
