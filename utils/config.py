@@ -310,24 +310,23 @@ def _convert(hint: Any, value: Any, source: str | Path, name: str) -> Any:
         if value not in options:
             raise UserError(f"{source}: {unknown_choice(name, value, options)}")
         return value
-    if is_dataclass(hint):
-        if value is None:
-            value = {}
-        if not isinstance(value, dict):
-            raise UserError(f"{source}: {name}: should be a section of keys, got {value!r}")
-        return build(typing.cast(type, hint), value, source, prefix=f"{name}.")
     if origin is list:
         if not isinstance(value, list):
             raise UserError(f"{source}: {name}: should be a list, got {value!r}")
         return [_convert(options[0], item, source, f"{name}[{i}]") for i, item in enumerate(value)]
+    if is_dataclass(hint) and value is None:
+        value = {}
+    if (is_dataclass(hint) or origin is dict) and not isinstance(value, dict):
+        raise UserError(f"{source}: {name}: should be a section of keys, got {value!r}")
+    if is_dataclass(hint):
+        return build(typing.cast(type, hint), value, source, prefix=f"{name}.")
     if origin is dict:
-        if not isinstance(value, dict):
-            raise UserError(f"{source}: {name}: should be a section of keys, got {value!r}")
         return {str(k): _convert(options[1], item, source, f"{name}.{k}") for k, item in value.items()}
     if hint is Any:
         return value
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+        with contextlib.suppress(OverflowError):  # one of hundreds of digits is refused below
+            return float(value)
     infinite = isinstance(value, float) and not math.isfinite(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)) or infinite:
         raise UserError(f"{source}: {name}: should be {TYPE_NAMES[hint]}, got {value!r}")

@@ -10,15 +10,7 @@ from utils.preemption import PREEMPTED, Preempted
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # A path that is not what it is taken for, or that this user may not read or write.
-UNUSABLE = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOTDIR,
-    errno.EISDIR,
-    errno.EEXIST,
-    errno.ENAMETOOLONG,
-)
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 
 # How PyTorch says that a process that decodes images has died: wherever the main thread is at that moment.
 DEAD_WORKER = "DataLoader worker (pid"

@@ -115,8 +115,7 @@ def write_arrays(path: str | Path, arrays: Mapping[str, torch.Tensor | np.ndarra
         else:
             temporary.mkdir()
             for name, value in values.items():
-                with (temporary / f"{name}.npy").open("wb") as file:
-                    np.save(file, value)
+                np.save(temporary / f"{name}.npy", value)
 
 
 def write_torch(path: str | Path, value: Any) -> None:

@@ -1,7 +1,7 @@
 """SIGTERM, by which a scheduler such as Slurm announces that it wants the machine back."""
 
 import signal
-from types import FrameType, TracebackType
+from types import FrameType
 
 PREEMPTED = 75  # exit code: EX_TEMPFAIL of <sysexits.h>, "try again later"
 
@@ -28,9 +28,7 @@ class Preemption:
         self._previous = signal.signal(signal.SIGTERM, self._handle)
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         signal.signal(signal.SIGTERM, self._previous)
 
     def defer(self) -> None:

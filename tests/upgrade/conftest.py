@@ -109,7 +109,7 @@ class Case:
         """The gallery, open."""
         return Gallery.open(self.folder / "upgraded")
 
-    def config(self, step: str, **keys: Any) -> UpgradeConfig:
+    def config(self, step: Any, **keys: Any) -> UpgradeConfig:
         """What `upgrade.yaml` says, for a step within this process; its files are found from the case's folder."""
         return UpgradeConfig(step, "old.npz", "transformation.pt", "upgraded", "resnet18-2021", "resnet50-2024", **keys)
 

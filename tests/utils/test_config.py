@@ -83,6 +83,7 @@ def load_file(folder: Path, text: str, *arguments: str) -> Outer:
         ({"inner": {"lr": 1e10}}, "inner.lr: should be at most 1000000000.0, got 10000000000.0"),
         ({"inner": {"lr": float("nan")}}, "inner.lr: should be a number, got nan"),
         ({"inner": {"lr": float("inf")}}, "inner.lr: should be a number, got inf"),
+        ({"inner": {"lr": 10**400}}, "inner.lr: should be a number, got 1000"),
         ({"inner": {"mode": "atuo"}}, "inner.mode: unknown 'atuo'; did you mean auto? (choices: auto, on, off)"),
         ({"size": "otto"}, "size: should be a whole number or auto, got 'otto'"),
         ({"size": True}, "size: should be a whole number or auto, got True"),
