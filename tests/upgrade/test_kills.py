@@ -125,21 +125,20 @@ def test_many_kills(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     for number, step in enumerate(steps):
         arguments = [step[0], "--config", "upgrade.yaml", *step[1:]]
         for _ in range(-(-kills // len(steps))):
-            process = subprocess.Popen(
-                command_of("upgrade_gallery.py", *arguments),
-                cwd=case.folder,
-                env=os.environ | ENVIRONMENT,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-            )
             seconds = draw.uniform(1, 8)
+            command = command_of("upgrade_gallery.py", *arguments)
             try:
-                _, errors = process.communicate(timeout=seconds)
-                assert process.returncode == 0, errors
+                ended = subprocess.run(
+                    command,
+                    cwd=case.folder,
+                    env=os.environ | ENVIRONMENT,
+                    capture_output=True,
+                    timeout=seconds,
+                    check=False,
+                )
+                assert ended.returncode == 0, ended.stderr
                 done.append(f"{step[0]} had ended")
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.communicate()
+            except subprocess.TimeoutExpired:  # by which it has been killed
                 done.append(f"{step[0]} after {seconds:.2f} s")
         case.run(*step)
         if number:

@@ -10,7 +10,7 @@ import torch
 from models.model_files import describe_refined, describe_transformation, save_model
 from models.refinement import RefinedTransformation
 from models.transformations import build_transformation
-from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, make_case, write_transformation
+from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, make_case
 from upgrade.config import PlanParams
 from upgrade.inputs import open_inputs
 from upgrade.planning import read_sample
@@ -46,29 +46,21 @@ def write_ridge(path: Path, scale: float | None, *, refined: bool = False, **rec
 
 @pytest.mark.parametrize("refined", [False, True])
 @pytest.mark.parametrize("unit", [False, True])
-def test_what_the_transformation_records_decides_whatever_the_old_embeddings_are(
+def test_what_the_transformation_records_decides_and_else_the_user_whatever_the_old_embeddings_are(
     tmp_path: Path, unit: bool, refined: bool
 ) -> None:
     case = make_case(tmp_path / "case", unit=unit)
-    path = case.folder / "transformation.pt"
-    for recorded, contradiction in ((True, "off"), (False, "on")):
-        write_ridge(path, None, refined=refined, normalised=recorded)
-        error = case.refuse("transform", f"normalised={contradiction}")
-        assert f"normalised: {contradiction} contradicts transformation_path: transformation.pt" in error
-        for said in ("auto", "on" if recorded else "off"):
+    for recorded in (True, False, None):
+        stated = {} if recorded is None else {"normalised": recorded}
+        write_ridge(case.folder / "transformation.pt", None, refined=refined, **stated)
+        for said, asked in (("auto", bool(recorded)), ("on", True), ("off", False)):
+            if recorded is not None and asked != recorded:
+                error = case.refuse("transform", f"normalised={said}")
+                assert f"normalised: {said} contradicts transformation_path: transformation.pt" in error
+                continue
             case.run("transform", f"normalised={said}")
-            assert is_normalised(case) == recorded
+            assert is_normalised(case) == asked
             case.run("rollback", "--to", "old")
-
-
-@pytest.mark.parametrize("unit", [False, True])
-def test_where_nothing_is_recorded_the_user_decides(tmp_path: Path, unit: bool) -> None:
-    case = make_case(tmp_path / "case", unit=unit)
-    write_transformation(case.folder / "transformation.pt")
-    for said, expected in (("auto", False), ("on", True), ("off", False)):
-        case.run("transform", f"normalised={said}")
-        assert is_normalised(case) == expected
-        case.run("rollback", "--to", "old")
 
 
 @pytest.mark.parametrize("row", [0, 300])
