@@ -15,10 +15,8 @@ from tests.upgrade.conftest import (
     Case,
     N,
     make_case,
-    make_refittable,
     write_transformation,
 )
-from tests.upgrade.test_refit_pairs import pairs_of
 from upgrade.ids import text_keys
 from upgrade.rows import parts_of
 from upgrade.sources import open_source
@@ -107,18 +105,6 @@ def test_pairs_of_a_plan_are_joined_by_id(upgraded: Case) -> None:
         upgraded.run("plan", *pairs, "plan_params.metric=map")
         plans.append(upgraded.json("plan/plan"))
     assert plans[0] == plans[1]
-
-
-def test_pairs_of_a_refit_have_the_side_information_of_their_id(tmp_path: Path) -> None:
-    np.savez(tmp_path / "sample_side.npz", embeddings=SIDE[:60], ids=np.arange(60))
-    case = make_refittable(tmp_path, "side_info=sample_side.npz")
-    arguments = permuted(case)
-    case.run("transform", *arguments)
-    case.run("apply", "--batch", case.write_batch("batch.npz", np.arange(100)), *arguments)
-    found = pairs_of(case, side_info="other.npz").training.embeddings
-    rows = {row.tobytes(): number for number, row in enumerate(case.old)}
-    places = [rows[row.tobytes()] for row in found["old"][30:].numpy()]
-    assert np.array_equal(found["side_info"][30:].numpy(), SIDE[places])
 
 
 def with_texts(case: Case) -> Case:

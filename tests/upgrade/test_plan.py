@@ -73,6 +73,11 @@ def test_bad_pairs_are_refused(upgraded: Case) -> None:
     assert "pairs_old.npy and pairs_new.npz hold different items: 50 and 60 of them" in upgraded.refuse("plan", *PAIRS)
     np.savez(upgraded.folder / "pairs_new.npz", embeddings=np.zeros((60, 9), np.float32))
     assert "pairs_new.npz is 9-d, but the gallery's embeddings are 5-d" in upgraded.refuse("plan", *PAIRS)
+    write_pairs(upgraded)
+    np.save(upgraded.folder / "pairs_old.npy", 1e6 * upgraded.old[:60])
+    error = upgraded.refuse("plan", *PAIRS)
+    assert "plan_params.old: pairs_old.npy" in error
+    assert "beyond 65504" in error
     write_transformation(upgraded.folder / "transformation.pt", inner_dim=8)
     write_pairs(upgraded)
     assert "transformation.pt is not what the gallery was made with" in upgraded.refuse("plan", *PAIRS)

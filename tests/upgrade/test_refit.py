@@ -5,9 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
-from models.model_files import load_model
 from tests.tiny import same_bits, state_of
 from tests.upgrade.conftest import BATCH, BATCHES, IDS, NEW_DIM, Case, N, fill_disk_at, make_refittable, prepared
 from tests.upgrade.test_kills import run_forked
@@ -184,20 +182,3 @@ def test_a_full_disk_leaves_the_gallery_as_it_was(ready: Case, file: str, monkey
         refit_gallery(ready.config("refit"), ready.gallery(), World(), Preemption())
     assert (ready.content(), journal(ready.folder / "upgraded")) == (before, entries)
     assert read_manifest(ready.folder / "upgraded", "output").refit is None
-
-
-def test_side_information_goes_with_the_old_embeddings(tmp_path: Path) -> None:
-    rng = np.random.default_rng(3)
-    side, sample = (rng.normal(size=(count, 3)).astype(np.float32) for count in (N, 60))
-    np.savez(tmp_path / "sample_side.npz", embeddings=sample, ids=np.arange(60))
-    order = rng.permutation(N)
-    np.savez(tmp_path / "side.npz", embeddings=side[order], ids=IDS[order])
-    case = prepared(make_refittable(tmp_path, "side_info=sample_side.npz"), "side_info=side.npz")
-    case.run(*BATCH)
-    case.run("refit", "side_info=side.npz")
-    path = case.folder / "upgraded/transformation.pt"
-    model = load_model(path if path.exists() else case.folder / "transformation.pt")
-    with torch.no_grad():
-        expected = model(torch.from_numpy(case.old), torch.from_numpy(side)).embedding.numpy()
-    np.testing.assert_allclose(case.array("embeddings")[150:], expected[150:], rtol=2e-3, atol=2e-3)
-    assert "side_info: None is not what was transformed" in case.refuse("refit")

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from data.paired_embeddings import PairedEmbeddings
-from tests.upgrade.conftest import BATCH, RECIPE, Case, N, make_refittable, prepared, without_sample
+from models.model_files import load_model
+from tests.upgrade.conftest import BATCH, IDS, RECIPE, Case, N, make_refittable, prepared, without_sample
 from trainers.config import OptimizerParams
 from trainers.transformation.config import (
     FitConfig,
@@ -72,6 +73,25 @@ def test_what_was_held_out_is_held_out_and_never_trained_on(ready: Case) -> None
 def test_the_new_embeddings_are_the_gallerys_and_the_old_ones_its_sources(ready: Case) -> None:
     pairs = pairs_of(ready).training
     assert np.array_equal(pairs.embeddings["new"][30:].numpy(), ready.new[places(ready, pairs)])
+
+
+def test_side_information_goes_with_the_old_embeddings(tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    side, sample = (rng.normal(size=(count, 3)).astype(np.float32) for count in (N, 60))
+    np.savez(tmp_path / "sample_side.npz", embeddings=sample, ids=np.arange(60))
+    order = rng.permutation(N)
+    np.savez(tmp_path / "side.npz", embeddings=side[order], ids=IDS[order])
+    case = prepared(make_refittable(tmp_path, "side_info=sample_side.npz"), "side_info=side.npz")
+    case.run(*BATCH)
+    pairs = pairs_of(case, side_info="side.npz").training
+    assert np.array_equal(pairs.embeddings["side_info"][30:].numpy(), side[places(case, pairs)])
+    case.run("refit", "side_info=side.npz")
+    path = case.folder / "upgraded/transformation.pt"
+    model = load_model(path if path.exists() else case.folder / "transformation.pt")
+    with torch.no_grad():
+        expected = model(torch.from_numpy(case.old), torch.from_numpy(side)).embedding.numpy()
+    np.testing.assert_allclose(case.array("embeddings")[150:], expected[150:], rtol=2e-3, atol=2e-3)
+    assert "side_info: None is not what was transformed" in case.refuse("refit")
 
 
 @pytest.mark.parametrize(

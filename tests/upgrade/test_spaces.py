@@ -10,10 +10,8 @@ import torch
 from models.model_files import describe_refined, describe_transformation, save_model
 from models.refinement import RefinedTransformation
 from models.transformations import build_transformation
-from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, make_case
-from upgrade.config import PlanParams
+from tests.upgrade.conftest import NEW_DIM, OLD_DIM, Case, N, make_case
 from upgrade.inputs import open_inputs
-from upgrade.planning import read_sample
 from upgrade.spaces import have_unit_length
 from upgrade.transform import transform_gallery
 from utils.distributed import World
@@ -134,16 +132,6 @@ def test_what_float16_cannot_hold_is_said_so(case: Case) -> None:
     error = case.refuse_midway("transform", "output=nan")
     assert "transformation.pt of old.npz: row 0 holds NaN or infinity" in error
     assert "float16" not in error
-
-
-def test_a_plan_says_too_what_float16_cannot_hold(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    case.run("transform")
-    np.savez(case.folder / "pairs_old.npz", embeddings=1e6 * case.old, ids=IDS)
-    np.savez(case.folder / "pairs_new.npz", embeddings=case.new, ids=IDS)
-    monkeypatch.chdir(case.folder)
-    config = case.config("plan", plan_params=PlanParams(old="pairs_old.npz", new="pairs_new.npz"))
-    with pytest.raises(UserError, match=r"plan_params.old: pairs_old.npz.* beyond 65504"):
-        read_sample(config, case.gallery().manifest)
 
 
 @pytest.mark.parametrize(

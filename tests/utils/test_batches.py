@@ -31,15 +31,6 @@ def test_the_parts_are_the_batch_and_none_is_larger_than_asked_for(rows: int, si
     assert len(parts) == -(-rows // (size or rows))
 
 
-@given(rows=st.integers(1, 9), size=st.integers(1, 12))
-def test_the_shares_of_all_processes_are_the_batch(rows: int, size: int) -> None:
-    batch = Rows(None, torch.arange(2.0 * rows).view(rows, 2), torch.arange(rows))
-    shares = [share_of_batch(batch, World(rank, size)) for rank in range(size)]
-    assert all(isinstance(share, Rows) and share.absent is None for share in shares)
-    assert torch.equal(torch.cat([share.values for share in shares]), batch.values)
-    assert torch.equal(torch.cat([share.labels for share in shares]), batch.labels)
-
-
 def refused(items: int, batch_size: int, micro_batch: int | None, size: int, *, one: bool) -> str | None:
     try:
         check_parts(items, batch_size, micro_batch, World(0, size), key="batch_size", trains_on_one=lambda: one)
@@ -58,8 +49,10 @@ def refused(items: int, batch_size: int, micro_batch: int | None, size: int, *, 
 def test_a_part_that_is_too_small_is_refused_and_no_other(
     items: int, local: int, micro_batch: int | None, size: int, one: bool
 ) -> None:
-    of_step = Rows(None, torch.zeros(min(items, local * size), 1), torch.zeros(min(items, local * size)))
+    step = min(items, local * size)
+    of_step = Rows(None, torch.zeros(step, 1), torch.arange(step))
     shares = [share_of_batch(of_step, World(rank, size)) for rank in range(size)]
+    assert torch.equal(torch.cat([share.labels for share in shares]), of_step.labels)
     parts = [count for share in shares for _, count in split_batch(share, micro_batch)]
     assert (refused(items, local * size, micro_batch, size, one=one) is None) == (min(parts) >= (1 if one else 2))
 
