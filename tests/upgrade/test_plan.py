@@ -9,14 +9,7 @@ from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, write_transfo
 from upgrade.lookup import sorted_rows
 from upgrade.order import _falling
 
-PAIRS = ("plan_params.old=pairs_old.npy", "plan_params.new=pairs_new.npz", "plan_params.k=3")
-
-
-def write_pairs(case: Case, count: int = 60, **arrays: np.ndarray) -> None:
-    rng = np.random.default_rng(2)
-    np.save(case.folder / "pairs_old.npy", rng.normal(size=(count, OLD_DIM)).astype(np.float32))
-    new = rng.normal(size=(count, NEW_DIM)).astype(np.float32)
-    np.savez(case.folder / "pairs_new.npz", embeddings=new, **arrays)  # type: ignore[arg-type]
+PAIRS = ("plan_params.old=pairs_old.npz", "plan_params.new=pairs_new.npz", "plan_params.k=3")
 
 
 def test_without_sigma_the_order_is_random_and_a_function_of_the_seed(case: Case) -> None:
@@ -33,7 +26,10 @@ def test_without_sigma_the_order_is_random_and_a_function_of_the_seed(case: Case
 
 
 def test_the_prediction_is_said_drawn_and_written(upgraded: Case) -> None:
-    write_pairs(upgraded, labels=np.arange(60) % 3)
+    rng = np.random.default_rng(2)
+    np.savez(upgraded.folder / "pairs_old.npz", embeddings=rng.normal(size=(60, OLD_DIM)).astype(np.float32))
+    new = rng.normal(size=(60, NEW_DIM)).astype(np.float32)
+    np.savez(upgraded.folder / "pairs_new.npz", embeddings=new, labels=np.arange(60) % 3)
     output = upgraded.run("plan", *PAIRS, "plan_params.items_per_second=2", "plan_params.points=4")
     plan = upgraded.json("plan/plan")
     answer = plan["answer"]
@@ -52,34 +48,27 @@ def test_the_prediction_is_said_drawn_and_written(upgraded: Case) -> None:
 
 
 def test_bad_pairs_are_refused(upgraded: Case) -> None:
-    write_pairs(upgraded)
-    assert "plan_params.old, new: both or none" in upgraded.refuse("plan", PAIRS[0])
-    assert "metric: map needs `labels` in pairs_new.npz" in upgraded.refuse("plan", *PAIRS, "plan_params.metric=map")
-    assert "k: 40 is too deep for a sample of 60 pairs" in upgraded.refuse("plan", *PAIRS, "plan_params.k=40")
-    np.savez(upgraded.folder / "pairs_old.npz", embeddings=np.ones((60, OLD_DIM), np.float32), ids=np.arange(60))
-    np.savez(upgraded.folder / "pairs_new.npz", embeddings=np.ones((60, NEW_DIM), np.float32), ids=1 + np.arange(60))
-    error = upgraded.refuse("plan", "plan_params.old=pairs_old.npz", PAIRS[1])
-    assert "plan_params.old: pairs_old.npz and pairs_new.npz hold different items: 1 ids" in error
-    np.savez(upgraded.folder / "pairs_new.npz", embeddings=np.ones((60, NEW_DIM), np.float32))
-    assert "pairs_old.npz has `ids` and pairs_new.npz has none" in upgraded.refuse(
-        "plan", "plan_params.old=pairs_old.npz", PAIRS[1]
-    )
-    unit = np.eye(60, NEW_DIM, dtype=np.float32) + np.eye(60, NEW_DIM, -NEW_DIM, dtype=np.float32)
-    np.savez(upgraded.folder / "pairs_new.npz", embeddings=unit[:10])
-    np.save(upgraded.folder / "pairs_old.npy", np.zeros((10, OLD_DIM), np.float32))
-    assert "pairs_new.npz: embeddings of length 1 are those of one of the two" in upgraded.refuse("plan", *PAIRS)
-    write_pairs(upgraded)
-    np.save(upgraded.folder / "pairs_old.npy", np.zeros((50, OLD_DIM), np.float32))
-    assert "pairs_old.npy and pairs_new.npz hold different items: 50 and 60 of them" in upgraded.refuse("plan", *PAIRS)
-    np.savez(upgraded.folder / "pairs_new.npz", embeddings=np.zeros((60, 9), np.float32))
-    assert "pairs_new.npz is 9-d, but the gallery's embeddings are 5-d" in upgraded.refuse("plan", *PAIRS)
-    write_pairs(upgraded)
-    np.save(upgraded.folder / "pairs_old.npy", 1e6 * upgraded.old[:60])
-    error = upgraded.refuse("plan", *PAIRS)
-    assert "plan_params.old: pairs_old.npy" in error
-    assert "beyond 65504" in error
+    old, new = (np.ones((60, dim), np.float32) for dim in (OLD_DIM, NEW_DIM))
+    ids, unit = np.arange(60), np.tile(np.eye(NEW_DIM, dtype=np.float32), (12, 1))
+    cases: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...], str]] = [
+        ({}, {}, ("plan_params.old=null",), "plan_params.old, new: both or none"),
+        ({}, {}, ("plan_params.metric=map",), "metric: map needs `labels` in pairs_new.npz"),
+        ({}, {}, ("plan_params.k=40",), "k: 40 is too deep for a sample of 60 pairs"),
+        ({"ids": ids}, {"ids": 1 + ids}, (), "old: pairs_old.npz and pairs_new.npz hold different items: 1 ids"),
+        ({"ids": ids}, {}, (), "pairs_old.npz has `ids` and pairs_new.npz has none"),
+        ({"embeddings": old[:50]}, {}, (), "pairs_old.npz and pairs_new.npz hold different items: 50 and 60 of them"),
+        ({"embeddings": 1e6 * upgraded.old[:60]}, {}, (), "holds values beyond 65504, the largest of float16"),
+        ({}, {"embeddings": unit}, (), "pairs_new.npz: embeddings of length 1 are those of one of the two"),
+        ({}, {"embeddings": np.ones((60, 9), np.float32)}, (), "pairs_new.npz is 9-d, but the gallery's"),
+    ]
+    for of_old, of_new, arguments, message in cases:
+        for name, arrays in (("old", {"embeddings": old, **of_old}), ("new", {"embeddings": new, **of_new})):
+            np.savez(upgraded.folder / f"pairs_{name}.npz", **arrays)  # type: ignore[arg-type]
+        error = upgraded.refuse("plan", *PAIRS, *arguments)
+        assert "plan_params" in error
+        assert message in error
+    np.savez(upgraded.folder / "pairs_new.npz", embeddings=new)
     write_transformation(upgraded.folder / "transformation.pt", inner_dim=8)
-    write_pairs(upgraded)
     assert "transformation.pt is not what the gallery was made with" in upgraded.refuse("plan", *PAIRS)
 
 
