@@ -42,7 +42,11 @@ def run_script(main: Callable[[], None]) -> None:
         end = expected_end(error)
         if end is None:
             raise
-        _exit(*end)
+        message, code = end
+        alone = os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ
+        rank = "" if alone else f"[rank {os.environ['RANK']}] "
+        print(f"{rank}{message}", file=sys.stderr, flush=True)
+        sys.exit(code)
 
 
 def expected_end(error: BaseException) -> tuple[str, int] | None:
@@ -62,10 +66,3 @@ def expected_end(error: BaseException) -> tuple[str, int] | None:
     if isinstance(error, Preempted):
         return str(error), PREEMPTED
     return None
-
-
-def _exit(message: str, code: int) -> None:
-    alone = os.environ.get("WORLD_SIZE", "1") == "1" or "RANK" not in os.environ
-    rank = "" if alone else f"[rank {os.environ['RANK']}] "
-    print(f"{rank}{message}", file=sys.stderr, flush=True)
-    sys.exit(code)

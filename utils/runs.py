@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -125,11 +125,8 @@ def decisive_values(config: Any) -> Any:
     values = {}
     for field in fields(config):
         value = decisive_values(getattr(config, field.name))
-        if field.name not in NEUTRAL_KEYS and value != decisive_values(_default(field)):
+        # MISSING, which equals no value, where there is no default
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.name not in NEUTRAL_KEYS and value != decisive_values(default):
             values[FORMER_NAMES.get(field.name, field.name)] = value
     return values
-
-
-def _default(field: Field[Any]) -> Any:
-    """The default of a config key; MISSING, which equals no value, where there is none."""
-    return field.default if field.default_factory is MISSING else field.default_factory()
