@@ -7,21 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.upgrade.conftest import (
-    CONFIG,
-    IDS,
-    NEW_DIM,
-    OLD_DIM,
-    Case,
-    N,
-    make_case,
-    write_transformation,
-)
+from tests.upgrade.conftest import CONFIG, IDS, NEW_DIM, OLD_DIM, Case, N, make_case, write_transformation
 from upgrade.ids import text_keys
 from upgrade.rows import parts_of
 from upgrade.sources import open_source
 from utils.errors import UserError
 
+ORDER = np.random.default_rng(0).permutation(N)
 SIDE = np.random.default_rng(5).normal(size=(N, 3)).astype(np.float32)
 TEXTS = np.array([f"{'item' * (row % 5)}-{row}" for row in range(N)])  # of all lengths, in no rising order
 
@@ -33,9 +25,6 @@ def with_side(case: Case) -> Case:
     np.savez(case.folder / "side.npz", embeddings=SIDE, ids=IDS)
     case.run("transform", "side_info=side.npz")
     return case
-
-
-ORDER = np.random.default_rng(0).permutation(N)
 
 
 def permuted(case: Case) -> tuple[str, ...]:
