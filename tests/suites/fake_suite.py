@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 from suites.config import SuiteConfig
+from suites.planning import plan
+from suites.stages import content_of, run_stage
 from utils.config import build
 
 SCRIPT = """
@@ -103,8 +105,8 @@ CONFIGS = {
 }
 
 
-def suite_values() -> dict[str, Any]:
-    """The suite's YAML as nested values, free to be changed."""
+def suite_values(changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The suite's YAML as nested values; `changes` by dotted keys, in which a number counts the items of a list."""
     scripts = {"old": "train_backbone.py", "new": "train_backbone.py", "h": "train_transformation.py"}
     stages = {name: {"script": scripts.get(name, "eval.py"), "config": f"configs/{name}.yaml"} for name in CONFIGS}
     data = {"script": "prepare_dataset.py", "arguments": ["--dataset", "fake"], "output": "data_store/fake"}
@@ -128,7 +130,14 @@ def suite_values() -> dict[str, Any]:
             ],
         },
     }
-    return json.loads(json.dumps(values))
+    values = json.loads(json.dumps(values))
+    for dotted, value in (changes or {}).items():
+        *parents, last = dotted.split(".")
+        part = values
+        for name in parents:
+            part = part[int(name)] if isinstance(part, list) else part.setdefault(name, {})
+        part[last] = value
+    return values
 
 
 def write_suite(root: Path) -> None:
@@ -151,9 +160,18 @@ def read_suite(values: dict[str, Any]) -> SuiteConfig:
     return build(SuiteConfig, values, source="suite.yaml")
 
 
-def calls(root: Path) -> list[list[str]]:
-    """How the scripts were called since the last question: the script's name and its arguments."""
-    log = root / "calls.jsonl"
-    lines = log.read_text().splitlines() if log.exists() else []
-    log.unlink(missing_ok=True)
-    return [json.loads(line) for line in lines]
+def run(root: Path, changes: dict[str, Any] | None = None) -> list[str]:
+    """Run the suite's stages in turn, as a process of its own does.
+
+    Returns:
+        The labels of the stages whose script was called; `LABEL goes on` where that may go on from a checkpoint.
+    """
+    log, ran = root / "calls.jsonl", []
+    content_of.cache_clear()
+    for stage in plan(read_suite(suite_values(changes)), root):
+        log.unlink(missing_ok=True)
+        run_stage(stage, heading=stage.label)
+        if log.exists():
+            goes_on = stage.can_resume and "resume=false" not in json.loads(log.read_text())
+            ran.append(f"{stage.label} goes on" if goes_on else stage.label)
+    return ran

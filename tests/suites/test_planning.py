@@ -7,24 +7,28 @@ import pytest
 
 from suites.config import SuiteConfig
 from suites.methods import expand
-from suites.planning import plan
-from tests.suites import fake_suite
-from tests.suites.fake_suite import read_suite, suite_values, write_config
+from suites.planning import PlannedStage, plan
+from tests.suites.fake_suite import CONFIGS, OLD, read_suite, suite_values, write_config
 from utils.config import build, read_config
 from utils.errors import UserError
 
 SUITES = Path(__file__).parents[2] / "configs" / "suites"
+ONCE = {"stages.old.once": True, "stages.new.once": True}
+
+
+def planned(root: Path, changes: dict[str, Any]) -> dict[str, PlannedStage]:
+    """The planned stages of the changed suite, by label."""
+    return {stage.label: stage for stage in plan(read_suite(suite_values(changes)), root)}
 
 
 def test_data_that_no_stage_reads_is_not_prepared(root: Path) -> None:
     (root / "mine").mkdir()
-    values = suite_values() | {"overrides": {"dataset_params": {"data_root": "mine"}}}
-    assert [stage.name for stage in plan(read_suite(values), root)] == list(fake_suite.CONFIGS)
+    assert list(planned(root, {"overrides.dataset_params.data_root": "mine"})) == list(CONFIGS)
 
 
 def test_reports_that_differ_behind_a_dot_have_pictures_of_their_own() -> None:
     reports = ("docs/v1.0", "docs/v1.1", "docs/v1.2.md")
-    pictures = [str(read_suite(suite_values() | {"report": report}).picture("a.png")) for report in reports]
+    pictures = [str(read_suite(suite_values({"report": report})).picture("a.png")) for report in reports]
     assert pictures == ["docs/v1.0_a.png", "docs/v1.1_a.png", "docs/v1.2_a.png"]
 
 
@@ -32,13 +36,9 @@ def test_homes_and_variables_in_a_suite(root: Path, monkeypatch: pytest.MonkeyPa
     """What the plan reads and writes is where the stages, which get some of it as it is written, look for it."""
     monkeypatch.setenv("HOME", str(root / "home"))
     monkeypatch.setenv("DATA", "data_store")
-    values = suite_values() | {"output_dir": "~/results"}
-    values["stages"]["data"]["output"] = "$DATA/fake"
-    values["stages"]["h"]["overrides"] = {
-        "output_transformation_path": "~/h.pt",
-        "dataset_params": {"data_root": "$DATA/fake"},
-    }
-    stages = {stage.name: stage for stage in plan(read_suite(values), root)}
+    h = {"output_transformation_path": "~/h.pt", "dataset_params": {"data_root": "$DATA/fake"}}
+    changes = {"output_dir": "~/results", "stages.data.output": "$DATA/fake", "stages.h.overrides": h}
+    stages = planned(root, changes)
     assert stages["data"].outputs == ["data_store/fake"]
     assert stages["h"].inputs["dataset_params.data_root"] == "data_store/fake"
     assert stages["h"].outputs[0] == f"{root}/home/h.pt"
@@ -47,118 +47,135 @@ def test_homes_and_variables_in_a_suite(root: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_several_processes_run_by_torchrun(root: Path) -> None:
-    commands = {stage.name: stage.command for stage in plan(read_suite(suite_values() | {"processes": 2}), root)}
-    assert "--nproc_per_node=2" in commands["old"]
-    assert "torch.distributed.run" not in commands["data"]
+    stages = planned(root, {"processes": 2})
+    assert "--nproc_per_node=2" in stages["old"].command
+    assert "torch.distributed.run" not in stages["data"].command
 
 
 def test_a_suite_override_leaves_out_sections_that_a_stage_goes_without(root: Path) -> None:
-    fastfill = fake_suite.CONFIGS["h"] | {
-        "objective_params": {"uncertainty_loss": {}},
-        "output_transformation_path": "checkpoints/f.pt",
-        "output_transformed_old_model_path": "checkpoints/f_old.pt",
+    outputs = {"output_transformation_path": "f.pt", "output_transformed_old_model_path": "f_old.pt"}
+    write_config(root, "f", CONFIGS["h"] | outputs | {"objective_params": {"uncertainty_loss": {}}})
+    changes = {
+        "stages.f": {"script": "train_transformation.py", "config": "configs/f.yaml"},
+        "overrides.objective_params.uncertainty_loss.mu_uncertainty": 0.25,
     }
-    write_config(root, "f", fastfill)
-    values = suite_values()
-    values["stages"]["f"] = {"script": "train_transformation.py", "config": "configs/f.yaml"}
-    values["overrides"] = {"objective_params": {"uncertainty_loss": {"mu_uncertainty": 0.25}}}
-    configs = {stage.name: stage.config for stage in plan(read_suite(values), root)}
-    assert configs["f"].objective_params.uncertainty_loss.mu_uncertainty == 0.25
-    assert configs["h"].objective_params.uncertainty_loss is None
+    losses = [planned(root, changes)[name].config.objective_params.uncertainty_loss for name in ("f", "h")]
+    assert losses[0].mu_uncertainty == 0.25
+    assert losses[1] is None
 
 
 @pytest.mark.parametrize("spelling", ["interval_level", "confidence"])
 def test_a_suite_override_may_be_spelt_in_two_ways(root: Path, spelling: str) -> None:
-    values = suite_values() | {"overrides": {"eval_params": {spelling: 0.5}}}
-    levels = [
-        stage.config.eval_params.interval_level for stage in plan(read_suite(values), root) if "eval" in stage.name
-    ]
-    assert levels == [0.5, 0.5, 0.5]
+    stages = planned(root, {f"overrides.eval_params.{spelling}": 0.5})
+    assert [stage.config.eval_params.interval_level for stage in list(stages.values())[-3:]] == [0.5, 0.5, 0.5]
 
 
-def stage_override(values: dict[str, Any]) -> None:
-    values["stages"]["eval_new_old"]["overrides"] = {"eval_params": {"compute_mapp": False}}
+def test_one_seed_is_the_seed_of_every_stage_and_changes_no_path(root: Path) -> None:
+    alone, seeded = planned(root, {}), planned(root, {"seeds": [7]})
+    assert list(alone) == list(seeded)
+    for stage, other in zip(seeded.values(), alone.values(), strict=True):
+        assert (stage.inputs, stage.outputs, stage.record) == (other.inputs, other.outputs, other.record)
+        assert stage.config is None or stage.config.seed == 7
 
 
-def suite_override(values: dict[str, Any]) -> None:
-    values["overrides"] = {"dataset_params": {"data_rot": "x"}}
+def test_every_training_is_repeated_and_read_by_the_stages_of_its_seed(root: Path) -> None:
+    stages = planned(root, {"seeds": [5, 3]})
+    assert list(stages) == ["data", *(f"{name}_seed_{seed}" for seed in (5, 3) for name in CONFIGS)]
+    h = stages["h_seed_3"]
+    assert h.config.seed == 3
+    assert h.inputs["old_model_path"] == "checkpoints/quality0.2_seed_3.pt"
+    assert h.outputs == ["checkpoints/h_seed_3.pt", "checkpoints/quality0.4_seed_3.pt"]
+    evaluation = stages["eval_new_old_seed_3"]
+    assert evaluation.inputs["gallery_model_path"] == "checkpoints/quality0.4_seed_3.pt"
+    assert evaluation.config.output == "results/fake/stages/eval_new_old_seed_3.json"
+    assert evaluation.config.eval_params.embeddings_output_dir == "results/fake/embeddings/eval_new_old_seed_3"
+    assert 'gallery_model_path="checkpoints/quality0.4_seed_3.pt"' in evaluation.command
+    outputs = [path for stage in stages.values() for path in (*stage.outputs, str(stage.record))]
+    assert len(set(outputs)) == len(outputs)
 
 
-def suite_override_of_a_wrong_type(values: dict[str, Any]) -> None:
-    values["overrides"] = {"epochs": "many"}
+def test_what_is_marked_once_and_evaluations_of_it_serve_all_seeds(root: Path) -> None:
+    stages = planned(root, ONCE | {"seeds": [5, 3]})
+    shared = ["data", "old", "new", "eval_old_old", "eval_new_new"]
+    assert [label for label, stage in stages.items() if stage.seed is None] == shared
+    assert stages["old"].config.seed == 5
+    assert stages["h_seed_3"].inputs["old_model_path"] == OLD
+    assert stages.keys() == {*shared, *(f"{name}_seed_{seed}" for seed in (5, 3) for name in ("h", "eval_new_old"))}
 
 
-def missing_config(values: dict[str, Any]) -> None:
-    values["stages"]["eval_new_old"]["config"] = "configs/none.yaml"
-
-
-def missing_input(values: dict[str, Any]) -> None:
-    del values["stages"]["new"]
-
-
-def missing_data(values: dict[str, Any]) -> None:
-    values["overrides"] = {"dataset_params": {"data_root": "nowhere"}}
-
-
-def order_not_evaluated(values: dict[str, Any]) -> None:
-    values["tables"]["backfilling"][0]["order"] = "sigma"
-
-
-def demo_without_sigma(values: dict[str, Any]) -> None:
-    values["demo"] = "demo.gif"
-
-
-def same_output(values: dict[str, Any]) -> None:
-    values["stages"]["new"]["config"] = "configs/old.yaml"
-    values["stages"]["h"]["overrides"] = {"new_model_path": fake_suite.OLD}
+@pytest.mark.parametrize("drawn", [{"interval_level": 0.9}, {"subset": {"imbalance": 3}}, {"backfilling": 1}])
+def test_an_evaluation_that_draws_at_random_is_repeated(root: Path, drawn: dict[str, Any]) -> None:
+    stages = planned(root, ONCE | {"seeds": [0, 1], "stages.eval_new_new.overrides.eval_params": drawn})
+    repeated = {f"eval_new_new_seed_{seed}" for seed in (0, 1)}
+    assert {label for label in stages if label.startswith("eval_new_new")} == repeated
+    assert "eval_old_old" in stages
 
 
 @pytest.mark.parametrize(
-    ("mistake", "message"),
+    ("changes", "message"),
     [
-        (stage_override, r"eval_new_old\.yaml \(stage eval_new_old\): unknown key `eval_params\.compute_mapp`"),
         (
-            suite_override,
+            {"stages.eval_new_old.overrides.eval_params.compute_mapp": False},
+            r"eval_new_old\.yaml \(stage eval_new_old\): unknown key `eval_params\.compute_mapp`",
+        ),
+        (
+            {"overrides.dataset_params.data_rot": "x"},
             r"suite fake: overrides\.dataset_params\.data_rot: .*did you mean `overrides\.dataset_params\.d",
         ),
-        (suite_override_of_a_wrong_type, r"old\.yaml \(stage old\): epochs: should be a whole number"),
-        (missing_config, r"none\.yaml: there is no such config file"),
-        (missing_input, r"stage h: new_model_path: there is no checkpoints/quality0\.6\.pt, and no earlier stage"),
-        (missing_data, r"stage old: dataset_params\.data_root: there is no nowhere"),
-        (order_not_evaluated, r"tables\.backfilling\[0\]\.order: stage eval_new_old does not evaluate .*'sigma'"),
-        (demo_without_sigma, r"suite fake: demo: stage eval_new_old does not evaluate the order 'sigma'"),
-        (same_output, r"stage new: writes checkpoints/quality0\.2\.pt, which stage old writes too"),
+        ({"overrides.epochs": "many"}, r"old\.yaml \(stage old\): epochs: should be a whole number"),
+        ({"stages.eval_new_old.config": "configs/none.yaml"}, r"none\.yaml: there is no such config file"),
+        (
+            {"stages.new.overrides.output_model_path": "elsewhere.pt"},
+            r"stage h: new_model_path: there is no checkpoints/quality0\.6\.pt, and no earlier stage",
+        ),
+        (
+            {"overrides.dataset_params.data_root": "nowhere"},
+            r"stage old: dataset_params\.data_root: there is no nowhere",
+        ),
+        (
+            {"tables.backfilling.0.order": "sigma"},
+            r"tables\.backfilling\[0\]\.order: stage eval_new_old does not evaluate .*'sigma'",
+        ),
+        ({"demo": "demo.gif"}, r"suite fake: demo: stage eval_new_old does not evaluate the order 'sigma'"),
+        (
+            {"stages.new.overrides.output_model_path": OLD},
+            r"stage new: writes checkpoints/quality0\.2\.pt, which stage old writes too",
+        ),
+        ({"new_new": "eval_new_ne"}, r"new_new: unknown 'eval_new_ne'; did you mean eval_new_new\?"),
+        ({"old_old": "old"}, r"old_old: unknown 'old'"),  # a training is no evaluation
+        ({"tables.no_backfilling.0.stage": "x"}, r"tables\.no_backfilling\[0\]\.stage: unknown 'x'"),
+        ({"tables.no_backfilling.0.order": "random"}, r"tables\.no_backfilling\[0\]\.order"),
+        ({"tables.backfilling.0.order": None}, r"tables\.backfilling\[0\]\.order"),
+        ({"tables.backfilling.0.new_new": "new"}, r"tables\.backfilling\[0\]\.new_new: unknown 'new'"),
+        ({"tables.no_backfilling.0.published": [1, 2]}, r"published: should be three figures"),
+        ({"demo": "demo.gif", "examples": None}, r"demo: needs `examples`"),
+        ({"stages.old.config": None}, r"stages\.old\.config: is missing"),
+        ({"stages.old.output": "x"}, r"stages\.old\.script: train_backbone\.py takes `config`"),
+        ({"stages.data.output": None}, r"stages\.data\.script: prepare_dataset\.py takes"),
+        ({"seeds": []}, r"seeds: should be one or more different whole numbers from 0 on, got \[\]"),
+        ({"seeds": [1, 1]}, r"seeds: should be one or more different"),
+        ({"seeds": [-1]}, r"seeds: should be one or more different"),
+        ({"seeds": ["a"]}, r"seeds\[0\]: should be a whole number"),
+        ({"seeds": [0, 1], "overrides.seed": 1}, r"seeds: contradicts overrides\.seed"),
+        (
+            {"seeds": [0, 1], "stages.old.overrides.seed": 9},
+            r"stages\.old\.overrides\.seed: contradicts seeds; mark the stage `once",
+        ),
+        (
+            {"seeds": [0, 1], "stages.h.once": True},
+            r"stages\.h\.once: old_model_path: checkpoints/quality0\.2\.pt is made for each",
+        ),
+        ({"only": ["hh"]}, r"only: unknown 'hh'; did you mean h\?"),
     ],
 )
-def test_a_mistake_shows_in_the_plan(root: Path, mistake: Any, message: str) -> None:
-    values = suite_values()
-    mistake(values)
+def test_a_mistake_shows_before_the_first_stage_runs(root: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        plan(read_suite(values), root)
+        planned(root, changes)
 
 
-@pytest.mark.parametrize(
-    ("keys", "value", "message"),
-    [
-        (["new_new"], "eval_new_ne", r"new_new: unknown 'eval_new_ne'; did you mean eval_new_new\?"),
-        (["old_old"], "old", r"old_old: unknown 'old'"),  # a training is no evaluation
-        (["tables", "no_backfilling", 0, "stage"], "x", r"tables\.no_backfilling\[0\]\.stage: unknown 'x'"),
-        (["tables", "no_backfilling", 0, "order"], "random", r"tables\.no_backfilling\[0\]\.order"),
-        (["tables", "backfilling", 0, "order"], None, r"tables\.backfilling\[0\]\.order"),
-        (["tables", "no_backfilling", 0, "published"], [1, 2], r"published: should be three figures"),
-        (["examples"], None, r"demo: needs `examples`"),
-        (["stages", "old", "config"], None, r"stages\.old\.config: is missing"),
-        (["stages", "old", "output"], "x", r"stages\.old\.script: train_backbone\.py takes `config`"),
-        (["stages", "data", "output"], None, r"stages\.data\.script: prepare_dataset\.py takes"),
-    ],
-)
-def test_a_suite_that_contradicts_itself_is_refused(keys: list[Any], value: Any, message: str) -> None:
-    values = part = suite_values() | ({"demo": "demo.gif"} if keys == ["examples"] else {})
-    for key in keys[:-1]:
-        part = part[key]
-    part[keys[-1]] = value
-    with pytest.raises(UserError, match=message):
-        read_suite(values)
+def test_a_stage_that_runs_once_may_have_a_seed_of_its_own(root: Path) -> None:
+    stages = planned(root, ONCE | {"seeds": [0, 1], "stages.old.overrides.seed": 9})
+    assert stages["old"].config.seed == 9
 
 
 # What suites read that none of their stages makes.
