@@ -29,11 +29,6 @@ def upgrade() -> Upgrade:
     return Upgrade((before, before), (items(new + 0.01 * noise[2]), transformed))
 
 
-def evaluation() -> dict[str, Any]:
-    curve = {"cutoffs": CUTOFFS, "fractions": [c / ITEMS for c in CUTOFFS], "map": [0.4, 0.6, 0.7, 0.8]}
-    return {"distance_metric": "l2", "backfilling": {"sigma": curve, "random": curve | {"map": [0.4, 0.5, 0.6, 0.8]}}}
-
-
 def test_the_most_uncertain_items_are_recomputed_first() -> None:
     shown = upgrade()
     new, old = shown.transformed
@@ -41,8 +36,7 @@ def test_the_most_uncertain_items_are_recomputed_first() -> None:
     first = np.argsort(-old.log_variance)[:8]
     gallery = shown.gallery(8)
     for item in range(ITEMS):
-        expected = new if item in first else old
-        assert np.array_equal(gallery.rows[item], expected.rows[item])
+        assert np.array_equal(gallery.rows[item], (new if item in first else old).rows[item])
     assert np.array_equal(shown.gallery(0).rows, old.rows)
     assert np.array_equal(shown.gallery(ITEMS).rows, new.rows)
 
@@ -56,12 +50,11 @@ def test_an_animation_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return draw(frame, *others)
 
     monkeypatch.setattr(demo, "_draw_frame", keep)
+    curve = {"cutoffs": CUTOFFS, "fractions": [c / ITEMS for c in CUTOFFS], "map": [0.4, 0.6, 0.7, 0.8]}
+    evaluation = {"distance_metric": "l2", "backfilling": {"sigma": curve, "random": curve}}
     baselines = {"old_old": {"map": 0.2}, "new_new": {"map": 0.8}}
-
-    def image_of(item: int) -> Image.Image:
-        return Image.new("RGB", (8, 8), (10 * item, 0, 0))
-
-    write_demo(upgrade(), evaluation(), baselines, image_of, tmp_path / "demo.gif")
+    image = Image.new("RGB", (8, 8), (100, 0, 0))
+    write_demo(upgrade(), evaluation, baselines, lambda item: image, tmp_path / "demo.gif")
     with Image.open(tmp_path / "demo.gif") as animation:
         assert animation.format == "GIF"
         assert animation.size[0] == 800
