@@ -129,12 +129,9 @@ def test_risk_coverage(tmp_path: Path, saved: list[Picture]) -> None:
     colours = [{str(line.get_color()) for line in axes.lines} for axes in (errors, saved[1].axes[0])]
     assert len(colours[0]) == 1  # FastFill's
     assert colours[0] <= colours[1]
-
-
-def test_a_risk_that_one_order_lacks(tmp_path: Path, saved: list[Picture]) -> None:
     lacking = replace(OTHER_ORDER, risks={"alignment_error": risk(0.05, 0.2)})
-    plot_risk_coverage(summary(JUDGED, lacking), tmp_path / "risk.png")
-    assert [len(axes.lines) for axes in saved[0].axes] == [4, 3]
+    plot_risk_coverage(summary(JUDGED, lacking), path)
+    assert [len(axes.lines) for axes in saved[2].axes] == [4, 3]
 
 
 def test_areas_lie_beside_the_new_new_of_each_row(tmp_path: Path, saved: list[Picture]) -> None:

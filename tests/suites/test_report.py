@@ -164,22 +164,11 @@ def test_the_report_says_how_it_was_made(evaluations: dict[str, Any]) -> None:
     assert "reduced to 256 pixels, and 20% of the former stand in for the latter" in report(results, {})
 
 
-def test_results_are_plain_values_with_all_that_was_measured(evaluations: dict[str, Any]) -> None:
-    (results,) = results_of(evaluations)
-    assert json.loads(json.dumps(results)) == results
-    assert list(results["stages"]) == ["data", *CONFIGS]
-    assert results["evaluations"] == evaluations
-    assert results["baselines"]["new_new"]["cmc_top1"] == 0.6
-    assert {"python", "torch", "device", "cores"} <= results["environment"].keys()
-
-
 def test_figures_over_seeds(once: dict[str, Any]) -> None:
     of_seeds = {"eval_new_old_seed_3": evaluation(0.4), "eval_new_old_seed_5": evaluation(0.44)}
     results = results_of(once | of_seeds, SEEDED)
-    assert [(each["seed"], each["stages"]["h"]["seed"], each["stages"]["old"]["seed"]) for each in results] == [
-        (3, 3, 3),
-        (5, 5, 3),
-    ]
+    seeds = [(each["seed"], each["stages"]["h"]["seed"], each["stages"]["old"]["seed"]) for each in results]
+    assert seeds == [(3, 3, 3), (5, 5, 3)]
     assert results[1]["evaluations"] == once | {"eval_new_old": of_seeds["eval_new_old_seed_5"]}
     text = report(results, {})
     assert cells(text, "Retrieval without backfilling")[1][2] == "20.0"  # it ran once
@@ -195,10 +184,6 @@ def test_figures_over_seeds(once: dict[str, Any]) -> None:
     assert ["h", "1 min 1 s, 1 min 1 s"] in times
     assert ["old", "1 min 1 s"] in times
     assert "- Time: 9 min 9 s in all\n" in text
-
-
-def test_curves_of_different_points_have_no_mean(once: dict[str, Any]) -> None:
-    of_seeds = {"eval_new_old_seed_3": evaluation(0.4), "eval_new_old_seed_5": evaluation(0.4)}
     of_seeds["eval_new_old_seed_5"]["backfilling"]["random"]["fractions"] = [0.0, 0.4, 1.0]
     with pytest.raises(UserError, match="stage eval_new_old: its curves have different points"):
         summarise(results_of(once | of_seeds, SEEDED))

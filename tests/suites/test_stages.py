@@ -100,30 +100,20 @@ def test_an_interrupted_stage_with_another_config_starts_afresh(root: Path) -> N
     assert run(root, {"stages.h.overrides.epochs": 5}) == ["h", *EVALUATIONS]
 
 
-def test_a_record_keeps_the_revisions_that_ran_its_stage(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def at(revision: str) -> None:
-        monkeypatch.setattr("suites.stages.git_revision", lambda: revision)
-
-    at("first")
+@pytest.mark.parametrize("known", [True, False])  # as an older version left it
+def test_a_record_keeps_the_revisions_that_ran_its_stage_and_makes_none_up(
+    root: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    monkeypatch.setattr("suites.stages.git_revision", lambda: "first")
     stop(root)
-    at("second")
-    run(root)
-    at("third")
-    assert run(root) == []
-    revisions = {name: record_of(name)["environment"]["git_revisions"] for name in ("old", "h", "eval_new_old")}
-    assert revisions == {"old": ["first"], "h": ["first", "second"], "eval_new_old": ["second"]}
-
-
-def test_the_revision_of_an_older_record_is_not_made_up(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("suites.stages.git_revision", lambda: "now")
-    stop(root)
-    for name in ("old", "h"):
+    for name in () if known else ("old", "h"):
         record = record_of(name)
         del record["environment"]["git_revisions"]
         path_of_record(name).write_text(json.dumps(record))
+    monkeypatch.setattr("suites.stages.git_revision", lambda: "second")
     assert run(root) == ["h goes on", *EVALUATIONS]
-    assert "git_revisions" not in record_of("old")["environment"]
-    assert record_of("h")["environment"]["git_revisions"] == [None, "now"]
+    revisions = [record_of(name)["environment"].get("git_revisions") for name in ("old", "h", "eval_new_old")]
+    assert revisions == [["first"] if known else None, ["first" if known else None, "second"], ["second"]]
 
 
 @pytest.mark.parametrize(("script", "stage"), [("train_backbone.py", "old"), ("eval.py", "eval_old_old")])
