@@ -44,21 +44,18 @@ def _rows(schema: type, prefix: str, seen: set[type]) -> Iterator[str]:
     hints = typing.get_type_hints(schema)
     for field in fields(schema):
         name, hint = prefix + field.name, _without_none(hints[field.name])
-        if is_dataclass(hint):
-            kind = typing.cast(type, hint)
-            again = kind in seen
-            yield f"| `{name}` | | {field.metadata['doc']}{'; as above' if again else ''} |"
-            if not again:
-                seen.add(kind)
-                yield from _rows(kind, f"{name}.", seen)
-        elif typing.get_args(hint) and is_dataclass(typing.get_args(hint)[-1]):  # of several: by name, or in a list
-            yield f"| `{name}` | {_default(field)} | {field.metadata['doc']} |"
-            kind = typing.get_args(hint)[-1]
-            if kind not in seen:
-                seen.add(kind)
-                yield from _rows(kind, f"{name}.NAME." if typing.get_origin(hint) is dict else f"{name}[].", seen)
-        else:
-            yield f"| `{name}` | {_default(field)} | {field.metadata['doc']}{_choices(hint)} |"
+        default = " " if is_dataclass(hint) else f" {_default(field)} "
+        of_each = {dict: ".NAME", list: "[]"}.get(typing.get_origin(hint), "")
+        kind = typing.get_args(hint)[-1] if of_each else hint
+        if not is_dataclass(kind):
+            yield f"| `{name}` |{default}| {field.metadata['doc']}{_choices(hint)} |"
+            continue
+        kind = typing.cast(type, kind)
+        again = "; as above" if kind in seen and not of_each else ""
+        yield f"| `{name}` |{default}| {field.metadata['doc']}{again} |"
+        if kind not in seen:
+            seen.add(kind)
+            yield from _rows(kind, f"{name}{of_each}.", seen)
 
 
 def _without_none(hint: Any) -> Any:

@@ -13,9 +13,9 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 
-from suites.plots import BLUE, GREEN, GREY, ORANGE, RED, frame_axes
+from suites.plots import BLUE, GREY, ORANGE, frame_axes
 from suites.results import METRICS, Results
-from suites.retrieval_examples import Embeddings, Example, choose_examples, draw_image, draw_mark, nearest
+from suites.retrieval_examples import Embeddings, Example, choose_examples, draw_image, nearest
 from utils.files import atomic_path
 
 QUERIES, K = 5, 5
@@ -163,11 +163,9 @@ def _draw_hits(
     axes.text(1 + GAP + K / 2, -0.1, "nearest in the gallery", ha="center", va="bottom", fontsize=10)
     labels: dict[int, Any] = dict(zip(gallery.ids.tolist(), gallery.labels.tolist(), strict=True))
     for y, (example, found) in enumerate(zip(examples, frame.hits, strict=True)):
-        draw_image(axes, image_of(example.query_id), 0, y, frame=GREY)
+        draw_image(axes, image_of(example.query_id), 0, y)
         for rank, item in enumerate(gallery.ids[found].tolist()):
-            right = labels[item] == labels[example.query_id]
-            draw_image(axes, image_of(item), 1 + GAP + rank, y, frame=GREEN if right else RED)
-            draw_mark(axes, 1 + GAP + rank, y, right)
+            draw_image(axes, image_of(item), 1 + GAP + rank, y, labels[item] == labels[example.query_id])
 
 
 def _stacked(pictures: list[Image.Image]) -> Image.Image:

@@ -52,7 +52,7 @@ def plot_backfilling(summary: Summary, path: Path) -> None:
     """
     rows = [row for row in summary.backfilling if row.measured is not None and row.curve]
     metrics = [name for name in PANELS if summary.new_new[name] is not None]
-    rows.sort(key=lambda row: -_mean(row.measured, metrics[0]))
+    rows.sort(key=lambda row: -_known(row.measured, metrics[0]).mean)
     figure = Figure(figsize=(5.2 * len(metrics), 4.2 + 0.12 * len(rows)), layout="constrained")
     panels = figure.subplots(1, len(metrics), squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
@@ -70,19 +70,19 @@ def plot_backfilling(summary: Summary, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _mean(figures: Figures | None, metric: str) -> float:
-    figure = (figures or {}).get(metric)
-    return 0.0 if figure is None else figure.mean
+def _known(figures: Figures | None, metric: str) -> Spread:
+    """A figure to draw; zero where it was not computed."""
+    return (figures or {}).get(metric) or Spread(0.0)
 
 
 def _plot_metric(axes: Axes, rows: list[Row], summary: Summary, metric: str) -> None:
     lines = (("new/new", summary.new_new, 0.0, "left", 4), ("old/old", summary.old_old, 1.0, "right", -4))
     for name, figures, position, side, inset in lines:
-        level = figures[metric]
-        axes.axhline(_mean(figures, metric), color=GREY, linewidth=1)
+        level = _known(figures, metric)
+        axes.axhline(level.mean, color=GREY, linewidth=1)
         axes.annotate(
             f"{name}  {percent(level)}",
-            (position, _mean(figures, metric)),
+            (position, level.mean),
             xytext=(inset, 3),
             textcoords="offset points",
             ha=side,
@@ -126,11 +126,17 @@ def plot_areas(summary: Summary, path: Path) -> None:
             of_order = [row for row in rows if row.order == order]
             if not of_order:
                 continue
-            areas = [100 * _mean(row.measured, metric) for row in of_order]
-            bars = [100 * _deviation(row.measured, metric) for row in of_order]
-            places = [methods.index(_method(row)) for row in of_order]
-            axes.errorbar(areas, places, xerr=bars, fmt=mark, color=colour, capsize=3, label=ORDER_NAMES[order])
-        full = {_method(row): 100 * _mean(row.new_new, metric) for row in rows}
+            areas = [_known(row.measured, metric) for row in of_order]
+            axes.errorbar(
+                [100 * area.mean for area in areas],
+                [methods.index(_method(row)) for row in of_order],
+                xerr=[100 * (area.deviation or 0.0) for area in areas],
+                fmt=mark,
+                color=colour,
+                capsize=3,
+                label=ORDER_NAMES[order],
+            )
+        full = {_method(row): 100 * _known(row.new_new, metric).mean for row in rows}
         axes.vlines(
             [full[method] for method in methods],
             [place - 0.5 for place in range(len(methods))],
@@ -145,11 +151,6 @@ def plot_areas(summary: Summary, path: Path) -> None:
         frame_axes(axes)
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     save_figure(figure, path)
-
-
-def _deviation(figures: Figures | None, metric: str) -> float:
-    figure = (figures or {}).get(metric)
-    return 0.0 if figure is None or figure.deviation is None else figure.deviation
 
 
 def plot_risk_coverage(summary: Summary, path: Path) -> bool:

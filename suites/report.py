@@ -92,14 +92,7 @@ def _quality_section(summary: Summary) -> list[str]:
         for row in rows
         if (row.case, row.side_info) == case and name in row.risks
     ]
-    return [
-        "## How good each order is",
-        "",
-        *table(header, body),
-        "",
-        QUALITY_NOTE,
-        "",
-    ]
+    return ["## How good each order is", "", *table(header, body), "", QUALITY_NOTE, ""]
 
 
 def _figures_table(rows: list[Row], backfilling: bool) -> list[str]:
@@ -144,21 +137,19 @@ def percent(figure: Figure | None) -> str:
     >>> percent(Figure(0.512)), percent(Figure(0.512, 0.004)), percent(None)
     ('51.2', '51.2 ± 0.4', '-')
     """
-    if figure is None:
-        return NO_FIGURE
-    spread = "" if figure.deviation is None else f" ± {100 * figure.deviation:.1f}"
-    return f"{100 * figure.mean:.1f}{spread}"
+    return number(figure, scale=100, digits=1)
 
 
-def number(figure: Figure | None) -> str:
-    """A figure that is no share, with its deviation where it has one.
+def number(figure: Figure | None, scale: float = 1, digits: int = 3) -> str:
+    """A figure, with its deviation where it has one.
 
     >>> number(Figure(0.51234)), number(Figure(0.51234, 0.0042)), number(None)
     ('0.512', '0.512 ± 0.004', '-')
     """
     if figure is None:
         return NO_FIGURE
-    return f"{figure.mean:.3f}" + ("" if figure.deviation is None else f" ± {figure.deviation:.3f}")
+    known = [value for value in (figure.mean, figure.deviation) if value is not None]
+    return " ± ".join(f"{scale * value:.{digits}f}" for value in known)
 
 
 def _hardware(results: list[Results]) -> str:
@@ -204,11 +195,8 @@ def _seeds(results: list[Results]) -> str:
     first, stages = results[0], results[0]["stages"]
     seeds = [str(result["seed"]) for result in results]
     once = [name for name, stage in stages.items() if stage["once"]]
-    own = [
-        f"{name} ran with seed {stage['seed']}"
-        for name, stage in stages.items()
-        if stage["seed"] not in (None, first["seed"])
-    ]
+    others = {name: stage["seed"] for name, stage in stages.items() if stage["seed"] not in (None, first["seed"])}
+    own = [f"{name} ran with seed {seed}" for name, seed in others.items()]
     shared = [f"once, with seed {first['seed']}, for all: {', '.join(once)}"] if once else []
     return "; ".join([f"Seed{'s' if len(seeds) > 1 else ''}: {', '.join(seeds)}", *shared, *own])
 

@@ -14,7 +14,6 @@ from utils.provenance import environment, git_revision
 METRICS = {"cmc_top1": "CMC-1", "cmc_top5": "CMC-5", "map": "mAP"}
 GAIN_METRICS = ("cmc_top1", "map")
 Results = dict[str, Any]
-Figures = dict[str, float | None]
 
 
 def collect_results(
@@ -44,16 +43,15 @@ def collect_results(
         "data": data,
         "notes": suite.notes,
     }
-    seeds = seeds_of(suite, stages)
     return [
         shared | {"seed": seed} | _results_of([stage for stage in stages if stage.seed in (None, seed)], suite, records)
-        for seed in seeds
+        for seed in seeds_of(suite, stages)
     ]
 
 
 def _results_of(stages: list[PlannedStage], suite: SuiteConfig, records: dict[str, Record]) -> Results:
     evaluations = {stage.name: _read(stage.config.output) for stage in stages if stage.script == EVAL_SCRIPT}
-    baselines = [evaluations[name]["metrics"] for name in (suite.old_old, suite.new_new)]
+    baselines = {"old_old": suite.old_old, "new_new": suite.new_new}
     several = suite.seeds is not None and len(suite.seeds) > 1
     return {
         "stages": {
@@ -65,18 +63,10 @@ def _results_of(stages: list[PlannedStage], suite: SuiteConfig, records: dict[st
             }
             for stage in stages
         },
-        "baselines": {"old_old": baselines[0], "new_new": baselines[1]},
-        "baseline_stages": {"old_old": suite.old_old, "new_new": suite.new_new},
-        "no_backfilling": [_row(row, evaluations) for row in suite.tables.no_backfilling],
-        "backfilling": [
-            _row(
-                row,
-                evaluations,
-                evaluations[row.old_old or suite.old_old]["metrics"],
-                evaluations[row.new_new or suite.new_new]["metrics"],
-            )
-            for row in suite.tables.backfilling
-        ],
+        "baselines": {name: evaluations[stage]["metrics"] for name, stage in baselines.items()},
+        "baseline_stages": baselines,
+        "no_backfilling": [_row(row, suite, evaluations) for row in suite.tables.no_backfilling],
+        "backfilling": [_row(row, suite, evaluations) for row in suite.tables.backfilling],
         "evaluations": evaluations,
     }
 
@@ -91,7 +81,7 @@ def _read(path: str) -> Results:
     return result
 
 
-def _row(row: Row, evaluations: dict[str, Any], old: Figures | None = None, new: Figures | None = None) -> Results:
+def _row(row: Row, suite: SuiteConfig, evaluations: dict[str, Any]) -> Results:
     published = None if row.published is None else dict(zip(METRICS, row.published, strict=True))
     values = asdict(row) | {"measured": None, "published": published}
     if row.stage is None:
@@ -99,8 +89,7 @@ def _row(row: Row, evaluations: dict[str, Any], old: Figures | None = None, new:
     evaluation = evaluations[row.stage]
     if row.order is None:
         return values | {"measured": evaluation["metrics"]}
-    assert old is not None
-    assert new is not None
+    old, new = (evaluations[name]["metrics"] for name in (row.old_old or suite.old_old, row.new_new or suite.new_new))
     auc = evaluation["backfilling"][row.order]["auc"]
     gains = {name: gain_recovered(auc[name], old[name], new[name]) for name in GAIN_METRICS}
     return values | {"measured": auc, "gain_recovered": gains}

@@ -76,11 +76,11 @@ def nearest(queries: Embeddings, gallery: Embeddings, k: int, metric: str = "l2"
 
 
 def choose_examples(
-    steps: list[tuple[Embeddings, Embeddings]], count: int, k: int = 5, metric: str = "l2", seed: int = 0
+    steps: list[tuple[Embeddings, Embeddings]], count: int, k: int = 5, metric: str = "l2"
 ) -> list[Example]:
     """Pick queries that show the effect of an upgrade, of different classes as far as there are enough.
 
-    Of a random sample (`seed`) those come first whose nearest item was wrong before the upgrade, is right ever after,
+    Of a random sample those come first whose nearest item was wrong before the upgrade, is right ever after,
     and who find more of their class at every step.
 
     Args:
@@ -89,19 +89,15 @@ def choose_examples(
         k: items a query finds.
     """
     first = steps[0][0]
-    ids = np.random.default_rng(seed).permutation(first.ids)[:CANDIDATES]
+    ids = np.random.default_rng(0).permutation(first.ids)[:CANDIDATES]
     k = min(k, *(len(gallery.ids) - 1 for _, gallery in steps))
     # A step each: (q, k) positions in its gallery, and whether these are of the query's class.
-    positions, rights = [], []
-    for queries, gallery in steps:
-        queries = queries.take(ids)
-        found = nearest(queries, gallery, k, metric)
-        positions.append(found)
-        rights.append(gallery.labels[found] == queries.labels[:, None])
+    positions = [nearest(queries.take(ids), gallery, k, metric) for queries, gallery in steps]
+    labels = first.take(ids).labels
+    rights = [gallery.labels[found] == labels[:, None] for (_, gallery), found in zip(steps, positions, strict=True)]
     top = [right[:, 0].astype(int) for right in rights]
     counts = [right.sum(axis=1) for right in rights]
     effect = 1 - top[0] + sum(top[1:]) + sum(b > a for a, b in pairwise(counts))
-    labels = first.take(ids).labels
     ranked = np.argsort(-effect, kind="stable").tolist()
     _, first_of_class = np.unique(labels[ranked], return_index=True)
     ranked = [ranked[i] for i in sorted(first_of_class)] + [q for i, q in enumerate(ranked) if i not in first_of_class]
@@ -139,33 +135,34 @@ def plot_retrieval_examples(examples: list[Example], image_of: Callable[[int], I
         axes.text(start + k / 2, -0.24, title, ha="center", va="bottom", fontsize=12)
         axes.text(start + k / 2, -0.05, compared, ha="center", va="bottom", fontsize=9, color=GREY)
     for y, example in enumerate(examples):
-        draw_image(axes, image_of(example.query_id), 0, y, frame=GREY)
+        draw_image(axes, image_of(example.query_id), 0, y)
         for start, hits in zip(starts, example.steps, strict=True):
             for rank, (item, right) in enumerate(zip(hits.ids, hits.right, strict=True)):
-                draw_image(axes, image_of(item), start + rank, y, frame=GREEN if right else RED)
-                draw_mark(axes, start + rank, y, right)
+                draw_image(axes, image_of(item), start + rank, y, right)
     save_figure(figure, path)
 
 
-def draw_image(axes: Axes, image: Image.Image, x: float, y: float, frame: str) -> None:
-    """Draw an image, cut to a square, into the unit cell whose upper left corner is (x, y), framed in a colour."""
+def draw_image(axes: Axes, image: Image.Image, x: float, y: float, right: bool | None = None) -> None:
+    """Draw an image, cut to a square, into the unit cell whose upper left corner is (x, y).
+
+    What a query found is framed in a colour for right or wrong and has a tick or a cross in the lower right corner, so
+    that colour is not the only sign; a query itself (None) is framed in grey.
+    """
     side = min(THUMBNAIL, *image.size)
     left, top, size = x + 0.06, y + 0.06, 0.88
     square = ImageOps.fit(image, (side, side))
     axes.imshow(square, extent=(left, left + size, top + size, top), interpolation="nearest", aspect="auto")
-    axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=frame, linewidth=3))
-
-
-def draw_mark(axes: Axes, x: float, y: float, right: bool) -> None:
-    """A tick or a cross in the image's lower right corner, so that colour is not the only sign."""
-    axes.text(
-        x + 0.81,
-        y + 0.81,
-        "✓" if right else "✗",
-        color="white",
-        fontsize=10,
-        fontweight="bold",
-        ha="center",
-        va="center",
-        bbox={"boxstyle": "circle,pad=0.15", "facecolor": GREEN if right else RED, "edgecolor": "white"},
-    )
+    colour = GREY if right is None else GREEN if right else RED
+    axes.add_patch(Rectangle((left, top), size, size, fill=False, edgecolor=colour, linewidth=3))
+    if right is not None:
+        axes.text(
+            x + 0.81,
+            y + 0.81,
+            "✓" if right else "✗",
+            color="white",
+            fontsize=10,
+            fontweight="bold",
+            ha="center",
+            va="center",
+            bbox={"boxstyle": "circle,pad=0.15", "facecolor": colour, "edgecolor": "white"},
+        )

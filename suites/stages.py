@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -147,9 +148,12 @@ def _run(command: list[str]) -> int:
         code = process.wait()
     except (KeyboardInterrupt, Preempted):
         # The terminal has sent Ctrl-C to the stage as well; a scheduler's signal came here alone.
-        if not _ends_in_time(process, GRACE_SECONDS):
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS)
+        if process.poll() is None:
             process.terminate()
-            _ends_in_time(process, CHECKPOINT_SECONDS)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(CHECKPOINT_SECONDS)
         raise
     finally:
         if process.poll() is None:
@@ -161,14 +165,6 @@ def _run(command: list[str]) -> int:
 def _end_with_parent() -> None:
     """In a child: be terminated when the parent dies, even by SIGKILL; a suite that goes on would run it twice."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _ends_in_time(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    try:
-        process.wait(seconds)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
 
 
 def duration(seconds: float) -> str:
