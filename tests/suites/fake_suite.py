@@ -9,7 +9,7 @@ import numpy as np
 from suites.config import SuiteConfig
 from suites.planning import plan
 from suites.stages import content_of, run_stage
-from utils.config import build
+from utils.config import build, parse_yaml
 
 SCRIPT = """
 import json, pathlib, shutil, sys, time
@@ -70,67 +70,60 @@ SCRIPTS = {
     "train_transformation.py": WRITE_MODEL,
     "eval.py": WRITE_RESULT,
 }
-DATASET = {"name": "glyphs", "data_root": "data_store/fake", "batch_size": 4}
-OPTIMIZER = {"algorithm": "adam", "lr": 0.001}
 OLD, H_OLD, NEW = "checkpoints/quality0.2.pt", "checkpoints/quality0.4.pt", "checkpoints/quality0.6.pt"
-
-
-def backbone(path: str) -> dict[str, Any]:
-    arch = {"arch": "ResNet18", "num_classes": 3}
-    run = {"epochs": 3, "output_model_path": path}
-    return {"arch_params": arch, "optimizer_params": OPTIMIZER, "dataset_params": DATASET, **run}
-
-
-def evaluation(query: str, gallery: str, **eval_params: Any) -> dict[str, Any]:
-    models = {"query_model_path": query, "gallery_model_path": gallery}
-    return {**models, "dataset_params": DATASET, "eval_params": eval_params}
-
-
-CONFIGS = {
-    "old": backbone(OLD),
-    "new": backbone(NEW),
-    "h": {
-        "old_model_path": OLD,
-        "new_model_path": NEW,
-        "arch_params": {"arch": "fct"},
-        "optimizer_params": OPTIMIZER,
-        "dataset_params": DATASET,
-        "epochs": 2,
-        "output_transformation_path": "checkpoints/h.pt",
-        "output_transformed_old_model_path": H_OLD,
-    },
-    "eval_old_old": evaluation(OLD, OLD),
-    "eval_new_new": evaluation(NEW, NEW),
-    "eval_new_old": evaluation(NEW, H_OLD, backfilling=1, backfilling_list=["random", "distance"]),
-}
+DATASET = "dataset_params: {name: glyphs, data_root: data_store/fake, batch_size: 4}"
+OPTIMIZER = "optimizer_params: {algorithm: adam, lr: 0.001}"
+CONFIGS = parse_yaml(f"""
+backbone: {{arch_params: {{arch: ResNet18, num_classes: 3}}, {OPTIMIZER}, {DATASET}, epochs: 3, output_model_path: ''}}
+h:
+  {OPTIMIZER}
+  {DATASET}
+  old_model_path: {OLD}
+  new_model_path: {NEW}
+  arch_params: {{arch: fct}}
+  epochs: 2
+  output_transformation_path: checkpoints/h.pt
+  output_transformed_old_model_path: {H_OLD}
+eval: {{query_model_path: {NEW}, gallery_model_path: {NEW}, {DATASET}, eval_params: {{}}}}
+""")
+SUITE = f"""
+name: fake
+title: A fake suite
+output_dir: results/fake
+stages:
+  data: {{script: prepare_dataset.py, arguments: [--dataset, fake], output: data_store/fake}}
+  old: {{script: train_backbone.py, config: configs/backbone.yaml, overrides: {{output_model_path: {OLD}}}}}
+  new: {{script: train_backbone.py, config: configs/backbone.yaml, overrides: {{output_model_path: {NEW}}}}}
+  h: {{script: train_transformation.py, config: configs/h.yaml}}
+  eval_old_old:
+    script: eval.py
+    config: configs/eval.yaml
+    overrides: {{query_model_path: {OLD}, gallery_model_path: {OLD}}}
+  eval_new_new: {{script: eval.py, config: configs/eval.yaml}}
+  eval_new_old:
+    script: eval.py
+    config: configs/eval.yaml
+    overrides:
+      gallery_model_path: {H_OLD}
+      eval_params: {{backfilling: 1, backfilling_list: [random, distance]}}
+old_old: eval_old_old
+new_new: eval_new_new
+examples: eval_new_old
+tables:
+  no_backfilling:
+  - {{case: old/old, stage: eval_old_old, published: [34.2, 60.6, 16.5]}}
+  - {{case: new/new, stage: eval_new_new}}
+  - {{case: FCT new/old, side_info: true, published: [50.2, 73.7, 32.2]}}
+  backfilling:
+  - {{case: FCT new/old, side_info: false, order: random, stage: eval_new_old}}
+  - {{case: FCT new/old, side_info: true, order: random, published: [64.7, 82.4, 42.6]}}
+"""
+EVERY_STAGE = ["data", "old", "new", "h", "eval_old_old", "eval_new_new", "eval_new_old"]
 
 
 def suite_values(changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The suite's YAML as nested values; `changes` by dotted keys, in which a number counts the items of a list."""
-    scripts = {"old": "train_backbone.py", "new": "train_backbone.py", "h": "train_transformation.py"}
-    stages = {name: {"script": scripts.get(name, "eval.py"), "config": f"configs/{name}.yaml"} for name in CONFIGS}
-    data = {"script": "prepare_dataset.py", "arguments": ["--dataset", "fake"], "output": "data_store/fake"}
-    values = {
-        "name": "fake",
-        "title": "A fake suite",
-        "output_dir": "results/fake",
-        "stages": {"data": data, **stages},
-        "old_old": "eval_old_old",
-        "new_new": "eval_new_new",
-        "examples": "eval_new_old",
-        "tables": {
-            "no_backfilling": [
-                {"case": "old/old", "stage": "eval_old_old", "published": [34.2, 60.6, 16.5]},
-                {"case": "new/new", "stage": "eval_new_new"},
-                {"case": "FCT new/old", "side_info": True, "published": [50.2, 73.7, 32.2]},
-            ],
-            "backfilling": [
-                {"case": "FCT new/old", "side_info": False, "order": "random", "stage": "eval_new_old"},
-                {"case": "FCT new/old", "side_info": True, "order": "random", "published": [64.7, 82.4, 42.6]},
-            ],
-        },
-    }
-    values = json.loads(json.dumps(values))
+    """The suite's nested values, with `changes` by dotted keys, in which a number counts the items of a list."""
+    values = parse_yaml(SUITE)
     for dotted, value in (changes or {}).items():
         *parents, last = dotted.split(".")
         part = values

@@ -8,7 +8,7 @@ import pytest
 from suites.config import SuiteConfig
 from suites.methods import expand
 from suites.planning import PlannedStage, plan
-from tests.suites.fake_suite import CONFIGS, OLD, read_suite, suite_values, write_config
+from tests.suites.fake_suite import CONFIGS, EVERY_STAGE, OLD, read_suite, suite_values, write_config
 from utils.config import build, read_config
 from utils.errors import UserError
 
@@ -23,7 +23,7 @@ def planned(root: Path, changes: dict[str, Any]) -> dict[str, PlannedStage]:
 
 def test_data_that_no_stage_reads_is_not_prepared(root: Path) -> None:
     (root / "mine").mkdir()
-    assert list(planned(root, {"overrides.dataset_params.data_root": "mine"})) == list(CONFIGS)
+    assert list(planned(root, {"overrides.dataset_params.data_root": "mine"})) == EVERY_STAGE[1:]
 
 
 def test_reports_that_differ_behind_a_dot_have_pictures_of_their_own() -> None:
@@ -80,7 +80,7 @@ def test_one_seed_is_the_seed_of_every_stage_and_changes_no_path(root: Path) -> 
 
 def test_every_training_is_repeated_and_read_by_the_stages_of_its_seed(root: Path) -> None:
     stages = planned(root, {"seeds": [5, 3]})
-    assert list(stages) == ["data", *(f"{name}_seed_{seed}" for seed in (5, 3) for name in CONFIGS)]
+    assert list(stages) == ["data", *(f"{name}_seed_{seed}" for seed in (5, 3) for name in EVERY_STAGE[1:])]
     h = stages["h_seed_3"]
     assert h.config.seed == 3
     assert h.inputs["old_model_path"] == "checkpoints/quality0.2_seed_3.pt"
@@ -119,7 +119,7 @@ def test_an_evaluation_that_draws_at_random_is_repeated(root: Path, drawn: dict[
             {"overrides.epocs": 1},
             "suite fake: overrides.epocs: no stage's config has this key; did you mean `overrides.e",
         ),
-        ({"overrides.epochs": "many"}, "configs/old.yaml (stage old): epochs: should be a whole number"),
+        ({"overrides.epochs": "many"}, "configs/backbone.yaml (stage old): epochs: should be a whole number"),
         ({"stages.eval_new_old.config": "configs/none.yaml"}, "none.yaml: there is no such config file"),
         (
             {"overrides.dataset_params.data_root": "x"},

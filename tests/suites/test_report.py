@@ -15,7 +15,7 @@ from suites.report import report, tables
 from suites.results import collect_results, gain_recovered
 from suites.stages import Record
 from suites.summary import over_seeds, summarise
-from tests.suites.fake_suite import CONFIGS, read_suite, suite_values
+from tests.suites.fake_suite import EVERY_STAGE, read_suite, suite_values
 from utils.errors import UserError
 
 MACHINE = {"python": "3.11", "torch": "2.11", "device": "a GPU", "cpu": "a CPU", "cores": 2}
@@ -125,7 +125,7 @@ def test_gain_recovered(auc: float, old: float, new: float, share: float | None)
     assert gain_recovered(auc, old, new) == (None if share is None else pytest.approx(share))
 
 
-A1 = {name: ["a1"] for name in ("data", *CONFIGS)}
+A1 = {name: ["a1"] for name in EVERY_STAGE}
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from suites.stages import StageFailed
-from tests.suites.fake_suite import CONFIGS, H_OLD, OLD, run
+from tests.suites.fake_suite import EVERY_STAGE, H_OLD, OLD, run
 from utils.errors import UserError
 from utils.preemption import Preempted
 
-EVERY_STAGE = ["data", *CONFIGS]
 EVALUATIONS = EVERY_STAGE[-3:]
 SEEDED = {"seeds": [0, 1], "stages.old.once": True, "stages.new.once": True}
 
