@@ -98,8 +98,9 @@ def _row(row: Row, suite: SuiteConfig, evaluations: dict[str, Any]) -> Results:
 def gain_recovered(auc: float | None, old: float | None, new: float | None) -> float | None:
     """The share of the gain from old/old to new/new that a backfilling curve has on average, or None without a gain.
 
-    >>> gain_recovered(0.5, old=0.2, new=0.6)
-    0.75
+    >>> gain_recovered(0.5, old=0.25, new=0.75), gain_recovered(0.125, old=0.25, new=0.75)
+    (0.5, -0.25)
+    >>> gain_recovered(0.5, old=0.6, new=0.6)
     """
     if auc is None or old is None or new is None or new <= old:
         return None

@@ -1,6 +1,8 @@
 """A suite whose scripts are a few lines each: they write what the real ones would, and note how they were called."""
 
+import inspect
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -47,22 +49,32 @@ for key in ("output_model_path", "output_transformation_path", "output_transform
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps([config["epochs"], config.get("seed")]))
 """
-WRITE_RESULT = """
-quality = float(config["gallery_model_path"].partition("quality")[2].removesuffix(".pt").partition("_")[0])
-metrics = {"cmc_top1": quality, "cmc_top5": quality + 0.1, "map": quality - 0.1}
-result = {"num_queries": 12, "num_gallery": 12, "distance_metric": "l2", "metrics": metrics, "backfilling": {}}
-for order in config["eval_params"].get("backfilling_list", []):
-    curve = {name: [value, value + 0.05, value + 0.1] for name, value in metrics.items()}
+
+
+def evaluation(quality: float, orders: Iterable[str]) -> dict[str, Any]:
+    """What eval.py would find in a gallery of that quality."""
+    metrics = {"cmc_top1": quality, "cmc_top5": quality + 0.1, "map": quality - 0.1}
+    curves = {name: [value, value + 0.05, value + 0.1] for name, value in metrics.items()}
     auc = {name: value + 0.05 for name, value in metrics.items()}
-    result["backfilling"][order] = {"cutoffs": [0, 6, 12], "fractions": [0.0, 0.5, 1.0], **curve, "auc": auc}
+    points = {"cutoffs": [0, 6, 12], "fractions": [0.0, 0.5, 1.0], **curves, "auc": auc}
+    backfilling = {order: dict(points) for order in orders}
+    return {"num_queries": 12, "distance_metric": "l2", "metrics": metrics, "backfilling": backfilling}
+
+
+WRITE_RESULT = f"""
+from collections.abc import Iterable
+from typing import Any
+{inspect.getsource(evaluation)}
+quality = float(config["gallery_model_path"].partition("quality")[2].removesuffix(".pt").partition("_")[0])
+result = evaluation(quality, config["eval_params"].get("backfilling_list", []))
 output = pathlib.Path(config["output"])
 output.parent.mkdir(parents=True, exist_ok=True)
 output.write_text(json.dumps(result))
 folder = config["eval_params"].get("embeddings_output_dir")
 if folder:
     pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    for name in ("query.npz", "gallery.npz"):
-        shutil.copy("embeddings.npz", pathlib.Path(folder) / name)
+    for name in ("query", "gallery"):
+        shutil.copy("embeddings.npz", f"{{folder}}/{{name}}.npz")
 """
 SCRIPTS = {
     "prepare_dataset.py": WRITE_DATA,

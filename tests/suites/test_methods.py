@@ -6,50 +6,44 @@ from typing import Any
 import pytest
 
 from suites.methods import expand
-from utils.config import merge
+from utils.config import merge, parse_yaml
 from utils.errors import UserError
 
-SUITE: dict[str, Any] = {
-    "name": "mine",
-    "places": {"family": "glyphs"},
-    "template": {
-        "models": {"old": "{family}_old.pt", "new": "{family}_new.pt"},
-        "transformation": "{family}_{method}.pt",
-        "transformed": "{family}_old_{method}.pt",
-        "training": {
-            "name": "train_{method}",
-            "config": "configs/{family}_{training}.yaml",
-            "overrides": {"output_transformation_path": "{transformation}", "epochs": 3},
-        },
-        "evaluation": {
-            "name": "eval_{method}",
-            "config": "configs/{family}_eval.yaml",
-            "overrides": {"query_model_path": "{query}", "gallery_model_path": "{gallery}"},
-        },
-    },
-    "stages": {
-        "data": {"script": "prepare_dataset.py", "output": "data_store/{family}"},
-        "eval_old": {"script": "eval.py", "config": "configs/{family}_eval.yaml"},
-    },
-    "methods": {
-        "old": {"case": "old/old", "stage": "eval_old", "published": {"plain": [34.2, 60.6, 16.5]}},
-        "as_is": {"case": "new/old", "gallery": "{old}"},
-        "fct": {
-            "case": "FCT",
-            "side_info": False,
-            "training": "fct",
-            "overrides": {"epochs": 9},
-            "evaluation": {"seed": 4},
-            "orders": ["random", "distance"],
-            "curves": ["random"],
-            "published": {"random": [1.0, 2.0, 3.0]},
-        },
-    },
-}
+SUITE = """
+name: mine
+places: {family: glyphs}
+template:
+  models: {old: "{family}_old.pt", new: "{family}_new.pt"}
+  transformation: "{family}_{method}.pt"
+  transformed: "{family}_old_{method}.pt"
+  training:
+    name: train_{method}
+    config: configs/{family}_{training}.yaml
+    overrides: {output_transformation_path: "{transformation}", epochs: 3}
+  evaluation:
+    name: eval_{method}
+    config: configs/{family}_eval.yaml
+    overrides: {query_model_path: "{query}", gallery_model_path: "{gallery}"}
+stages:
+  data: {script: prepare_dataset.py, output: "data_store/{family}"}
+  eval_old: {script: eval.py, config: "configs/{family}_eval.yaml"}
+methods:
+  old: {case: old/old, stage: eval_old, published: {plain: [34.2, 60.6, 16.5]}}
+  as_is: {case: new/old, gallery: "{old}"}
+  fct:
+    case: FCT
+    side_info: false
+    training: fct
+    overrides: {epochs: 9}
+    evaluation: {seed: 4}
+    orders: [random, distance]
+    curves: [random]
+    published: {random: [1.0, 2.0, 3.0]}
+"""
 
 
 def expanded(**changes: Any) -> dict[str, Any]:
-    return expand(merge(copy.deepcopy(SUITE), changes), "suite.yaml")
+    return expand(merge(parse_yaml(SUITE), changes), "suite.yaml")
 
 
 def test_methods_become_stages() -> None:
@@ -98,7 +92,7 @@ def test_what_the_suite_states_of_a_stage_wins_and_null_leaves_one_out() -> None
 
 def test_methods_share_a_stage_that_both_say_the_same_of() -> None:
     shared = {"template": {"training": {"name": "train_{training}", "overrides": {"output_transformation_path": "h"}}}}
-    twin = SUITE["methods"]["fct"] | {"once": False}
+    twin = parse_yaml(SUITE)["methods"]["fct"]
     assert list(expanded(**shared, methods={"twin": twin})["stages"]).count("train_fct") == 1
     with pytest.raises(UserError, match=r"^suite\.yaml: methods\.twin: its stage train_fct is another method's too"):
         expanded(**shared, methods={"twin": twin | {"overrides": {"epochs": 2}}})

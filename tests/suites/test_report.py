@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from suites.planning import plan
 from suites.report import report, tables
-from suites.results import collect_results, gain_recovered
+from suites.results import collect_results
 from suites.stages import Record
 from suites.summary import over_seeds, summarise
-from tests.suites.fake_suite import EVERY_STAGE, read_suite, suite_values
+from tests.suites.fake_suite import EVERY_STAGE, evaluation, read_suite, suite_values
 from utils.errors import UserError
 
 MACHINE = {"python": "3.11", "torch": "2.11", "device": "a GPU", "cpu": "a CPU", "cores": 2}
@@ -28,29 +28,19 @@ STAMP = {
 }
 # Two seeds of the transformation, on models that were trained once.
 SEEDED = {"seeds": [3, 5], "stages.old.once": True, "stages.new.once": True}
+ORDERS = ("random", "distance")
 AREAS = "Area under the backfilling curve"
-
-
-def evaluation(quality: float, orders: tuple[str, ...] = ("random", "distance")) -> dict[str, Any]:
-    metrics = {"cmc_top1": quality, "cmc_top5": quality + 0.1, "map": quality - 0.1}
-    auc = {name: value + 0.1 for name, value in metrics.items()}
-    curve = {"fractions": [0.0, 0.5, 1.0], **{name: [value] * 3 for name, value in metrics.items()}, "auc": auc}
-    return {
-        "distance_metric": "l2",
-        "metrics": metrics,
-        "backfilling": {order: copy.deepcopy(curve) for order in orders},
-    }
 
 
 @pytest.fixture
 def once(root: Path) -> dict[str, Any]:
     """What the evaluations of the models found, which are trained once; in the folder of the fake suite."""
-    return {"eval_old_old": evaluation(0.2), "eval_new_new": evaluation(0.6)}
+    return {"eval_old_old": evaluation(0.2, ()), "eval_new_new": evaluation(0.6, ())}
 
 
 @pytest.fixture
 def evaluations(once: dict[str, Any]) -> dict[str, Any]:
-    return once | {"eval_new_old": evaluation(0.4)}
+    return once | {"eval_new_old": evaluation(0.4, ORDERS)}
 
 
 def results_of(evaluations: dict[str, Any], changes: dict[str, Any] | None = None) -> list[dict[str, Any]]:
@@ -82,8 +72,8 @@ def test_rows_have_the_figures_of_their_stage_beside_the_published_ones(evaluati
         ["FCT new/old", "yes", "not run", "50.2", "not run", "73.7", "not run", "32.2"],
     ]
     _, fct, side_info = cells(text, AREAS)
-    # Gain: (0.5 - 0.2) / (0.6 - 0.2) for CMC-1; (0.4 - 0.1) / (0.5 - 0.1) for mAP.
-    assert fct == ["FCT new/old", "no", "random", "50.0", "-", "60.0", "-", "40.0", "-", "75.0", "75.0"]
+    # Gain: (0.45 - 0.2) / (0.6 - 0.2) for CMC-1; (0.35 - 0.1) / (0.5 - 0.1) for mAP.
+    assert fct == ["FCT new/old", "no", "random", "45.0", "-", "55.0", "-", "35.0", "-", "62.5", "62.5"]
     assert side_info[2:] == ["random", "not run", "64.7", "not run", "82.4", "not run", "42.6", "-", "-"]
 
 
@@ -100,29 +90,21 @@ def test_without_map(evaluations: dict[str, Any]) -> None:
             curve["auc"]["map"] = None
     _, fct, _ = cells(tables(summarise(results_of(evaluations))), AREAS)
     assert fct[7] == "-"
-    assert fct[9:] == ["75.0", "-"]
+    assert fct[9:] == ["62.5", "-"]
 
 
 def test_a_row_with_baselines_of_its_own(evaluations: dict[str, Any]) -> None:
     evaluations["eval_new_old"]["metrics"] = {"cmc_top1": 0.1, "cmc_top5": 0.2, "map": 0.0}
-    evaluations["eval_old_old"]["metrics"] = {"cmc_top1": 0.9, "cmc_top5": 0.9, "map": 0.8}
+    evaluations["eval_old_old"]["metrics"] = {"cmc_top1": 0.8, "cmc_top5": 0.9, "map": 0.4}
     own = {"tables.backfilling.0.old_old": "eval_new_old", "tables.backfilling.0.new_new": "eval_old_old"}
     summary = summarise(results_of(evaluations, own))
     _, fct, side_info = cells(tables(summary), AREAS)
-    assert (fct[3], fct[7]) == ("50.0", "40.0")
-    assert fct[9:] == ["50.0", "50.0"]  # of 10 to 90, and of 0 to 80
+    assert (fct[3], fct[7]) == ("45.0", "35.0")
+    assert fct[9:] == ["50.0", "87.5"]  # of 10 to 80, and of 0 to 40
     assert side_info[9:] == ["-", "-"]
     new_new = summary.backfilling[0].new_new
     assert new_new is not None
-    assert new_new["cmc_top1"] == over_seeds([0.9])
-
-
-@pytest.mark.parametrize(
-    ("auc", "old", "new", "share"),
-    [(0.2, 0.2, 0.6, 0.0), (0.6, 0.2, 0.6, 1.0), (0.7, 0.2, 0.6, 1.25), (0.1, 0.2, 0.6, -0.25), (0.5, 0.6, 0.6, None)],
-)
-def test_gain_recovered(auc: float, old: float, new: float, share: float | None) -> None:
-    assert gain_recovered(auc, old, new) == (None if share is None else pytest.approx(share))
+    assert new_new["cmc_top1"] == over_seeds([0.8])
 
 
 A1 = {name: ["a1"] for name in EVERY_STAGE}
@@ -165,7 +147,7 @@ def test_the_report_says_how_it_was_made(evaluations: dict[str, Any]) -> None:
 
 
 def test_figures_over_seeds(once: dict[str, Any]) -> None:
-    of_seeds = {"eval_new_old_seed_3": evaluation(0.4), "eval_new_old_seed_5": evaluation(0.44)}
+    of_seeds = {"eval_new_old_seed_3": evaluation(0.4, ORDERS), "eval_new_old_seed_5": evaluation(0.44, ORDERS)}
     results = results_of(once | of_seeds, SEEDED)
     seeds = [(each["seed"], each["stages"]["h"]["seed"], each["stages"]["old"]["seed"]) for each in results]
     assert seeds == [(3, 3, 3), (5, 5, 3)]
@@ -173,12 +155,12 @@ def test_figures_over_seeds(once: dict[str, Any]) -> None:
     text = report(results, {})
     assert cells(text, "Retrieval without backfilling")[1][2] == "20.0"  # it ran once
     _, fct, _ = cells(text, AREAS)
-    # CMC-1 of 50 and 54: their deviation is the root of 8; of the gain, 75 and 85, the root of 50.
-    assert fct[3] == "52.0 ± 2.8"
-    assert fct[9] == "80.0 ± 7.1"
+    # CMC-1 of 45 and 49: their deviation is the root of 8; of the gain, 62.5 and 72.5, the root of 50.
+    assert fct[3] == "47.0 ± 2.8"
+    assert fct[9] == "67.5 ± 7.1"
     assert "mean ± standard deviation (n - 1) over 2 seeds" in text
     (row, _) = summarise(results).backfilling
-    assert (row.curves["cmc_top1"][1].mean, row.curves["cmc_top1"][1].deviation) == pytest.approx((0.42, 0.0008**0.5))
+    assert (row.curves["cmc_top1"][1].mean, row.curves["cmc_top1"][1].deviation) == pytest.approx((0.47, 0.0008**0.5))
     assert "- Seeds: 3, 5; once, with seed 3, for all: data, old, new, eval_old_old, eval_new_new\n" in text
     times = cells(text, "Time of each stage")
     assert ["h", "1 min 1 s, 1 min 1 s"] in times
