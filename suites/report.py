@@ -154,13 +154,12 @@ def number(figure: Figure | None, scale: float = 1, digits: int = 3) -> str:
 
 def _hardware(results: list[Results]) -> str:
     """The machines that ran the stages; more than one where a suite went on elsewhere."""
-    machines = []
-    for stage in [stage for result in results for stage in result["stages"].values()]:
-        e = stage["environment"]
-        machine = f"{e['device']}, {e['cores']} CPU cores, Python {e['python']}, torch {e['torch']}"
-        if machine not in machines:
-            machines.append(machine)
-    return "; ".join(machines)
+    environments = [stage["environment"] for result in results for stage in result["stages"].values()]
+    machines = [
+        f"{each['device']}, {each['cores']} CPU cores, Python {each['python']}, torch {each['torch']}"
+        for each in environments
+    ]
+    return "; ".join(dict.fromkeys(machines))
 
 
 def _revisions(results: list[Results]) -> str:

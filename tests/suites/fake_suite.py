@@ -133,8 +133,8 @@ tables:
 EVERY_STAGE = ["data", "old", "new", "h", "eval_old_old", "eval_new_new", "eval_new_old"]
 
 
-def suite_values(changes: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The suite's nested values, with `changes` by dotted keys, in which a number counts the items of a list."""
+def read_suite(changes: dict[str, Any] | None = None) -> SuiteConfig:
+    """The suite with `changes` by dotted keys, in which a number counts the items of a list."""
     values = parse_yaml(SUITE)
     for dotted, value in (changes or {}).items():
         *parents, last = dotted.split(".")
@@ -142,7 +142,7 @@ def suite_values(changes: dict[str, Any] | None = None) -> dict[str, Any]:
         for name in parents:
             part = part[int(name)] if isinstance(part, list) else part.setdefault(name, {})
         part[last] = value
-    return values
+    return build(SuiteConfig, values, source="suite.yaml")
 
 
 def write_suite(root: Path) -> None:
@@ -150,19 +150,14 @@ def write_suite(root: Path) -> None:
     (root / "configs").mkdir(exist_ok=True)
     for name, ending in SCRIPTS.items():
         (root / name).write_text(SCRIPT + ending)
-    for name, config in CONFIGS.items():
+    for name, config in (CONFIGS | {"suite": parse_yaml(SUITE)}).items():
         write_config(root, name, config)
-    write_config(root, "suite", suite_values())
     rows = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
     np.savez(root / "embeddings.npz", embeddings=rows, ids=np.arange(12), labels=np.arange(12) // 4)
 
 
 def write_config(root: Path, name: str, values: dict[str, Any]) -> None:
     (root / "configs" / f"{name}.yaml").write_text(json.dumps(values))  # JSON is YAML, and the scripts start sooner
-
-
-def read_suite(values: dict[str, Any]) -> SuiteConfig:
-    return build(SuiteConfig, values, source="suite.yaml")
 
 
 def run(root: Path, changes: dict[str, Any] | None = None) -> list[str]:
@@ -173,7 +168,7 @@ def run(root: Path, changes: dict[str, Any] | None = None) -> list[str]:
     """
     log, ran = root / "calls.jsonl", []
     content_of.cache_clear()
-    for stage in plan(read_suite(suite_values(changes)), root):
+    for stage in plan(read_suite(changes), root):
         log.unlink(missing_ok=True)
         run_stage(stage, heading=stage.label)
         if log.exists():

@@ -8,7 +8,7 @@ import pytest
 from suites.config import SuiteConfig
 from suites.methods import expand
 from suites.planning import PlannedStage, plan
-from tests.suites.fake_suite import CONFIGS, EVERY_STAGE, OLD, read_suite, suite_values, write_config
+from tests.suites.fake_suite import CONFIGS, EVERY_STAGE, OLD, read_suite, write_config
 from utils.config import build, read_config
 from utils.errors import UserError
 
@@ -18,7 +18,7 @@ ONCE = {"stages.old.once": True, "stages.new.once": True}
 
 def planned(root: Path, changes: dict[str, Any]) -> dict[str, PlannedStage]:
     """The planned stages of the changed suite, by label."""
-    return {stage.label: stage for stage in plan(read_suite(suite_values(changes)), root)}
+    return {stage.label: stage for stage in plan(read_suite(changes), root)}
 
 
 def test_data_that_no_stage_reads_is_not_prepared(root: Path) -> None:
@@ -28,7 +28,7 @@ def test_data_that_no_stage_reads_is_not_prepared(root: Path) -> None:
 
 def test_reports_that_differ_behind_a_dot_have_pictures_of_their_own() -> None:
     reports = ("docs/v1.0", "docs/v1.1", "docs/v1.2.md")
-    pictures = [str(read_suite(suite_values({"report": report})).picture("a.png")) for report in reports]
+    pictures = [str(read_suite({"report": report}).picture("a.png")) for report in reports]
     assert pictures == ["docs/v1.0_a.png", "docs/v1.1_a.png", "docs/v1.2_a.png"]
 
 
@@ -145,6 +145,10 @@ def test_an_evaluation_that_draws_at_random_is_repeated(root: Path, drawn: dict[
         ({"seeds": [0, 1], "overrides.seed": 1}, "seeds: contradicts overrides.seed"),
         ({"seeds": [0, 1], "stages.old.overrides.seed": 9}, "overrides.seed: contradicts seeds; mark the stage `once"),
         ({"seeds": [0, 1], "stages.h.once": True}, f"stages.h.once: old_model_path: {OLD} is made for each seed"),
+        (
+            {"only": ["h"]},
+            f"stage h: old_model_path: there is no {OLD}, and stage old, which `only` leaves out, makes it",
+        ),
         ({"only": ["hh"]}, "only: unknown 'hh'; did you mean h?"),
     ],
 )

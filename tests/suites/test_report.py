@@ -15,7 +15,7 @@ from suites.report import report, tables
 from suites.results import collect_results
 from suites.stages import Record
 from suites.summary import over_seeds, summarise
-from tests.suites.fake_suite import EVERY_STAGE, evaluation, read_suite, suite_values
+from tests.suites.fake_suite import EVERY_STAGE, evaluation, read_suite
 from utils.errors import UserError
 
 MACHINE = {"python": "3.11", "torch": "2.11", "device": "a GPU", "cpu": "a CPU", "cores": 2}
@@ -45,7 +45,7 @@ def evaluations(once: dict[str, Any]) -> dict[str, Any]:
 
 def results_of(evaluations: dict[str, Any], changes: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """Results for each seed of the changed suite, from the results of evaluations by the stages' labels."""
-    suite = read_suite(suite_values(changes))
+    suite = read_suite(changes)
     stages = plan(suite, root=Path.cwd())
     suite.stages_dir.mkdir(parents=True, exist_ok=True)
     for name, result in evaluations.items():
@@ -185,7 +185,7 @@ def risk(kept: float, correlation: float) -> dict[str, Any]:
 
 def test_how_good_each_order_is(once: dict[str, Any]) -> None:
     orders = ("sigma", "distance", "confidence", "random")
-    row = suite_values()["tables"]["backfilling"][0]
+    row = {"case": "FCT new/old", "side_info": False, "stage": "eval_new_old"}
     rows = [row | {"order": order, "curve": order != "distance"} for order in orders]
     shown = {"tables.backfilling": rows, "stages.eval_new_old.overrides.eval_params.backfilling_list": list(orders)}
     of_seeds = {f"eval_new_old_seed_{seed}": evaluation(0.4, orders) for seed in (3, 5)}
