@@ -7,25 +7,17 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 from matplotlib.figure import Figure as Picture
-from PIL import Image
 
 from evaluation.config import BackfillingOrder
-from suites import plots
 from suites.plots import ORDER_NAMES, ORDER_STYLES, plot_areas, plot_backfilling, plot_risk_coverage
 from suites.summary import Figure, Figures, Risk, Row, Summary
 
 
 @pytest.fixture
 def saved(monkeypatch: pytest.MonkeyPatch) -> list[Picture]:
-    """The figures that are saved, as objects."""
+    """The pictures that would be saved."""
     pictures: list[Picture] = []
-    save = plots.save_figure
-
-    def keep(figure: Picture, path: Path) -> None:
-        pictures.append(figure)
-        save(figure, path)
-
-    monkeypatch.setattr(plots, "save_figure", keep)
+    monkeypatch.setattr("suites.plots.save_figure", lambda figure, path: pictures.append(figure))
     return pictures
 
 
@@ -40,6 +32,7 @@ def points(*means: float, deviation: float | None = None) -> list[Figure]:
     return [Figure(mean, deviation) for mean in means]
 
 
+PATH = Path("picture.png")
 FCT = Row(
     *("FCT new/old", False, "random", None),
     measured=figures(0.5, 0.25),
@@ -68,10 +61,8 @@ def heights(lines: Any) -> list[list[float]]:
     return [np.asarray(line.get_ydata()).tolist() for line in lines]
 
 
-def test_backfilling_curves(tmp_path: Path, saved: list[Picture]) -> None:
-    plot_backfilling(summary(FCT, FASTFILL, NOT_RUN, replace(FCT, curve=False)), tmp_path / "backfilling.png")
-    with Image.open(tmp_path / "backfilling.png") as image:
-        assert min(image.size) > 400
+def test_backfilling_curves(saved: list[Picture]) -> None:
+    plot_backfilling(summary(FCT, FASTFILL, NOT_RUN, replace(FCT, curve=False)), PATH)
     cmc, mean_precision = saved[0].axes
     assert (cmc.get_ylabel(), mean_precision.get_ylabel()) == ("CMC-1 (%)", "mAP (%)")
     assert legend_of(saved[0]) == ["FastFill, sigma: 56.0, 28.0", "FCT, random: 50.0, 25.0"]  # the best at the top
@@ -82,10 +73,10 @@ def test_backfilling_curves(tmp_path: Path, saved: list[Picture]) -> None:
     assert [text.get_text() for text in cmc.texts] == ["new/new  60.0", "old/old  30.0"]
 
 
-def test_bands_over_seeds(tmp_path: Path, saved: list[Picture]) -> None:
+def test_bands_over_seeds(saved: list[Picture]) -> None:
     curves = {name: points(0.45, 0.57, 0.6, deviation=0.07) for name in ("cmc_top1", "map")}
     of_seeds = replace(FCT, measured=figures(0.52, 0.25, 0.028), curves=curves)
-    plot_backfilling(summary(of_seeds, FASTFILL), tmp_path / "backfilling.png")
+    plot_backfilling(summary(of_seeds, FASTFILL), PATH)
     assert legend_of(saved[0])[1] == "FCT, random: 52.0 ± 2.8, 25.0 ± 2.8"
     (band,) = saved[0].axes[0].collections  # FastFill has one seed
     vertices = np.asarray(band.get_paths()[0].vertices)
@@ -93,10 +84,10 @@ def test_bands_over_seeds(tmp_path: Path, saved: list[Picture]) -> None:
         assert np.isclose(vertices, point).all(1).any()
 
 
-def test_one_panel_without_map(tmp_path: Path, saved: list[Picture]) -> None:
+def test_one_panel_without_map(saved: list[Picture]) -> None:
     without = Summary([0], figures(0.3, None), figures(0.6, None), [], [replace(FCT, measured=figures(0.5, None))])
-    plot_backfilling(without, tmp_path / "backfilling.png")
-    plot_areas(without, tmp_path / "areas.png")
+    plot_backfilling(without, PATH)
+    plot_areas(without, PATH)
     assert [axes.get_ylabel() for axes in saved[0].axes] == ["CMC-1 (%)"]
     assert [axes.get_xlabel() for axes in saved[1].axes] == ["AUC CMC-1 (%)"]
 
@@ -110,13 +101,11 @@ JUDGED = replace(FASTFILL, risks=dict.fromkeys(("alignment_error", "cmc_top1"), 
 OTHER_ORDER = replace(JUDGED, order="distance", risks=dict.fromkeys(JUDGED.risks, risk(0.05, 0.2)))
 
 
-def test_risk_coverage(tmp_path: Path, saved: list[Picture]) -> None:
-    path = tmp_path / "risk.png"
-    assert not plot_risk_coverage(summary(FCT, FASTFILL), path)
-    assert not path.exists()  # no order was judged
+def test_risk_coverage(saved: list[Picture]) -> None:
+    assert not plot_risk_coverage(summary(FCT, FASTFILL), PATH)  # no order was judged
+    assert not saved
     judged = summary(FCT, JUDGED, OTHER_ORDER, replace(JUDGED, case="FCT new/old", curve=False))
-    assert plot_risk_coverage(judged, path)
-    assert path.exists()
+    assert plot_risk_coverage(judged, PATH)
     errors, missed = saved[0].axes
     labels = ["mean alignment error of those kept", "mean 1 - CMC-1 of those kept"]
     assert [axes.get_ylabel() for axes in (errors, missed)] == labels
@@ -125,20 +114,19 @@ def test_risk_coverage(tmp_path: Path, saved: list[Picture]) -> None:
         assert heights(axes.lines) == [*bounds, [0.1, 0.2], [0.05, 0.2]]
     orders = ["FastFill, sigma", "FastFill, distance (oracle)"]
     assert legend_of(saved[0]) == [*orders, "random order", "smallest risk first"]
-    plot_backfilling(judged, path)
+    plot_backfilling(judged, PATH)
     colours = [{str(line.get_color()) for line in axes.lines} for axes in (errors, saved[1].axes[0])]
     assert len(colours[0]) == 1  # FastFill's
     assert colours[0] <= colours[1]
     lacking = replace(OTHER_ORDER, risks={"alignment_error": risk(0.05, 0.2)})
-    plot_risk_coverage(summary(JUDGED, lacking), path)
+    plot_risk_coverage(summary(JUDGED, lacking), PATH)
     assert [len(axes.lines) for axes in saved[2].axes] == [4, 3]
 
 
-def test_areas_lie_beside_the_new_new_of_each_row(tmp_path: Path, saved: list[Picture]) -> None:
+def test_areas_lie_beside_the_new_new_of_each_row(saved: list[Picture]) -> None:
     of_seeds = replace(FCT, measured=figures(0.52, 0.26, 0.028))
     with_own_models = replace(FASTFILL, new_new=figures(0.7, 0.65))
-    plot_areas(summary(of_seeds, with_own_models, NOT_RUN), tmp_path / "areas.png")
-    assert (tmp_path / "areas.png").exists()
+    plot_areas(summary(of_seeds, with_own_models, NOT_RUN), PATH)
     cmc, mean_precision = saved[0].axes
     assert (cmc.get_xlabel(), mean_precision.get_xlabel()) == ("AUC CMC-1 (%)", "AUC mAP (%)")
     assert [label.get_text() for label in cmc.get_yticklabels()] == ["FCT", "FastFill"]

@@ -66,7 +66,7 @@ def test_fewer_classes_and_items_than_asked_for() -> None:
     assert {len(hits.ids) for example in examples for hits in example.steps} == {3}
 
 
-def test_right_and_wrong_are_framed_and_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_right_and_wrong_are_framed_and_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     figures: list[Figure] = []
     monkeypatch.setattr("suites.retrieval_examples.save_figure", lambda figure, path: figures.append(figure))
     rights = [[False, False], [True, False], [True, True]]
@@ -77,7 +77,7 @@ def test_right_and_wrong_are_framed_and_marked(tmp_path: Path, monkeypatch: pyte
         drawn.append(item)
         return Image.new("RGB", (40, 20 + item))
 
-    plot_retrieval_examples(examples, image_of, tmp_path / "examples.png")
+    plot_retrieval_examples(examples, image_of, Path("examples.png"))
     assert drawn == [9, 0, 1, 10, 11, 20, 21] * 3
     (axes,) = figures[0].axes
     marks = [text.get_text() for text in axes.texts if text.get_text() in "✓✗"]
