@@ -171,10 +171,8 @@ def compare_backbones(arch: BackboneArch, batch: Batch, steps: int, turns: int) 
         images = OneBatch(batch, steps, build_backbone(**to_dict(arch)).to(DEVICE))
         train_on_images(images, arch, batch_size, turns + 1, precision)
         plain, ours = images.turns.times()
-        name, bar = (
-            f"precision {precision} ({resolve_precision(precision, DEVICE)})",
-            3.0 if precision == "auto" else None,
-        )
+        name = f"precision {precision} ({resolve_precision(precision, DEVICE)})"
+        bar = 3.0 if precision == "auto" else None
         speed[precision] = median(ratios(plain, ours))
         yield figure(f"backbone, step, {name}, against the plain loop", ratios(plain, ours), "x", at_least=bar)
         yield figure(f"  {name}", [batch_size / spent for spent in ours], "images/s")

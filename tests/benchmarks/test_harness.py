@@ -19,7 +19,7 @@ def test_ways_take_turns_and_the_first_turn_does_not_count() -> None:
     times = take_turns({"a": partial(way, "a", 0.02), "b": partial(way, "b", 0.0)}, turns=2)
     assert calls == ["a", "b"] * 3
     assert [len(each) for each in times.values()] == [2, 2]
-    assert min(times["a"]) >= 0.02
+    assert all(0.02 <= each < 0.5 for each in times["a"])
 
 
 def test_a_trainer_takes_turns_with_the_plain_loop() -> None:

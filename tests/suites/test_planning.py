@@ -94,13 +94,11 @@ def test_every_training_is_repeated_and_read_by_the_stages_of_its_seed(root: Pat
     assert len(set(outputs)) == len(outputs)
 
 
-def test_what_is_marked_once_and_evaluations_of_it_serve_all_seeds(root: Path) -> None:
+def test_what_is_marked_once_serves_all_seeds(root: Path) -> None:
     stages = planned(root, ONCE | {"seeds": [5, 3], "stages.new.overrides.seed": 9})
-    shared = ["data", "old", "new", "eval_old_old", "eval_new_new"]
-    assert [label for label, stage in stages.items() if stage.seed is None] == shared
     assert (stages["old"].config.seed, stages["new"].config.seed) == (5, 9)
     assert stages["h_seed_3"].inputs["old_model_path"] == OLD
-    assert stages.keys() == {*shared, *(f"{name}_seed_{seed}" for seed in (5, 3) for name in ("h", "eval_new_old"))}
+    assert {"eval_old_old", "eval_new_old_seed_5", "eval_new_old_seed_3"} < stages.keys()
 
 
 @pytest.mark.parametrize("drawn", [{"interval_level": 0.9}, {"subset": {"imbalance": 3}}, {"backfilling": 1}])
