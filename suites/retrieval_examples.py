@@ -69,7 +69,9 @@ def nearest(queries: Embeddings, gallery: Embeddings, k: int, metric: str = "l2"
         chunk = slice(start, start + CHUNK)
         distances = lengths - 2 * q[chunk] @ g.T  # (chunk, n); |q|^2 does not change a query's ranking
         distances[queries.ids[chunk, None] == gallery.ids] = np.inf
-        found.append(np.argsort(distances, axis=1, kind="stable")[:, :k])
+        closest = np.argpartition(distances, k, axis=1)[:, :k]
+        order = np.argsort(np.take_along_axis(distances, closest, axis=1), axis=1, kind="stable")
+        found.append(np.take_along_axis(closest, order, axis=1))
     return np.concatenate(found)
 
 
