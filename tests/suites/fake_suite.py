@@ -13,43 +13,6 @@ from suites.planning import plan
 from suites.stages import content_of, run_stage
 from utils.config import build, parse_yaml
 
-SCRIPT = """
-import json, pathlib, shutil, sys, time
-
-name = pathlib.Path(__file__).stem
-with open("calls.jsonl", "a") as log:
-    log.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
-if pathlib.Path(f"{name}.hangs").exists():
-    time.sleep(60)
-if pathlib.Path(f"{name}.fails").exists():
-    sys.exit(int(pathlib.Path(f"{name}.fails").read_text()))
-if "--config" in sys.argv:
-    config = json.load(open(sys.argv[2]))
-    for argument in sys.argv[3:]:
-        key, _, text = argument.partition("=")
-        *parents, last = key.split(".")
-        values = config
-        for parent in parents:
-            values = values.setdefault(parent, {})
-        values[last] = json.loads(text)
-"""
-WRITE_DATA = """
-root = pathlib.Path(sys.argv[sys.argv.index("--output") + 1])
-for split in ("training", "validation"):
-    for label in range(3):
-        folder = root / split / str(label)
-        folder.mkdir(parents=True, exist_ok=True)
-        for i in range(4):
-            (folder / f"{i}.ppm").write_bytes(b"P6 8 8 255 " + bytes([80 * label, 60 * i, 0] * 64))
-"""
-WRITE_MODEL = """
-for key in ("output_model_path", "output_transformation_path", "output_transformed_old_model_path"):
-    if config.get(key):
-        path = pathlib.Path(config[key])
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([config["epochs"], config.get("seed")]))
-"""
-
 
 def evaluation(quality: float, orders: Iterable[str]) -> dict[str, Any]:
     """What eval.py would find in a gallery of that quality."""
@@ -61,27 +24,50 @@ def evaluation(quality: float, orders: Iterable[str]) -> dict[str, Any]:
     return {"num_queries": 12, "distance_metric": "l2", "metrics": metrics, "backfilling": backfilling}
 
 
-WRITE_RESULT = f"""
+IMPORTS = """
+import itertools, json, sys, time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
-{inspect.getsource(evaluation)}
-quality = float(config["gallery_model_path"].partition("quality")[2].removesuffix(".pt").partition("_")[0])
-result = evaluation(quality, config["eval_params"].get("backfilling_list", []))
-output = pathlib.Path(config["output"])
-output.parent.mkdir(parents=True, exist_ok=True)
-output.write_text(json.dumps(result))
-folder = config["eval_params"].get("embeddings_output_dir")
-if folder:
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    for name in ("query", "gallery"):
-        shutil.copy("embeddings.npz", f"{{folder}}/{{name}}.npz")
 """
-SCRIPTS = {
-    "prepare_dataset.py": WRITE_DATA,
-    "train_backbone.py": WRITE_MODEL,
-    "train_transformation.py": WRITE_MODEL,
-    "eval.py": WRITE_RESULT,
-}
+RUN = """
+name = Path(__file__).stem
+with open("calls.jsonl", "a") as log:
+    log.write(json.dumps([name, *sys.argv[1:]]) + "\\n")
+if Path(f"{name}.hangs").exists():
+    time.sleep(60)
+if Path(f"{name}.fails").exists():
+    sys.exit(int(Path(f"{name}.fails").read_text()))
+config, written = {}, {}  # path -> content
+if "--config" in sys.argv:
+    config = json.load(open(sys.argv[2]))
+    for argument in sys.argv[3:]:
+        key, _, text = argument.partition("=")
+        *parents, last = key.split(".")
+        values = config
+        for parent in parents:
+            values = values.setdefault(parent, {})
+        values[last] = json.loads(text)
+if name == "prepare_dataset":
+    root = sys.argv[sys.argv.index("--output") + 1]
+    for split, label, i in itertools.product(("training", "validation"), "012", "0123"):
+        written[f"{root}/{split}/{label}/{i}.ppm"] = f"P6 8 8 255 {64 * (label + i + '0')}".encode()
+elif name == "eval":
+    quality = float(config["gallery_model_path"].partition("quality")[2].removesuffix(".pt").partition("_")[0])
+    result = evaluation(quality, config["eval_params"].get("backfilling_list", []))
+    written[config["output"]] = json.dumps(result).encode()
+    if folder := config["eval_params"].get("embeddings_output_dir"):
+        written |= dict.fromkeys((f"{folder}/query.npz", f"{folder}/gallery.npz"), Path("embeddings.npz").read_bytes())
+else:
+    for key in ("output_model_path", "output_transformation_path", "output_transformed_old_model_path"):
+        if key in config:
+            written[config[key]] = json.dumps([config["epochs"], config.get("seed")]).encode()
+for path, content in written.items():
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_bytes(content)
+"""
+SCRIPT = IMPORTS + inspect.getsource(evaluation) + RUN  # of each, by its name
+SCRIPTS = ("prepare_dataset.py", "train_backbone.py", "train_transformation.py", "eval.py")
 OLD, H_OLD, NEW = "checkpoints/quality0.2.pt", "checkpoints/quality0.4.pt", "checkpoints/quality0.6.pt"
 DATASET = "dataset_params: {name: glyphs, data_root: data_store/fake, batch_size: 4}"
 OPTIMIZER = "optimizer_params: {algorithm: adam, lr: 0.001}"
@@ -148,8 +134,8 @@ def read_suite(changes: dict[str, Any] | None = None) -> SuiteConfig:
 def write_suite(root: Path) -> None:
     """Write the scripts, their configs and the suite below `root`."""
     (root / "configs").mkdir(exist_ok=True)
-    for name, ending in SCRIPTS.items():
-        (root / name).write_text(SCRIPT + ending)
+    for name in SCRIPTS:
+        (root / name).write_text(SCRIPT)
     for name, config in (CONFIGS | {"suite": parse_yaml(SUITE)}).items():
         write_config(root, name, config)
     rows = np.random.default_rng(0).normal(size=(12, 4)).astype(np.float32)
