@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -35,14 +36,7 @@ def kept(root: Path) -> list[Path]:
 
 
 def same(one: Batch, other: Batch) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-
-
-def forbid_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
-    def decode(file: Path) -> np.ndarray:
-        raise AssertionError(f"{file} was decoded again")
-
-    monkeypatch.setattr(folders, "read_pixels", decode)
+    return all(map(torch.equal, one, other))
 
 
 def test_a_second_run_decodes_nothing_and_sees_the_same(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -50,7 +44,7 @@ def test_a_second_run_decodes_nothing_and_sees_the_same(root: Path, monkeypatch:
     assert len(kept(root)) == 2
     batch_of(root, "validation")
     assert len(kept(root)) == 2  # so few are decoded in no time
-    forbid_decoding(monkeypatch)
+    monkeypatch.setattr(folders, "read_pixels", mock.Mock(side_effect=AssertionError("decoded again")))
     assert same(batch_of(root), whole)
     assert same(batch_of(root, num_classes=2), half)
     root.rename(root.with_name("moved"))
@@ -59,48 +53,36 @@ def test_a_second_run_decodes_nothing_and_sees_the_same(root: Path, monkeypatch:
 
 @pytest.mark.parametrize("change", ["another image of the same size", "one more", "one less", "another name"])
 def test_changed_images_are_decoded_anew(root: Path, change: str) -> None:
-    paths = sorted((root / "training" / "1").iterdir())
+    folder = root / "training" / "1"
+    Image.new("RGB", (16, 16)).save(folder / "plain.bmp")
+    before, earlier = batch_of(root), kept(root)
     if change == "another image of the same size":
-        for path in paths:
-            Image.new("RGB", (16, 16)).save(path.with_suffix(".bmp"))
-            path.unlink()
-    before = batch_of(root)
-    if change == "another image of the same size":
-        path = paths[0].with_suffix(".bmp")
-        status = path.stat()
-        Image.new("RGB", (16, 16), (9, 9, 9)).save(path)
-        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+        status = (folder / "plain.bmp").stat()
+        Image.new("RGB", (16, 16), (9, 9, 9)).save(folder / "plain.bmp")
+        os.utime(folder / "plain.bmp", ns=(status.st_atime_ns, status.st_mtime_ns + 1))
     elif change == "one more":
-        Image.new("RGB", (16, 16)).save(root / "training" / "1" / "more.png")
+        Image.new("RGB", (16, 16)).save(folder / "more.png")
     elif change == "one less":
-        paths[0].unlink()
+        (folder / "000.png").unlink()
     else:
-        paths[0].rename(root / "training" / "1" / "zzz.png")  # the last of its class now
-    now = batch_of(root)
-    assert not same(before, now)
-    expected = [read_pixels(path) for label in "012" for path in sorted((root / "training" / label).iterdir())]
-    (images,) = (np.load(path) for path in kept(root) if path.stat().st_mtime_ns == max_time(root))
-    assert np.array_equal(images, np.stack(expected))  # type: ignore[arg-type]
+        (folder / "000.png").rename(folder / "zzz.png")  # the last of its class now
+    assert not same(before, batch_of(root))
+    paths = [path for label in "012" for path in sorted((root / "training" / label).iterdir())]
+    (path,) = set(kept(root)).difference(earlier)
+    assert np.array_equal(np.load(path), np.stack([read_pixels(path) for path in paths]))  # type: ignore[arg-type]
 
 
-def max_time(root: Path) -> int:
-    return max(path.stat().st_mtime_ns for path in kept(root))
-
-
-@pytest.mark.parametrize("content", [b"", b"no array", "half", "another shape", "objects"])
-def test_a_damaged_array_is_written_again(root: Path, content: bytes | str) -> None:
+@pytest.mark.parametrize("damage", ["empty", "text", "half", "another shape", "objects"])
+def test_a_damaged_array_is_written_again(root: Path, damage: str) -> None:
     before = batch_of(root)
     (path,) = kept(root)
     whole = path.read_bytes()
-    if content == "half":
-        path.write_bytes(whole[: len(whole) // 2])
-    elif content == "another shape":
+    if damage == "another shape":
         np.save(path, np.zeros((11, 16, 16, 3), np.uint8))
-    elif content == "objects":
+    elif damage == "objects":
         np.save(path, np.array([{}], object), allow_pickle=True)
     else:
-        assert isinstance(content, bytes)
-        path.write_bytes(content)
+        path.write_bytes({"empty": b"", "text": b"no array", "half": whole[: len(whole) // 2]}[damage])
     assert same(batch_of(root), before)
     assert path.read_bytes() == whole
 
@@ -120,17 +102,12 @@ def test_only_the_main_process_writes(root: Path) -> None:
     assert len(kept(root)) == 1
 
 
-def test_where_nothing_can_be_written_every_run_decodes(root: Path) -> None:
+def test_where_nothing_can_be_written_every_run_decodes(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "save", mock.Mock(side_effect=OSError(28, "No space left on device")))
+        before = batch_of(root)
+    assert kept(root) == []
+    (root / ".decoded").rmdir()
     (root / ".decoded").write_text("in the way")
-    before = batch_of(root)
     assert same(batch_of(root), before)
     assert (root / ".decoded").read_text() == "in the way"
-
-
-def test_a_full_disk_leaves_nothing_behind(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(file: object, pixels: np.ndarray) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np, "save", full)
-    batch_of(root)
-    assert kept(root) == []
