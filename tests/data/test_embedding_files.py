@@ -4,6 +4,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pyarrow as pa
@@ -27,36 +28,42 @@ def lists(rows: Sequence[Any] | np.ndarray, kind: Any = None) -> Any:
     return pa.array(list(rows), kind or pa.list_(pa.float32()))
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "safetensors", "npz"])
+def all_equal(one: EmbeddingSet, other: EmbeddingSet) -> bool:
+    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
+    return all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs)
+
+
+@pytest.mark.parametrize("name", ["e", "e.npz", "e.parquet", "e.safetensors"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-@pytest.mark.parametrize("sigma", [torch.randn(N), torch.randn(N, D), None])
-def test_what_is_written_comes_back(
-    tmp_path: Path, suffix: str, dtype: torch.dtype, sigma: torch.Tensor | None
-) -> None:
-    ids = np.arange(N, dtype=np.uint64) + np.uint64(2**63) if suffix == "safetensors" else IDS
-    items = EmbeddingSet(torch.from_numpy(ROWS).to(dtype), ids, torch.from_numpy(LABELS), sigma)
-    write_embeddings(tmp_path / f"e.{suffix}", items)
-    read = read_embeddings(tmp_path / f"e.{suffix}", where="w")
-    for name, expected in vars(items).items():
-        actual = getattr(read, name)
-        assert (actual is None) if expected is None else np.array_equal(actual, expected)
-    assert read.embeddings.dtype == dtype
-    assert [path.name for path in tmp_path.iterdir()] == [f"e.{suffix}"]
+@pytest.mark.parametrize("sigma", [torch.randn(N), torch.randn(N, 1), torch.randn(N, D), None])
+def test_what_is_written_comes_back(tmp_path: Path, name: str, dtype: torch.dtype, sigma: torch.Tensor | None) -> None:
+    ids = np.arange(N, dtype=np.uint64) + np.uint64(2**63) if name == "e.safetensors" else IDS
+    embeddings = torch.from_numpy(ROWS).to(dtype)
+    whole = EmbeddingSet(embeddings, ids, torch.from_numpy(LABELS), sigma)
+    for folder, items in (("whole", whole), ("bare", EmbeddingSet(embeddings))):
+        write_embeddings(tmp_path / folder / name, items)
+        read = read_embeddings(tmp_path / folder / name, where="w")
+        assert all_equal(read, items)
+        assert read.embeddings.dtype == dtype
+        assert [path.name for path in (tmp_path / folder).iterdir()] == [name]
+
+
+def test_a_folder_is_not_written_over(tmp_path: Path) -> None:
+    (tmp_path / "e").mkdir()
+    with pytest.raises(UserError, match="cannot be written"):
+        write_embeddings(tmp_path / "e", EmbeddingSet(torch.from_numpy(ROWS)))
+    assert [*tmp_path.rglob("*")] == [tmp_path / "e"]
 
 
 def test_texts_and_tensors(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"e\.safetensors: its ids are texts, which \.safetensors cannot hold"):
         write_named_arrays(tmp_path / "e.safetensors", {"ids": IDS})
     assert not list(tmp_path.iterdir())
-    torch.save({"embeddings": torch.from_numpy(ROWS).bfloat16(), "ids": IDS.tolist(), "other": 3}, tmp_path / "e.pt")
-    read = read_embeddings(tmp_path / "e.pt", where="w")
-    assert read.embeddings.dtype == torch.float32
-    assert torch.equal(read.embeddings, torch.from_numpy(ROWS).bfloat16().float())
-    assert read.ids is not None
-    assert read.ids.tolist() == IDS.tolist()
-    tensors = {"embeddings": torch.from_numpy(ROWS).bfloat16()}
-    save_file(tensors, tmp_path / "e.safetensors")
-    assert torch.equal(read_embeddings(tmp_path / "e.safetensors", where="w").embeddings, read.embeddings)
+    rows = torch.from_numpy(ROWS).bfloat16()
+    torch.save({"embeddings": rows, "ids": IDS.tolist(), "other": 3}, tmp_path / "e.pt")
+    assert all_equal(read_embeddings(tmp_path / "e.pt", where="w"), EmbeddingSet(rows.float(), IDS))
+    save_file({"embeddings": rows}, tmp_path / "e.safetensors")
+    assert all_equal(read_embeddings(tmp_path / "e.safetensors", where="w"), EmbeddingSet(rows.float()))
 
 
 @pytest.mark.parametrize(
@@ -73,11 +80,8 @@ def test_columns_as_tables_have_them(tmp_path: Path, column: Any) -> None:
     categories = pa.array(IDS.tolist()).dictionary_encode()
     table = pa.table({"id": categories, "embedding": column, "label": pa.array(LABELS, pa.int8()), "url": ["u"] * N})
     pq.write_table(table, tmp_path / "e.parquet", row_group_size=4)
-    read = read_embeddings(tmp_path / "e.parquet", where="w")
-    assert np.array_equal(read.embeddings, ROWS)
-    assert read.ids is not None
-    assert read.labels is not None
-    assert (read.ids.tolist(), read.labels.tolist()) == (IDS.tolist(), LABELS.tolist())
+    expected = EmbeddingSet(torch.from_numpy(ROWS), IDS, torch.from_numpy(LABELS))
+    assert all_equal(read_embeddings(tmp_path / "e.parquet", where="w"), expected)
 
 
 @pytest.mark.parametrize("kind", [pa.binary(16), pa.uuid()])
@@ -85,12 +89,11 @@ def test_uuids_are_their_texts(tmp_path: Path, kind: Any) -> None:
     uuids = [uuid.uuid5(uuid.NAMESPACE_URL, str(i)) for i in range(N)]
     ids = pa.array([one.bytes for one in uuids], pa.binary(16)).cast(kind)
     pq.write_table(pa.table({"ids": ids, "embeddings": lists(ROWS)}), tmp_path / "e.parquet", row_group_size=4)
-    read = read_embeddings(tmp_path / "e.parquet", where="w")
-    assert read.ids is not None
-    assert read.ids.tolist() == [str(one) for one in uuids]
+    expected = EmbeddingSet(torch.from_numpy(ROWS), np.array([str(one) for one in uuids]))
+    assert all_equal(read_embeddings(tmp_path / "e.parquet", where="w"), expected)
 
 
-def write_shards(folder: Path, parts: dict[str, slice], **changes: Any) -> None:
+def write_shards(folder: Path, parts: dict[str, slice]) -> None:
     folder.mkdir()
     for name, rows in parts.items():
         pq.write_table(pa.table({"embeddings": lists(ROWS[rows]), "ids": IDS[rows]}), folder / name)
@@ -102,27 +105,19 @@ def test_shards_are_taken_by_their_numbers_and_may_be_empty(tmp_path: Path) -> N
     pq.write_table(pa.table({"embeddings": pa.nulls(0), "more": pa.nulls(0)}), tmp_path / "e" / "p-1.parquet")
     (tmp_path / "e" / "_SUCCESS").write_text("")
     (tmp_path / "e" / "._p-3.parquet").write_text("a copy's metadata")
-    read = read_embeddings(tmp_path / "e", where="w")
-    assert np.array_equal(read.embeddings, ROWS)
-    assert read.ids is not None
-    assert read.ids.tolist() == IDS.tolist()
+    assert all_equal(read_embeddings(tmp_path / "e", where="w"), EmbeddingSet(torch.from_numpy(ROWS), IDS))
     write_shards(tmp_path / "none", {"p-1.parquet": slice(0, 0), "p-2.parquet": slice(0, 0)})
     with pytest.raises(UserError, match=r"w: .*none is empty"):
         read_embeddings(tmp_path / "none", where="w")
 
 
-DOUBLES = lists(ROWS.astype(np.float64), pa.list_(pa.float64()))
-
-
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"embeddings": DOUBLES}, r"embeddings should be \(n, d\) float16 or float32, got \(6, 3\) float64"),
         ({"embeddings": lists([*ROWS[1:], ROWS[0, :2]])}, "embeddings: its lists are of different lengths, 3 and 2"),
         ({"embeddings": lists([*ROWS[1:], None])}, r"embeddings: 1 of its values are missing \(null\)"),
         ({"embeddings": lists(ROWS), "ids": [None, *IDS[1:]]}, r"ids: 1 of its values are missing"),
         ({"embeddings": lists(ROWS), "ids": [True] * N}, "ids: is of bool, neither numbers nor texts"),
-        ({"embeddings": lists(ROWS), "ids": [0.5] * N}, r"ids should be \(n,\) whole numbers or texts"),
         ({"embeddings": lists(ROWS), "embedding": lists(ROWS)}, "has both embeddings and embedding"),
         ({"vector": lists(ROWS)}, "has no array `embeddings`"),
     ],
@@ -170,9 +165,7 @@ def test_a_matrix_from_every_form(tmp_path: Path, suffix: str) -> None:
 @pytest.mark.parametrize("suffix", ["parquet", "safetensors", "pt", "npz"])
 def test_what_is_no_such_file(tmp_path: Path, suffix: str) -> None:
     (tmp_path / f"e.{suffix}").write_bytes(b"PAR1" + b"x" * 99)
-    with pytest.raises(
-        UserError, match=rf"w: .*e\.{suffix} is no embedding file \(\.npz, a folder of \.npy, \.parquet"
-    ):
+    with pytest.raises(UserError, match=rf"w: .*e\.{suffix} is no embedding file \(\.npz, a folder of \.npy, "):
         read_embeddings(tmp_path / f"e.{suffix}", where="w")
 
 
@@ -181,11 +174,6 @@ def test_a_package_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, package: str
 ) -> None:
     WRITERS[suffix](tmp_path / f"e.{suffix}", ROWS)
-
-    def missing(module: str) -> None:
-        raise ModuleNotFoundError(module)
-
-    monkeypatch.setattr(extras.importlib, "import_module", missing)
-    message = rf"w: .*e\.{suffix}: needs {package}, which is not here: pip install {package}$"
-    with pytest.raises(UserError, match=message):
+    monkeypatch.setattr(extras.importlib, "import_module", mock.Mock(side_effect=ModuleNotFoundError(package)))
+    with pytest.raises(UserError, match=rf"w: .*e\.{suffix}: needs {package}, .*: pip install {package}$"):
         read_embeddings(tmp_path / f"e.{suffix}", where="w")
