@@ -38,103 +38,100 @@ def refuse(folder: Path) -> dict[str, int]:
     raise AssertionError("a finished folder was filled again")
 
 
-class TestPrepare:
-    def test_makes_the_folder_once(self, tmp_path: Path) -> None:
-        output = tmp_path / "deep" / "toy"
-        assert prepare(output, RECIPE, fill) is True
-        assert prepare(output, RECIPE, refuse) is False
-        assert (output / "training" / "a" / "0.png").read_bytes() == b"image"
-        assert read_stamp(output)["images"] == {"training": 1, "validation": 1}
-        assert names(output.parent) == ["toy"]
+# Folders
 
-    @pytest.mark.parametrize(
-        ("error", "message"),
-        [
-            (UserError("bad"), "bad"),
-            (KeyboardInterrupt(), None),
-            (OSError(errno.ENOSPC, "of a write, which names no file"), "toy: no space left on the disk; free some"),
-        ],
-    )
-    def test_a_failure_leaves_nothing(self, tmp_path: Path, error: BaseException, message: str | None) -> None:
-        def fail(folder: Path) -> dict[str, int]:
-            fill(folder)
-            raise error
 
-        with pytest.raises((UserError, KeyboardInterrupt), match=message):
-            prepare(tmp_path / "toy", RECIPE, fail)
-        assert names(tmp_path) == []
+def test_a_folder_is_made_once(tmp_path: Path) -> None:
+    output = tmp_path / "deep" / "toy"
+    assert prepare(output, RECIPE, fill) is True
+    assert prepare(output, RECIPE, refuse) is False
+    assert (output / "training" / "a" / "0.png").read_bytes() == b"image"
+    assert read_stamp(output)["images"] == {"training": 1, "validation": 1}
+    assert names(output.parent) == ["toy"]
 
-    def test_a_file_system_without_locks(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=OSError(errno.ENOSYS, "Function not implemented")))
-        assert prepare(tmp_path / "toy", RECIPE, fill) is True
-        assert names(tmp_path) == ["toy"]
-        assert capsys.readouterr().err.startswith(f"note: {tmp_path}/toy is on a file system without locks")
 
-    def test_what_a_killed_run_left_is_cleared(self, tmp_path: Path) -> None:
-        stale = tmp_path / ".toy.partial" / "training" / "stale"
-        stale.mkdir(parents=True)
-        (stale / "0.png").write_bytes(b"half")
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (UserError("bad"), "bad"),
+        (KeyboardInterrupt(), None),
+        (OSError(errno.ENOSPC, "of a write, which names no file"), "toy: no space left on the disk; free some"),
+    ],
+)
+def test_a_failure_leaves_nothing(tmp_path: Path, error: BaseException, message: str | None) -> None:
+    def fail(folder: Path) -> dict[str, int]:
+        fill(folder)
+        raise error
+
+    with pytest.raises((UserError, KeyboardInterrupt), match=message):
+        prepare(tmp_path / "toy", RECIPE, fail)
+    assert names(tmp_path) == []
+
+
+def test_a_file_system_without_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(fcntl, "flock", mock.Mock(side_effect=OSError(errno.ENOSYS, "Function not implemented")))
+    assert prepare(tmp_path / "toy", RECIPE, fill) is True
+    assert names(tmp_path) == ["toy"]
+    assert capsys.readouterr().err.startswith(f"note: {tmp_path}/toy is on a file system without locks")
+
+
+def test_what_a_killed_run_left_is_cleared_and_links_are_not_followed(tmp_path: Path) -> None:
+    partial = tmp_path / "new" / ".toy.partial"
+    for folder in (tmp_path / "elsewhere", partial / "training" / "stale"):
+        folder.mkdir(parents=True)
+        (folder / "0.png").write_bytes(b"half")
+    (partial / "validation").symlink_to(tmp_path / "elsewhere")
+    prepare(tmp_path / "new" / "toy", RECIPE, fill)
+    assert names(tmp_path / "new" / "toy" / "training") == ["a"]
+    assert names(tmp_path / "new") == ["toy"]
+    assert names(tmp_path / "elsewhere") == ["0.png"]
+
+
+def test_foreign_files_stay(tmp_path: Path) -> None:
+    (tmp_path / "toy").mkdir()
+    (tmp_path / "toy" / "thesis.txt").write_text("precious")
+    with pytest.raises(UserError, match="did not write"):
         prepare(tmp_path / "toy", RECIPE, fill)
-        assert names(tmp_path / "toy" / "training") == ["a"]
-        assert names(tmp_path) == ["toy"]
+    assert (tmp_path / "toy" / "thesis.txt").read_text() == "precious"
 
-    def test_clearing_does_not_follow_links(self, tmp_path: Path) -> None:
-        elsewhere = tmp_path / "elsewhere"
-        elsewhere.mkdir()
-        (elsewhere / "precious").write_text("kept")
-        (tmp_path / ".toy.partial").mkdir()
-        (tmp_path / ".toy.partial" / "training").symlink_to(elsewhere)
-        prepare(tmp_path / "toy", RECIPE, fill)
-        assert (elsewhere / "precious").read_text() == "kept"
 
-    def test_foreign_files_stay(self, tmp_path: Path) -> None:
-        (tmp_path / "toy").mkdir()
-        (tmp_path / "toy" / "thesis.txt").write_text("precious")
-        with pytest.raises(UserError, match="did not write"):
-            prepare(tmp_path / "toy", RECIPE, fill)
-        assert (tmp_path / "toy" / "thesis.txt").read_text() == "precious"
+def test_an_empty_folder_and_a_link_to_one_are_filled(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "toy").symlink_to("disk")
+    assert prepare(tmp_path / "toy", RECIPE, fill)
+    assert (tmp_path / "toy").is_symlink()
+    assert (tmp_path / "disk" / STAMP).is_file()
 
-    def test_an_empty_folder_and_a_link_to_one_are_filled(self, tmp_path: Path) -> None:
-        (tmp_path / "disk").mkdir()
-        (tmp_path / "toy").symlink_to("disk")
-        assert prepare(tmp_path / "toy", RECIPE, fill)
-        assert (tmp_path / "toy").is_symlink()
-        assert (tmp_path / "disk" / STAMP).is_file()
 
-    def test_another_recipe_is_refused(self, tmp_path: Path) -> None:
-        prepare(tmp_path / "toy", RECIPE, fill)
-        with pytest.raises(UserError, match="parameters"):
-            prepare(tmp_path / "toy", Recipe("toy", parameters={"seed": 1}), refuse)
-        with pytest.raises(UserError, match="source"):
-            prepare(tmp_path / "toy", Recipe("toy", source="/elsewhere", parameters={"seed": 0}), refuse)
+def test_another_recipe_is_refused_and_one_without_source_accepts_any(tmp_path: Path) -> None:
+    prepare(tmp_path / "toy", Recipe("toy", source="/here", parameters={"seed": 0}), fill)
+    assert prepare(tmp_path / "toy", RECIPE, refuse) is False
+    with pytest.raises(UserError, match="parameters"):
+        prepare(tmp_path / "toy", Recipe("toy", parameters={"seed": 1}), refuse)
+    with pytest.raises(UserError, match="source"):
+        prepare(tmp_path / "toy", Recipe("toy", source="/elsewhere", parameters={"seed": 0}), refuse)
 
-    def test_a_recipe_without_source_accepts_any(self, tmp_path: Path) -> None:
-        prepare(tmp_path / "toy", Recipe("toy", source="/elsewhere"), fill)
-        assert prepare(tmp_path / "toy", Recipe("toy"), refuse) is False
 
-    def test_a_split_that_went_is_noticed(self, tmp_path: Path) -> None:
-        (tmp_path / "origin").mkdir()
+def test_a_split_that_went_is_noticed(tmp_path: Path) -> None:
+    prepare(tmp_path / "toy", RECIPE, fill)
+    (tmp_path / "toy" / "training").rename(tmp_path / "moved")
+    (tmp_path / "toy" / "training").symlink_to("../nowhere")
+    with pytest.raises(UserError, match="`training` is gone"):
+        prepare(tmp_path / "toy", RECIPE, refuse)
 
-        def link(folder: Path) -> dict[str, int]:
-            counts = fill(folder)
-            (folder / "training").rename(tmp_path / "moved")
-            (folder / "training").symlink_to(tmp_path / "origin")
-            return counts
 
-        prepare(tmp_path / "toy", RECIPE, link)
-        (tmp_path / "origin").rmdir()
-        with pytest.raises(UserError, match="`training` is gone"):
+def test_of_two_runs_at_once_the_second_is_refused(tmp_path: Path) -> None:
+    def meet(folder: Path) -> dict[str, int]:
+        with pytest.raises(UserError, match="another run"):
             prepare(tmp_path / "toy", RECIPE, refuse)
+        return fill(folder)
 
-    def test_two_runs_at_once(self, tmp_path: Path) -> None:
-        def meet(folder: Path) -> dict[str, int]:
-            with pytest.raises(UserError, match="another run"):
-                prepare(tmp_path / "toy", RECIPE, refuse)
-            return fill(folder)
+    assert prepare(tmp_path / "toy", RECIPE, meet)
 
-        assert prepare(tmp_path / "toy", RECIPE, meet)
+
+# CIFAR-100's files
 
 
 def batch(count: int = 3, **changes: Any) -> dict[str, Any]:
@@ -142,106 +139,106 @@ def batch(count: int = 3, **changes: Any) -> dict[str, Any]:
     return {"data": pixels, "fine_labels": [7 * i for i in range(count)], "coarse_labels": [0] * count} | changes
 
 
-class TestCifar100:
-    @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-    @pytest.mark.parametrize("key", [str, str.encode])
-    def test_reads_every_protocol(self, protocol: int, key: Callable[[str], Any]) -> None:
-        values = batch()
-        content = pickle.dumps({key(name): value for name, value in values.items()}, protocol)
-        split = cifar100.parse(content, "train")
-        assert split.labels.tolist() == [0, 7, 14]
-        # The original order is all red, all green, all blue, each row by row.
-        assert split.images[1, 2, 3].tolist() == [values["data"][1, c * 1024 + 2 * 32 + 3] for c in range(3)]
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("key", [str, str.encode])
+def test_every_protocol_is_read(protocol: int, key: Callable[[str], Any]) -> None:
+    values = batch()
+    content = pickle.dumps({key(name): value for name, value in values.items()}, protocol)
+    split = cifar100.parse(content, "train")
+    assert split.labels.tolist() == [0, 7, 14]
+    # The original order is all red, all green, all blue, each row by row.
+    assert split.images[1, 2, 3].tolist() == [values["data"][1, c * 1024 + 2 * 32 + 3] for c in range(3)]
 
-    def test_reads_what_python_2_wrote(self) -> None:
-        # Python 2 wrote keys and array bytes as its one kind of text, opcodes T and U, and numpy under its old names.
-        pixels = bytes(range(256)) * 12
-        content = (
-            b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-            b"(K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
-            b"K\x00tb\x89T\x00\x0c\x00\x00" + pixels + b"tbU\x0bfine_labels]K\x13au."
-        )
-        split = cifar100.parse(content, "train")
-        assert split.labels.tolist() == [19]
-        assert split.images.transpose(0, 3, 1, 2).tobytes() == pixels
 
-    @pytest.mark.parametrize(
-        "malicious",
-        [
-            b"cos\nsystem\n(S'touch %s'\ntR.",
-            b'c__builtin__\neval\n(S\'open("%s", "w")\'\ntR.',
-            b"cnumpy\nsave\n(S'%s'\nI1\ntR.",
-            b"\x80\x04\x8c\x05posix\x8c\x06system\x93(X\x0a\x00\x00\x00touch pwnd\x85R.",
-        ],
+def test_what_python_2_wrote_is_read() -> None:
+    # Python 2 wrote keys and array bytes as its one kind of text, opcodes T and U, and numpy under its old names.
+    pixels = bytes(range(256)) * 12
+    content = (
+        b"\x80\x02}(U\x04datacnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
+        b"(K\x01K\x01M\x00\x0c\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xff"
+        b"K\x00tb\x89T\x00\x0c\x00\x00" + pixels + b"tbU\x0bfine_labels]K\x13au."
     )
-    def test_a_pickle_that_executes_is_refused(self, tmp_path: Path, malicious: bytes) -> None:
-        victim = tmp_path / "victim"
-        content = malicious.replace(b"%s", bytes(victim))
-        with pytest.raises(UserError, match="refused; it asks for"):
-            cifar100.parse(content, "train")
-        assert not victim.exists()
+    split = cifar100.parse(content, "train")
+    assert split.labels.tolist() == [19]
+    assert split.images.transpose(0, 3, 1, 2).tobytes() == pixels
 
-    def test_only_latin_text_is_encoded(self) -> None:
-        content = b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00hextR."
-        with pytest.raises(UserError, match="text in hex"):
-            cifar100.parse(content, "train")
 
-    @pytest.mark.parametrize(
-        ("value", "message"),
-        [
-            ([1, 2], "no dictionary"),
-            ({"data": np.zeros((1, 3072), np.uint8)}, "no `fine_labels`"),
-            ({"fine_labels": [0]}, "no `data`"),
-            (batch(data=np.zeros((3, 3072), np.float32)), "uint8 of shape"),
-            (batch(data=np.zeros((3, 3071), np.uint8)), "uint8 of shape"),
-            (batch(data=[1, 2, 3]), "got list"),
-            (batch(0), "no image"),
-            (batch(fine_labels=[0, 1]), "3 images but 2"),
-            (batch(fine_labels=[0, 1, 100]), "span 0..100"),
-            (batch(fine_labels=[-1, 1, 9]), "span -1..9"),
-            (batch(fine_labels=["a", "b", "c"]), "whole numbers"),
-            (batch(fine_labels=[[0], [1, 2], 3]), "whole numbers"),
-            (batch(fine_labels=None), "whole numbers"),
-        ],
-    )
-    def test_bad_content_is_named(self, value: Any, message: str) -> None:
-        with pytest.raises(UserError, match=message) as caught:
-            cifar100.parse(pickle.dumps(value, 4), "some/train")
-        assert str(caught.value).startswith("some/train: ")
+@pytest.mark.parametrize(
+    "malicious",
+    [
+        b"cos\nsystem\n(S'touch %s'\ntR.",
+        b'c__builtin__\neval\n(S\'open("%s", "w")\'\ntR.',
+        b"cnumpy\nsave\n(S'%s'\nI1\ntR.",
+        b"\x80\x04\x8c\x05posix\x8c\x06system\x93(X\x0a\x00\x00\x00touch pwnd\x85R.",
+    ],
+)
+def test_a_pickle_that_executes_is_refused(tmp_path: Path, malicious: bytes) -> None:
+    victim = tmp_path / "victim"
+    content = malicious.replace(b"%s", bytes(victim))
+    with pytest.raises(UserError, match="refused; it asks for"):
+        cifar100.parse(content, "train")
+    assert not victim.exists()
 
-    def test_a_download_is_checked_by_torchvision(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        values = {"train": batch(3), "test": batch(2), "meta": {"fine_label_names": ["a"]}}
-        contents = {name: pickle.dumps(value, 2) for name, value in values.items()}
-        sums = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
-        for name, content in contents.items():
-            (tmp_path / name).write_bytes(content)
-        with tarfile.open(tmp_path / "cifar.tar.gz", "w:gz") as archive:
-            for name in contents:
-                archive.add(tmp_path / name, f"cifar-100-python/{name}")
-        fetch = mock.Mock(side_effect=lambda url, path: shutil.copy(tmp_path / "cifar.tar.gz", path))
-        monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", fetch)
-        monkeypatch.setattr(CIFAR100, "url", (tmp_path / "cifar.tar.gz").as_uri())
-        monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
-        monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
-        monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": sums["meta"]})
-        (tmp_path / "out").mkdir()
-        with pytest.raises(UserError, match=r"cannot download .*cifar.tar.gz"):  # it is not the official archive
-            cifar100.lay_out(tmp_path / "out", None)
-        monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5((tmp_path / "cifar.tar.gz").read_bytes()).hexdigest())
-        assert cifar100.lay_out(tmp_path / "out", None) == {"training": 3, "validation": 2}
-        images = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
-        assert images == [
-            "training/0/00000.png",
-            "training/14/00002.png",
-            "training/7/00001.png",
-            "validation/0/00000.png",
-            "validation/7/00001.png",
-        ]
-        pixels = read_pixels(tmp_path / "out" / images[2])
-        assert pixels is not None
-        assert np.array_equal(pixels.transpose(2, 0, 1).reshape(-1), values["train"]["data"][1])
 
-    @pytest.mark.parametrize("damage", [b"", b"not a pickle", pickle.dumps(batch(), 4)[:-400]])
-    def test_damaged_content_is_named(self, damage: bytes) -> None:
-        with pytest.raises(UserError, match="is not a CIFAR-100 file"):
-            cifar100.parse(damage, "train")
+def test_only_latin_text_is_encoded() -> None:
+    content = b"c_codecs\nencode\n(X\x01\x00\x00\x00aX\x03\x00\x00\x00hextR."
+    with pytest.raises(UserError, match="text in hex"):
+        cifar100.parse(content, "train")
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([1, 2], "no dictionary"),
+        ({"data": np.zeros((1, 3072), np.uint8)}, "no `fine_labels`"),
+        ({"fine_labels": [0]}, "no `data`"),
+        (batch(data=np.zeros((3, 3072), np.float32)), "uint8 of shape"),
+        (batch(data=np.zeros((3, 3071), np.uint8)), "uint8 of shape"),
+        (batch(data=[1, 2, 3]), "got list"),
+        (batch(0), "no image"),
+        (batch(fine_labels=[0, 1]), "3 images but 2"),
+        (batch(fine_labels=[0, 1, 100]), "span 0..100"),
+        (batch(fine_labels=[-1, 1, 9]), "span -1..9"),
+        (batch(fine_labels=["a", "b", "c"]), "whole numbers"),
+        (batch(fine_labels=[[0], [1, 2], 3]), "whole numbers"),
+        (batch(fine_labels=None), "whole numbers"),
+        *((damage, "is not a CIFAR-100 file") for damage in (b"", b"not a pickle", pickle.dumps(batch(), 4)[:-400])),
+    ],
+)
+def test_bad_content_is_named(value: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        cifar100.parse(value if isinstance(value, bytes) else pickle.dumps(value, 4), "some/train")
+    assert str(caught.value).startswith("some/train: ")
+
+
+def test_a_download_is_checked_by_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"train": batch(3), "test": batch(2), "meta": {"fine_label_names": ["a"]}}
+    contents = {name: pickle.dumps(value, 2) for name, value in values.items()}
+    sums = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    with tarfile.open(tmp_path / "cifar.tar.gz", "w:gz") as archive:
+        for name in contents:
+            archive.add(tmp_path / name, f"cifar-100-python/{name}")
+    fetch = mock.Mock(side_effect=lambda url, path: shutil.copy(tmp_path / "cifar.tar.gz", path))
+    monkeypatch.setattr("torchvision.datasets.utils._urlretrieve", fetch)
+    monkeypatch.setattr(CIFAR100, "url", (tmp_path / "cifar.tar.gz").as_uri())
+    monkeypatch.setattr(CIFAR100, "train_list", [["train", sums["train"]]])
+    monkeypatch.setattr(CIFAR100, "test_list", [["test", sums["test"]]])
+    monkeypatch.setattr(CIFAR100, "meta", CIFAR100.meta | {"md5": sums["meta"]})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match=r"cannot download .*cifar.tar.gz"):  # it is not the official archive
+        cifar100.lay_out(tmp_path / "out", None)
+    monkeypatch.setattr(CIFAR100, "tgz_md5", hashlib.md5((tmp_path / "cifar.tar.gz").read_bytes()).hexdigest())
+    assert cifar100.lay_out(tmp_path / "out", None) == {"training": 3, "validation": 2}
+    images = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+    assert images == [
+        "training/0/00000.png",
+        "training/14/00002.png",
+        "training/7/00001.png",
+        "validation/0/00000.png",
+        "validation/7/00001.png",
+    ]
+    pixels = read_pixels(tmp_path / "out" / images[2])
+    assert pixels is not None
+    assert np.array_equal(pixels.transpose(2, 0, 1).reshape(-1), values["train"]["data"][1])
