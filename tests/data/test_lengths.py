@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.lengths import Lengths, about_zeros, are_zero, lengths_of, zeros_kept
+from data.lengths import Lengths, are_zero, lengths_of, zeros_kept
 
 RNG = np.random.default_rng(0)
 UNIT = RNG.normal(size=(50, 6))
@@ -41,8 +41,3 @@ def test_what_is_zero_stays_zero() -> None:
     kept = zeros_kept(transformed, old)
     for row in range(5):
         assert torch.equal(kept[row], torch.zeros(4) if row in (1, 4) else transformed[row])
-
-
-def test_a_line_counts_and_names_them() -> None:
-    assert about_zeros("new: n.npz", 1, 17) == "new: n.npz: 1 zero vector, the first in row 17; kept as zero"
-    assert about_zeros("old: o.npz", 3, 0) == "old: o.npz: 3 zero vectors, the first in row 0; kept as zero"

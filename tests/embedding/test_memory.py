@@ -13,7 +13,17 @@ from torch import Tensor, nn
 
 from data.images import Batch
 from embedding.extraction import embed_images
-from embedding.memory import FEW, PLANNED, even_part, live_bytes, most_by_trial, most_that_train, most_within, trains_on
+from embedding.memory import (
+    FEW,
+    PLANNED,
+    _training_pass,
+    even_part,
+    live_bytes,
+    most_by_trial,
+    most_that_train,
+    most_within,
+    trains_on,
+)
 from models.resnet import build_backbone
 from tests.tiny import ENVIRONMENT, REPOSITORY
 from tests.utils.processes import run_processes
@@ -28,18 +38,6 @@ IMAGE = torch.zeros(1, 3, 32, 32)
 def small_resnet() -> nn.Module:
     torch.manual_seed(0)
     return build_backbone("ResNet18", num_classes=5, embedding_dim=8, stem="cifar", width=0.25)
-
-
-def training(module: nn.Module, precision: Resolved = "fp32"):  # type: ignore[no-untyped-def]
-    """A forward and backward pass, written out."""
-    weights = [parameter for parameter in module.parameters() if parameter.requires_grad]
-
-    def run(images: Tensor) -> None:
-        with autocast(precision, images.device):
-            logits = module(images)[0]
-        torch.autograd.grad(logits.float().sum(), weights)
-
-    return run
 
 
 def test_what_lives_is_counted_to_the_byte() -> None:
@@ -71,7 +69,7 @@ def test_what_autograd_keeps_is_within_the_count(precision: Resolved) -> None:
         logits = module(images)[0]
     saved = sum(kept.values()) - images.nbytes
     assert logits.requires_grad
-    peak = max(live_bytes(training(module, precision), [*module.parameters()], images))
+    peak = max(live_bytes(_training_pass(module, precision), [*module.parameters()], images))
     assert saved < peak < 1.3 * saved
 
 
@@ -87,7 +85,7 @@ def test_as_many_fit_as_a_pass_over_so_many_says(precision: Resolved, trained: b
         with torch.inference_mode(), autocast(precision, images.device):
             module(images)
 
-    run = training(module, precision) if trained else forward
+    run = _training_pass(module, precision) if trained else forward
 
     def needed(count: int) -> int:
         return max(live_bytes(run, present, IMAGE.repeat(count, 1, 1, 1)))
@@ -163,14 +161,12 @@ class Limited:
 
 
 @pytest.mark.parametrize(
-    ("most", "found", "tried"),
-    [(1024, 1024, [1024]), (700, 512, [1024, 512]), (100, 64, [1024, 512, 256, 128, 64]), (1, 1, None), (0, 0, None)],
+    ("most", "found", "tries"), [(1024, 1024, 1), (700, 512, 2), (100, 64, 5), (1, 1, 11), (0, 0, 11)]
 )
-def test_what_a_gpu_has_no_memory_for_is_halved(most: int, found: int, tried: list[int] | None) -> None:
+def test_what_a_gpu_has_no_memory_for_is_halved(most: int, found: int, tries: int) -> None:
     run = Limited(most)
     assert most_by_trial(run, IMAGE[..., :2, :2], 1024, 0, World()) == found
-    if tried is not None:
-        assert run.tried == tried
+    assert run.tried == [1024 // 2**halvings for halvings in range(tries)]
 
 
 def find_on_each(world: World) -> None:
@@ -193,11 +189,11 @@ def test_parts_are_even_where_that_is_not_twice_as_many(rows: int, most: int) ->
     size = even_part(rows, most)
     assert 1 <= size <= most
     parts, fewest = -(-rows // size), -(-rows // most)
-    divisors = [count for count in range(fewest, 2 * fewest) if rows % count == 0]
-    assert parts == (divisors[0] if divisors else fewest) or (rows % parts == 0 and parts == 2 * fewest)
+    assert fewest <= parts <= 2 * fewest
+    assert rows % parts == 0 or (parts == fewest and all(rows % count for count in range(fewest, 2 * fewest)))
 
 
-# ----------------------------------------------------------------------------------------------------------- evaluation
+# Evaluation
 
 
 def batches_of(sizes: list[int]) -> Iterator[Batch]:
