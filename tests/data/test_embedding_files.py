@@ -28,9 +28,11 @@ def lists(rows: Sequence[Any] | np.ndarray, kind: Any = None) -> Any:
     return pa.array(list(rows), kind or pa.list_(pa.float32()))
 
 
-def all_equal(one: EmbeddingSet, other: EmbeddingSet) -> bool:
-    pairs = zip(vars(one).values(), vars(other).values(), strict=True)
-    return all((a is None) == (b is None) and (a is None or np.array_equal(a, b)) for a, b in pairs)
+def same(one: EmbeddingSet, other: EmbeddingSet) -> bool:
+    """Whether both hold the same values, and tensors of the same types."""
+    pairs = [*zip(vars(one).values(), vars(other).values(), strict=True)]
+    types = [(a.dtype, b.dtype) for a, b in pairs if isinstance(a, torch.Tensor) and b is not None]
+    return all(np.array_equal(a, b) for a, b in pairs) and all(a == b for a, b in types)
 
 
 @pytest.mark.parametrize("name", ["e", "e.npz", "e.parquet", "e.safetensors"])
@@ -42,9 +44,7 @@ def test_what_is_written_comes_back(tmp_path: Path, name: str, dtype: torch.dtyp
     whole = EmbeddingSet(embeddings, ids, torch.from_numpy(LABELS), sigma)
     for folder, items in (("whole", whole), ("bare", EmbeddingSet(embeddings))):
         write_embeddings(tmp_path / folder / name, items)
-        read = read_embeddings(tmp_path / folder / name, where="w")
-        assert all_equal(read, items)
-        assert read.embeddings.dtype == dtype
+        assert same(read_embeddings(tmp_path / folder / name, where="w"), items)
         assert [path.name for path in (tmp_path / folder).iterdir()] == [name]
 
 
@@ -61,9 +61,9 @@ def test_texts_and_tensors(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
     rows = torch.from_numpy(ROWS).bfloat16()
     torch.save({"embeddings": rows, "ids": IDS.tolist(), "other": 3}, tmp_path / "e.pt")
-    assert all_equal(read_embeddings(tmp_path / "e.pt", where="w"), EmbeddingSet(rows.float(), IDS))
+    assert same(read_embeddings(tmp_path / "e.pt", where="w"), EmbeddingSet(rows.float(), IDS))
     save_file({"embeddings": rows}, tmp_path / "e.safetensors")
-    assert all_equal(read_embeddings(tmp_path / "e.safetensors", where="w"), EmbeddingSet(rows.float()))
+    assert same(read_embeddings(tmp_path / "e.safetensors", where="w"), EmbeddingSet(rows.float()))
 
 
 @pytest.mark.parametrize(
@@ -77,11 +77,12 @@ def test_texts_and_tensors(tmp_path: Path) -> None:
     ],
 )
 def test_columns_as_tables_have_them(tmp_path: Path, column: Any) -> None:
-    categories = pa.array(IDS.tolist()).dictionary_encode()
-    table = pa.table({"id": categories, "embedding": column, "label": pa.array(LABELS, pa.int8()), "url": ["u"] * N})
-    pq.write_table(table, tmp_path / "e.parquet", row_group_size=4)
-    expected = EmbeddingSet(torch.from_numpy(ROWS), IDS, torch.from_numpy(LABELS))
-    assert all_equal(read_embeddings(tmp_path / "e.parquet", where="w"), expected)
+    table = {"id": pa.array(IDS.tolist()).dictionary_encode(), "embedding": column, "url": ["u"] * N}
+    table |= {"label": pa.array(LABELS, pa.int8()), "sigma": pa.array(LABELS / 2)}
+    pq.write_table(pa.table(table), tmp_path / "e.parquet", row_group_size=4)
+    labels = torch.from_numpy(LABELS)
+    expected = EmbeddingSet(torch.from_numpy(ROWS), IDS, labels, labels.float() / 2)
+    assert same(read_embeddings(tmp_path / "e.parquet", where="w"), expected)
 
 
 @pytest.mark.parametrize("kind", [pa.binary(16), pa.uuid()])
@@ -90,7 +91,7 @@ def test_uuids_are_their_texts(tmp_path: Path, kind: Any) -> None:
     ids = pa.array([one.bytes for one in uuids], pa.binary(16)).cast(kind)
     pq.write_table(pa.table({"ids": ids, "embeddings": lists(ROWS)}), tmp_path / "e.parquet", row_group_size=4)
     expected = EmbeddingSet(torch.from_numpy(ROWS), np.array([str(one) for one in uuids]))
-    assert all_equal(read_embeddings(tmp_path / "e.parquet", where="w"), expected)
+    assert same(read_embeddings(tmp_path / "e.parquet", where="w"), expected)
 
 
 def write_shards(folder: Path, parts: dict[str, slice]) -> None:
@@ -105,7 +106,7 @@ def test_shards_are_taken_by_their_numbers_and_may_be_empty(tmp_path: Path) -> N
     pq.write_table(pa.table({"embeddings": pa.nulls(0), "more": pa.nulls(0)}), tmp_path / "e" / "p-1.parquet")
     (tmp_path / "e" / "_SUCCESS").write_text("")
     (tmp_path / "e" / "._p-3.parquet").write_text("a copy's metadata")
-    assert all_equal(read_embeddings(tmp_path / "e", where="w"), EmbeddingSet(torch.from_numpy(ROWS), IDS))
+    assert same(read_embeddings(tmp_path / "e", where="w"), EmbeddingSet(torch.from_numpy(ROWS), IDS))
     write_shards(tmp_path / "none", {"p-1.parquet": slice(0, 0), "p-2.parquet": slice(0, 0)})
     with pytest.raises(UserError, match=r"w: .*none is empty"):
         read_embeddings(tmp_path / "none", where="w")

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from data.embeddings import read_embeddings
 from utils.errors import UserError
@@ -18,15 +17,6 @@ ARRAYS: dict[str, np.ndarray] = {
     "labels": np.array([0, 1, 0, 2, 1]),
     "sigma": np.linspace(-1, 1, N, dtype=np.float32),
 }
-
-
-def test_integers_and_log_variances_of_any_width_are_read(tmp_path: Path) -> None:
-    labels, sigma = ARRAYS["labels"].astype(np.uint8), ARRAYS["sigma"].astype(np.float64)
-    write_arrays(tmp_path / "e.npz", {**ARRAYS, "labels": labels, "sigma": sigma})
-    items = read_embeddings(tmp_path / "e.npz", where="w")
-    assert items.labels is not None
-    assert items.log_variance is not None
-    assert (items.labels.dtype, items.log_variance.dtype) == (torch.int64, torch.float32)
 
 
 def test_a_folder_is_mapped_and_never_written_to(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "toy"
 
 
-def test_classes_names_and_order_stay(root: Path) -> None:
+def test_classes_names_and_order_stay_and_a_copy_of_another_origin_is_refused(root: Path) -> None:
     first, second, third, *_ = list_images(root, "training").paths
     photograph(30, 20).save(first)
     second.write_text("no image")
@@ -49,11 +49,7 @@ def test_classes_names_and_order_stay(root: Path) -> None:
         shapes = [None if pixels is None else pixels.shape for pixels in map(read_pixels, ours.paths)]
         assert shapes[2:] == [(32, 32, 3)] * (len(shapes) - 2)
     assert read_stamp(copy) == read_stamp(root) | {"parameters": {"resize": 32}}
-
-
-def test_a_second_time_nothing_is_done_and_another_origin_is_refused(root: Path) -> None:
-    resize(root, 32)
-    assert resize(root, 32) == (root.with_name("toy-32"), False)
+    assert resize(root, 32) == (copy, False)
     (root / "prepared.json").write_text((root / "prepared.json").read_text().replace("somewhere", "elsewhere"))
     with pytest.raises(UserError, match=r"toy-32: was prepared with source /somewhere, not /elsewhere; delete"):
         resize(root, 32)

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -27,10 +26,10 @@ from embedding.memory import (
 from models.resnet import build_backbone
 from tests.tiny import ENVIRONMENT, REPOSITORY
 from tests.utils.processes import run_processes
+from utils.batches import split_batch
 from utils.distributed import World
 from utils.errors import UserError
 from utils.precision import Resolved, autocast
-from utils.seeds import Stream, generator
 
 IMAGE = torch.zeros(1, 3, 32, 32)
 
@@ -196,14 +195,6 @@ def test_parts_are_even_where_that_is_not_twice_as_many(rows: int, most: int) ->
 # Evaluation
 
 
-def batches_of(sizes: list[int]) -> Iterator[Batch]:
-    start = 0
-    for size in sizes:
-        images = torch.randn(size, 3, 32, 32, generator=generator(0, Stream.AUGMENT, start))
-        yield Batch(images, torch.zeros(size, dtype=torch.int64), torch.arange(start, start + size))
-        start += size
-
-
 class Sizes(nn.Module):
     """A network that notes how many images it was given."""
 
@@ -216,31 +207,32 @@ class Sizes(nn.Module):
         return self.network(images)
 
 
-def embedded(model: Sizes, sizes: list[int]) -> Tensor:
+def embedded(model: Sizes, images: Tensor) -> Tensor:
+    everything = Batch(images, *[torch.arange(len(images))] * 2)
+    batches = [part for part, _ in split_batch(everything, 40)]
     outputs, positions = embed_images(
-        {"new": model}, batches_of(sizes), total=sum(sizes), precision="fp32", world=World(), title="test"
+        {"new": model}, batches, total=len(images), precision="fp32", world=World(), title="test"
     )
-    assert positions.tolist() == list(range(sum(sizes)))
+    assert torch.equal(positions, torch.arange(len(images)))
     return outputs["new"].embedding
 
 
 def test_embeddings_of_batches_that_do_not_fit_are_the_same(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, cut = Sizes(), Sizes()
-    expected = embedded(whole, [40, 40, 10])
+    images, whole, cut = torch.randn(90, 3, 32, 32), Sizes(), Sizes()
+    expected = embedded(whole, images)
     assert whole.seen == [40, 40, 10]  # nothing is looked at where there is memory enough by far
     assert capsys.readouterr().out == ""
     monkeypatch.setattr("embedding.memory.free_bytes", lambda device: 3 * 2**20)
-    torch.testing.assert_close(embedded(cut, [40, 40, 10]), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(embedded(cut, images), expected, rtol=1e-4, atol=1e-5)
     looked_at, parts = cut.seen[:2], cut.seen[2:]
     assert looked_at == [FEW, 2 * FEW]
-    assert sum(parts) == 90
-    assert max(parts) < 40
+    assert (sum(parts), max(parts) < 40) == (90, True)
     assert capsys.readouterr().out == f"the memory is for {parts[0]} images at a time, not for the batch of 40\n"
 
 
 def test_one_image_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedding.memory.free_bytes", lambda device: 2**16)
     with pytest.raises(UserError, match=r"dataset_params.image_size: not even one image of 32 px fits the 0.0 GiB"):
-        embedded(Sizes(), [4])
+        embedded(Sizes(), IMAGE.repeat(4, 1, 1, 1))
