@@ -1,4 +1,4 @@
-"""Arrays by name from every form of file: tables of a database, tensors, and shards of which some are empty."""
+"""Embedding files in every form: what is written comes back, arrays stay on disk, and misfits are named."""
 
 import uuid
 from collections.abc import Callable, Sequence
@@ -17,6 +17,7 @@ from data.embedding_files import read_array, read_matrix, write_named_arrays
 from data.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 from utils import extras
 from utils.errors import UserError
+from utils.files import write_arrays
 
 N, D = 6, 3
 ROWS = np.random.default_rng(0).normal(size=(N, D)).astype(np.float32)
@@ -46,6 +47,43 @@ def test_what_is_written_comes_back(tmp_path: Path, name: str, dtype: torch.dtyp
         write_embeddings(tmp_path / folder / name, items)
         assert same(read_embeddings(tmp_path / folder / name, where="w"), items)
         assert [path.name for path in (tmp_path / folder).iterdir()] == [name]
+
+
+def test_a_folder_is_mapped_and_never_written_to(tmp_path: Path) -> None:
+    write_arrays(tmp_path / "e", {"embeddings": ROWS})
+    with (tmp_path / "e" / "embeddings.npy").open("r+b") as file:
+        items = read_embeddings(tmp_path / "e", where="w")
+        file.seek(-4, 2)
+        file.write(np.float32(99).tobytes())
+    assert items.embeddings[-1, -1] == 99  # read from the file when it is looked at, not before
+    items.embeddings.fill_(0)
+    assert np.array_equal(np.load(tmp_path / "e" / "embeddings.npy")[:-1], ROWS[:-1])
+
+
+@pytest.mark.parametrize("name", ["e", "e.npz"])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"embeddings": np.zeros((N, D))}, r"should be \(n, d\) float16 or float32, got \(6, 3\) float64"),
+        ({"embeddings": np.zeros(N, np.float32)}, r"should be \(n, d\) float16 or float32, got \(6,\) float32"),
+        ({"embeddings": np.zeros((0, D), np.float32)}, r"is empty, its embeddings are \(0, 3\)"),
+        ({"ids": np.array([7, 8, 7, 9, 9, 1])}, "2 ids occur more than once, the first is 7"),
+        ({"ids": np.array(list("bacadf"))}, "1 ids occur more than once, the first is a"),
+        ({"ids": np.arange(N) / 2}, r"ids should be \(n,\) whole numbers or texts \(ids.astype\(str\)\), .* float64"),
+        ({"ids": IDS.astype(object)}, r"ids: an array of Python objects; save it as ids.astype\(str\)"),
+        ({"ids": np.arange(4)}, r"ids is \(4,\), embeddings \(6, 3\)"),
+        ({"labels": np.int64(3)}, r"labels is \(\), embeddings \(6, 3\)"),
+        ({"labels": np.zeros((N, 1), np.int64)}, r"labels should be \(n,\) whole numbers, got \(6, 1\) int64"),
+        ({"labels": np.full(N, 2**63, np.uint64)}, "labels go up to 9223372036854775808, beyond int64"),
+        ({"labels": np.zeros(N)}, r"labels should be \(n,\) whole numbers, got \(6,\) float64"),
+        ({"sigma": np.zeros(N, np.int64)}, "sigma should be .* floating point"),
+        ({"sigma": np.zeros((N, D, 2), np.float32)}, r"sigma should be \(n,\) or \(n, d\)"),
+    ],
+)
+def test_arrays_that_do_not_fit(tmp_path: Path, name: str, changes: dict[str, Any], message: str) -> None:
+    write_arrays(tmp_path / name, {"embeddings": ROWS, **changes})
+    with pytest.raises(UserError, match=f"gallery: .*{name}.*{message}"):
+        read_embeddings(tmp_path / name, where="gallery")
 
 
 def test_a_folder_is_not_written_over(tmp_path: Path) -> None:
@@ -163,11 +201,25 @@ def test_a_matrix_from_every_form(tmp_path: Path, suffix: str) -> None:
             read_array(path, "class_means", where="w")
 
 
-@pytest.mark.parametrize("suffix", ["parquet", "safetensors", "pt", "npz"])
-def test_what_is_no_such_file(tmp_path: Path, suffix: str) -> None:
-    (tmp_path / f"e.{suffix}").write_bytes(b"PAR1" + b"x" * 99)
-    with pytest.raises(UserError, match=rf"w: .*e\.{suffix} is no embedding file \(\.npz, a folder of \.npy, "):
-        read_embeddings(tmp_path / f"e.{suffix}", where="w")
+def test_what_is_no_embedding_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"w: there is no embedding file {tmp_path}/none\.npz"):
+        read_embeddings(tmp_path / "none.npz", where="w")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UserError, match="folder has no array `embeddings`"):
+        read_embeddings(tmp_path / "folder", where="w")
+    write_arrays(tmp_path / "whole.npz", {"embeddings": ROWS})
+    whole = (tmp_path / "whole.npz").read_bytes()
+    np.save(tmp_path / "single.npy", ROWS)
+    contents = {"cut.npz": whole[: len(whole) // 2], "empty.npz": b"", "folder/embeddings.npy": b""}
+    contents |= {f"text.{suffix}": b"PAR1" + b"x" * 99 for suffix in ("npz", "parquet", "safetensors", "pt")}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    for path in tmp_path.iterdir():
+        if path.name != "whole.npz":
+            with pytest.raises(
+                UserError, match=rf"w: {path} is no embedding file \(\.npz, a folder of \.npy, \.parquet"
+            ):
+                read_embeddings(path, where="w")
 
 
 @pytest.mark.parametrize(("suffix", "package"), [("parquet", "pyarrow"), ("safetensors", "safetensors")])

@@ -32,14 +32,6 @@ def test_families_share_some_strokes_and_no_class_is_another() -> None:
     assert len({strokes.tobytes() for strokes in prototypes}) == glyphs.NUM_CLASSES
 
 
-def test_tints_are_as_light_as_what_they_tint_and_lie_apart() -> None:
-    grey = np.full(3, 0.5)
-    tints = np.stack([glyphs._tinted(grey, member) for member in range(glyphs.CLASSES_PER_FAMILY)])
-    assert np.allclose(tints.mean(axis=1), 0.5)
-    assert np.allclose(tints.mean(axis=0), grey)  # evenly spread around it
-    assert np.allclose(np.linalg.norm(tints - grey, axis=1), glyphs.TINT_SHARE * glyphs.TINT_CHROMA)
-
-
 def test_only_the_second_half_of_the_classes_is_tinted(monkeypatch: pytest.MonkeyPatch) -> None:
     labels = (0, glyphs.FIRST_TINTED_CLASS - 1, glyphs.FIRST_TINTED_CLASS, glyphs.NUM_CLASSES - 1)
     tinted = [glyphs.render(0, "training", label, 0) for label in labels]
@@ -58,14 +50,6 @@ def test_strokes_cover_the_pixels_that_they_pass() -> None:
     assert not coverage[:, :5].any()
     assert not coverage[:, 27:].any()
     assert np.allclose(coverage, coverage[:, ::-1])
-
-
-def test_blur_keeps_a_plain_image_and_the_texture_has_the_asked_strength() -> None:
-    plain = np.full((glyphs.SIZE, glyphs.SIZE, 3), 0.25)
-    assert np.allclose(glyphs._blur(plain, 1.5), plain)
-    texture = glyphs._texture(np.random.default_rng(0), (0.2, 0.2))
-    assert texture.shape == plain.shape
-    assert 0.05 < np.abs(texture).max() <= 0.2
 
 
 def test_nuisance_outweighs_class() -> None:

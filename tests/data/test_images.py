@@ -279,9 +279,9 @@ def test_stand_ins_are_the_next_readable_images(tmp_path: Path) -> None:
     pixels, indices, unreadable = decoder[job]
     assert (indices.tolist(), unreadable) == ([0, 1], [3, 7])
     assert torch.equal(pixels, decoder[job._replace(indices=[0, 1])].pixels)
-    assert decoder[job._replace(indices=[5, 2])].indices.tolist() == [4, 6]
-    assert decoder[job._replace(indices=[5, 2])].unreadable == [5, 2, 3]
-    assert decoder[job._replace(indices=[3, 4])].indices.tolist() == [4]  # one is enough to take part
+    for wanted, found, tried in (([5, 2], [4, 6], [5, 2, 3]), ([3, 4], [4], [3])):  # one is enough to take part
+        assert decoder[job._replace(indices=wanted)].indices.tolist() == found
+        assert decoder[job._replace(indices=wanted)].unreadable == tried
     assert decoder[job._replace(stand_ins=False)].indices.tolist() == []
     # Where the run will end, no more files are tried.
     assert Decoder(listed, 16, seed=0, max_unreadable=0.1)[job].unreadable == [3, 7]
