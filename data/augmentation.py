@@ -41,22 +41,13 @@ class Augmentation(NamedTuple):
         """
         top, left, flip = parameters.to(pixels.device).unbind(1)  # each (B,)
         if self.padding:
-            pixels = _windows(pixels, self.padding)[torch.arange(len(pixels), device=pixels.device), top, left]
+            _, height, width, _ = pixels.shape
+            padded = F.pad(pixels, (0, 0, *(self.padding,) * 4))
+            # Every crop, as overlapping views of one memory: (B, 2 padding + 1, 2 padding + 1, H, W, 3).
+            windows = padded.unfold(1, height, 1).unfold(2, width, 1).permute(0, 1, 2, 4, 5, 3)
+            pixels = windows[torch.arange(len(pixels), device=pixels.device), top, left]
         pixels = torch.where(flip.bool()[:, None, None, None], pixels.flip(2), pixels)
         return pixels.permute(0, 3, 1, 2)
-
-
-def _windows(pixels: torch.Tensor, padding: int) -> torch.Tensor:
-    """Every crop of the zero-padded images, as overlapping views of one memory.
-
-    (B, H, W, 3) -> (B, 2 padding + 1, 2 padding + 1, H, W, 3)
-    """
-    padded = F.pad(pixels, (0, 0, *(padding,) * 4))
-    batch, height, width, channels = pixels.shape
-    image, row, column, channel = padded.stride()
-    corners = 2 * padding + 1
-    shape = (batch, corners, corners, height, width, channels)
-    return padded.as_strided(shape, (image, row, column, row, column, channel))
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:

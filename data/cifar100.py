@@ -44,11 +44,8 @@ def lay_out(folder: Path, source: Path | None) -> dict[str, int]:
     Raises:
         UserError: the source is not there or is no CIFAR-100; the download failed.
     """
-    if source is None:
-        splits = _download(folder)
-    else:
-        contents = read_source(source)
-        splits = {split: parse(contents.pop(name), f"{source}: {name}") for name, split in FILES.items()}
+    contents = _download(folder) if source is None else read_source(source)
+    splits = {split: parse(contents.pop(name), f"{source or FOLDER}: {name}") for name, split in FILES.items()}
     return {split: write_files(folder / split, _encode(images, split)) for split, images in splits.items()}
 
 
@@ -164,13 +161,15 @@ def _encode(split: LabelledImages, title: str) -> Iterator[tuple[str, bytes]]:
         yield f"{label}/{index:05d}.png", encode_png(image)
 
 
-def _download(folder: Path) -> dict[str, LabelledImages]:
-    """Fetch the official files by way of `folder`; torchvision checks them by their checksums."""
+def _download(folder: Path) -> dict[str, bytes]:
+    """Fetch the official archive by way of `folder`, and read it; torchvision checks it by its checksum."""
     from torchvision.datasets import CIFAR100  # here: only a download needs torchvision, and its import takes seconds
+    from torchvision.datasets.utils import download_url
 
     try:
         with TemporaryDirectory(dir=folder) as temporary:
-            sets = {split: CIFAR100(temporary, train=name == "train", download=True) for name, split in FILES.items()}
+            download_url(CIFAR100.url, temporary, CIFAR100.filename, CIFAR100.tgz_md5)
+            return read_source(Path(temporary, CIFAR100.filename))
     except (OSError, HTTPException, RuntimeError) as error:  # offline, refused, broken off; wrong checksum
         if isinstance(error, OSError) and error.errno in NO_SPACE:
             raise
@@ -178,4 +177,3 @@ def _download(folder: Path) -> dict[str, LabelledImages]:
             f"cannot download {CIFAR100.url} ({error}).\n"
             "Without a network, pass --source DIR_OR_ARCHIVE: a local copy of cifar-100-python or its .tar.gz"
         ) from None
-    return {split: LabelledImages(images.data, np.asarray(images.targets)) for split, images in sets.items()}

@@ -10,12 +10,12 @@ from typing import NamedTuple
 
 import torch
 from torch.nn import functional as F
+from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 TRIES = 10  # boxes drawn for a crop, of which the first that fits into the image is taken
 ASPECT = (3 / 4, 4 / 3)  # of a crop: width over height
 JITTER, GREY, BLUR = 0.8, 0.2, 0.5  # the chance of each
 SIGMA = (0.1, 2.0)  # of the blur, in pixels
-LUMA = (0.2989, 0.587, 0.114)
 
 
 class Crops(NamedTuple):
@@ -136,19 +136,13 @@ def recolour(images: torch.Tensor, colours: Colours) -> torch.Tensor:
     (rows,) = colours.grey.nonzero(as_tuple=True)
     if len(rows):
         rows = rows.to(device, non_blocking=True)
-        images[rows] = luminance(images[rows]).expand(-1, 3, -1, -1)
+        images[rows] = rgb_to_grayscale(images[rows], num_output_channels=3)
     (rows,) = colours.sigma.nonzero(as_tuple=True)
     if len(rows):
         sigma = colours.sigma[rows].to(device, non_blocking=True)
         rows = rows.to(device, non_blocking=True)
         images[rows] = blur(images[rows], sigma)
     return images
-
-
-def luminance(images: torch.Tensor) -> torch.Tensor:
-    """(B, 3, H, W) -> (B, 1, H, W)."""
-    red, green, blue = images.split(1, dim=1)
-    return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
 
 def _blend(images: torch.Tensor, other: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
@@ -162,13 +156,13 @@ def adjust_brightness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tens
 
 def adjust_contrast(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Between the image's mean luminance (0), the image (1) and beyond."""
-    mean = luminance(images).mean((1, 2, 3), keepdim=True)
+    mean = rgb_to_grayscale(images).mean((1, 2, 3), keepdim=True)
     return _blend(images, mean, factors)
 
 
 def adjust_saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Between grey (0), the image (1) and beyond."""
-    return _blend(images, luminance(images), factors)
+    return _blend(images, rgb_to_grayscale(images), factors)
 
 
 def adjust_hue(images: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:

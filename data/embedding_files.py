@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from data.items import Array
 from data.parquet_files import read_columns, shards_of, write_columns
 from utils.errors import UserError
 from utils.extras import load_extra
 from utils.files import atomic_path, read_torch, write_arrays
 
-Array = np.ndarray[Any, Any]
 FORMS = ".npz, a folder of .npy, .parquet or a folder of it, .safetensors or .pt"
 LONE = ""  # the name of an array that is all that a file holds: a `.npy`, or a tensor of torch.save
 EXTRAS = {".parquet": "pyarrow.parquet", ".safetensors": "safetensors.torch"}
@@ -113,28 +113,19 @@ def _plain(value: Any) -> Array:
     return (value.float() if value.dtype == torch.bfloat16 else value).detach().numpy()
 
 
-def read_array(path: str | Path, name: str, *, where: str) -> Array:
-    """The array of that name, or the only one of a `.npy` or of a tensor.
-
-    Raises:
-        UserError: as `read_arrays`, or there is none.
-    """
-    arrays = read_arrays(path, [name], where=where, lone=True)
-    if not arrays:
-        raise UserError(f"{where}: {path} has no array `{name}`")
-    return next(iter(arrays.values()))
-
-
 def read_matrix(path: str | Path, name: str, *, where: str, dim: int | None = None) -> torch.Tensor:
-    """A vector of each class, (C, d) float32, as `read_array` finds it.
+    """A vector of each class, (C, d) float32: the array of that name, or the only one of a `.npy` or of a tensor.
 
     Args:
         dim: the dimension d that it should have.
 
     Raises:
-        UserError: as `read_array`, or it is something else.
+        UserError: as `read_arrays`, there is none, or it is something else.
     """
-    matrix = read_array(path, name, where=where)
+    arrays = read_arrays(path, [name], where=where, lone=True)
+    if not arrays:
+        raise UserError(f"{where}: {path} has no array `{name}`")
+    (matrix,) = arrays.values()
     if matrix.ndim != 2 or matrix.dtype.kind != "f" or dim not in (None, matrix.shape[1]):
         shape = f"(classes, {'dimension' if dim is None else dim})"
         raise UserError(f"{where}: {path}: should be {shape} floating point, got {matrix.shape} {matrix.dtype}")

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as TF
 
@@ -63,7 +63,8 @@ class FolderImages:
         self.num_workers = min(num_workers, os.cpu_count() or 1)
         self.num_views = {"none": 1, "flip": 2}.get(feed.augmentation)
         self.normalise = Normalisation(feed.mean, feed.std)
-        self._plan = _Plan()
+        self._plan: list[Job] = []  # what the workers do next; set anew for each iteration, so that they outlive it
+        self._latest = self._plan  # whose iteration it is
         self._loader = DataLoader(
             Decoder(listed, feed.image_size, feed.seed, max_unreadable=feed.unreadable.max_share),
             sampler=self._plan,
@@ -105,14 +106,14 @@ class FolderImages:
 
     def _decoded(self, jobs: list[Job]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The pixels of each job on the device, and the positions of its images."""
-        self._plan.jobs = jobs
+        self._plan[:] = self._latest = jobs
         for decoded in self._from_workers():
             for index in decoded.unreadable:
                 self.feed.unreadable.report(self.listed.paths[index], len(self))
             if not len(decoded.indices):
                 continue
             yield decoded.pixels.to(self.feed.world.device, non_blocking=True), decoded.indices
-            if self._plan.jobs is not jobs:
+            if self._latest is not jobs:
                 raise RuntimeError("a later iteration over the same images has taken over the workers")
 
     def _from_workers(self) -> Iterator[Decoded]:
@@ -127,19 +128,6 @@ class FolderImages:
         except (MemoryError, OSError, EOFError, pickle.UnpicklingError) as error:
             time.sleep(1)  # as soon as the system says that it is gone, PyTorch's error names the process
             raise dead_worker(error) from None
-
-
-class _Plan(Sampler[Job]):
-    """What the workers do next. Set anew for each iteration, so that they outlive it."""
-
-    def __init__(self) -> None:
-        self.jobs: list[Job] = []
-
-    def __iter__(self) -> Iterator[Job]:
-        return iter(self.jobs)
-
-    def __len__(self) -> int:
-        return len(self.jobs)
 
 
 class Decoder(Dataset[Decoded]):

@@ -4,12 +4,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 
+from data.items import Array
 from utils.extras import load_extra
 
-Array = np.ndarray[Any, Any]
 COLUMNS = {"embeddings": "embedding", "ids": "id", "labels": "label"}  # by what else tables call them
 UUID_BYTES = 16
 
@@ -97,22 +98,12 @@ def values_of(chunk: Any) -> Array:
             raise ValueError(f"its lists are of different lengths, {lengths[0]} and {lengths[odd[0]]}")
         return values.reshape(len(chunk), lengths[0], *values.shape[1:])
     if types.is_fixed_size_binary(chunk.type) and chunk.type.byte_width == UUID_BYTES:
-        raw = np.frombuffer(chunk.buffers()[1], np.uint8).reshape(-1, UUID_BYTES)
-        return uuid_texts(raw[chunk.offset : chunk.offset + len(chunk)])
+        return np.array([str(UUID(bytes=value)) for value in chunk.to_pylist()])
     if types.is_string(chunk.type) or types.is_large_string(chunk.type):
         return chunk.to_numpy(zero_copy_only=False).astype(str)
     if types.is_integer(chunk.type) or types.is_floating(chunk.type):
         return chunk.to_numpy(zero_copy_only=False)
     raise ValueError(f"is of {chunk.type}, neither numbers nor texts nor lists of numbers")
-
-
-def uuid_texts(raw: Array) -> Array:
-    """(n, 16) bytes -> (n,) texts as 0123abcd-4567-89ef-0123-456789abcdef."""
-    digits = np.frombuffer(b"0123456789abcdef", np.uint8)
-    texts = np.full((len(raw), 36), ord("-"), np.uint8)
-    places = [place for place in range(36) if place not in (8, 13, 18, 23)]
-    texts[:, places] = digits[np.stack([raw >> 4, raw & 15], axis=2).reshape(len(raw), 2 * UUID_BYTES)]
-    return texts.view("S36").reshape(len(raw)).astype(str)
 
 
 def write_columns(path: Path, arrays: Mapping[str, Array]) -> None:

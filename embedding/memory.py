@@ -213,12 +213,7 @@ def _most_that_embed(images: Tensor, run: Pass, models: Iterable[nn.Module], wor
     most = most_within(budget, run, present, images[:1], len(images))
     if not most:
         raise UserError(
-            f"dataset_params.image_size: not even one image of {images.shape[-1]} px fits the {gib(free)} of memory "
-            "that are free; take smaller images"
+            f"dataset_params.image_size: not even one image of {images.shape[-1]} px fits the {free / 2**30:.1f} GiB "
+            "of memory that are free; take smaller images"
         )
     return even_part(len(images), most)
-
-
-def gib(count: int | None) -> str:
-    """Bytes as a text."""
-    return f"{(count or 0) / 2**30:.1f} GiB"

@@ -12,7 +12,7 @@ from PIL import Image
 from data import folders, memory_images
 from data.config import DatasetParams
 from data.datasets import open_images
-from data.folders import read_pixels
+from data.folders import read_image
 from data.images import Batch
 from tests.tiny import write_images
 from utils.distributed import World
@@ -69,7 +69,7 @@ def test_changed_images_are_decoded_anew(root: Path, change: str) -> None:
     assert not same(before, batch_of(root))
     paths = [path for label in "012" for path in sorted((root / "training" / label).iterdir())]
     (path,) = set(kept(root)).difference(earlier)
-    assert np.array_equal(np.load(path), np.stack([read_pixels(path) for path in paths]))  # type: ignore[arg-type]
+    assert np.array_equal(np.load(path), np.stack([np.asarray(read_image(path)) for path in paths]))
 
 
 @pytest.mark.parametrize("damage", ["empty", "text", "half", "another shape", "objects"])

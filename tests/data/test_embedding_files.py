@@ -13,7 +13,7 @@ import torch
 from pyarrow import parquet as pq
 from safetensors.torch import save_file
 
-from data.embedding_files import read_array, read_matrix, write_named_arrays
+from data.embedding_files import read_matrix, write_named_arrays
 from data.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 from utils import extras
 from utils.errors import UserError
@@ -198,7 +198,7 @@ def test_a_matrix_from_every_form(tmp_path: Path, suffix: str) -> None:
         read_matrix(path, "classifier", where="w", dim=4)
     if suffix not in ("npy", "pt"):
         with pytest.raises(UserError, match=rf"w: .*w\.{suffix} has no array `class_means`"):
-            read_array(path, "class_means", where="w")
+            read_matrix(path, "class_means", where="w")
 
 
 def test_what_is_no_embedding_file(tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ UUIDS = np.array([str(uuid.UUID(int=int(item) * 10**30 + 1)) for item in IDS])
 
 @pytest.mark.parametrize("ids", [IDS, IDS.astype(np.uint64) + np.uint64(2**63), UUIDS])
 def test_rows_in_any_order_are_joined_by_id(tmp_path: Path, ids: np.ndarray) -> None:
-    tables = {
+    tables: dict[str, dict[str, np.ndarray]] = {
         "old": {"embeddings": OLD},
         "new": {"embeddings": NEW},
         "side_info": {"embeddings": OLD[:, :2]},
