@@ -104,12 +104,9 @@ def read_stamp(folder: Path) -> dict[str, Any]:
 def write_files(folder: Path, files: Iterable[tuple[str, bytes]]) -> int:
     """Write (path relative to `folder`, content) pairs, making their folders; returns how many."""
     count = 0
-    made: set[Path] = set()
     for name, content in files:
         path = folder / name
-        if path.parent not in made:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            made.add(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
         count += 1
     return count

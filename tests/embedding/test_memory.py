@@ -11,18 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from data.images import Batch
+from embedding import memory
 from embedding.extraction import embed_images
-from embedding.memory import (
-    FEW,
-    PLANNED,
-    _training_pass,
-    even_part,
-    live_bytes,
-    most_by_trial,
-    most_that_train,
-    most_within,
-    trains_on,
-)
 from models.resnet import build_backbone
 from tests.tiny import ENVIRONMENT, REPOSITORY
 from tests.utils.processes import run_processes
@@ -49,7 +39,7 @@ def test_what_lives_is_counted_to_the_byte() -> None:
         torch.empty(7, dtype=torch.float64)
         images.view(-1).add_(1)
 
-    assert live_bytes(run, [], torch.zeros(3, 2)) == [1200, 1200, 2400, 1200, 1256, 1200, 1200]
+    assert memory.live_bytes(run, [], torch.zeros(3, 2)) == [1200, 1200, 2400, 1200, 1256, 1200, 1200]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -68,7 +58,7 @@ def test_what_autograd_keeps_is_within_the_count(precision: Resolved) -> None:
         logits = module(images)[0]
     saved = sum(kept.values()) - images.nbytes
     assert logits.requires_grad
-    peak = max(live_bytes(_training_pass(module, precision), [*module.parameters()], images))
+    peak = max(memory.live_bytes(memory._training_pass(module, precision), [*module.parameters()], images))
     assert saved < peak < 1.3 * saved
 
 
@@ -84,13 +74,13 @@ def test_as_many_fit_as_a_pass_over_so_many_says(precision: Resolved, trained: b
         with torch.inference_mode(), autocast(precision, images.device):
             module(images)
 
-    run = _training_pass(module, precision) if trained else forward
+    run = memory._training_pass(module, precision) if trained else forward
 
     def needed(count: int) -> int:
-        return max(live_bytes(run, present, IMAGE.repeat(count, 1, 1, 1)))
+        return max(memory.live_bytes(run, present, IMAGE.repeat(count, 1, 1, 1)))
 
     budget = int(share * needed(16))
-    most = most_within(budget, run, present, IMAGE, 16)
+    most = memory.most_within(budget, run, present, IMAGE, 16)
     assert most == 0 or needed(most) <= budget
     assert most == 16 or needed(most + 1) > budget
 
@@ -99,18 +89,18 @@ def test_counting_leaves_the_network_as_it_is(monkeypatch: pytest.MonkeyPatch) -
     module = small_resnet().train()
     before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
     monkeypatch.setattr("embedding.memory.free_bytes", lambda device: 2**25)
-    assert 0 < most_that_train(module, IMAGE, 1000, "fp32", World()) < 1000
-    assert trains_on(module, IMAGE, 1)
+    assert 0 < memory.most_that_train(module, IMAGE, 1000, "fp32", World()) < 1000
+    assert memory.trains_on(module, IMAGE, 1)
     assert all(torch.equal(tensor, before[name]) for name, tensor in module.state_dict().items())
     assert all(parameter.grad is None for parameter in module.parameters())
     monkeypatch.setattr("embedding.memory.free_bytes", lambda device: None)  # the system does not say
-    assert most_that_train(module, IMAGE, 1000, "fp32", World()) == 1000
+    assert memory.most_that_train(module, IMAGE, 1000, "fp32", World()) == 1000
 
 
 def test_a_single_value_a_channel_has_no_variance() -> None:
     deep = build_backbone("ResNet18", num_classes=5, width=0.0625).train()  # its last maps of 32 px images are 1 x 1
-    assert not trains_on(deep, IMAGE, 1)
-    assert trains_on(deep, IMAGE, 2)
+    assert not memory.trains_on(deep, IMAGE, 1)
+    assert memory.trains_on(deep, IMAGE, 2)
 
 
 MEASURED = """
@@ -144,7 +134,7 @@ def test_the_count_is_what_a_process_takes(precision: str) -> None:
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     expected, taken = (float(number) for number in done.stdout.split())
     assert expected > 3e8
-    assert 0.7 < taken / expected < 1 / PLANNED  # what the kernels take for themselves is within the margin
+    assert 0.7 < taken / expected < 1 / memory.PLANNED  # what the kernels take for themselves is within the margin
 
 
 class Limited:
@@ -164,19 +154,19 @@ class Limited:
 )
 def test_what_a_gpu_has_no_memory_for_is_halved(most: int, found: int, tries: int) -> None:
     run = Limited(most)
-    assert most_by_trial(run, IMAGE[..., :2, :2], 1024, 0, World()) == found
+    assert memory.most_by_trial(run, IMAGE[..., :2, :2], 1024, 0, World()) == found
     assert run.tried == [1024 // 2**halvings for halvings in range(tries)]
 
 
 def find_on_each(world: World) -> None:
     run = Limited(700 if world.rank else 300)
-    assert most_by_trial(run, IMAGE[..., :2, :2], 1024, 0, world) == 256
+    assert memory.most_by_trial(run, IMAGE[..., :2, :2], 1024, 0, world) == 256
     assert run.tried == [1024, 512, 256]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("embedding.memory.free_bytes", lambda device: 2 ** (25 + world.rank))
-        found = most_that_train(small_resnet().train(), IMAGE, 1000, "fp32", world)
+        found = memory.most_that_train(small_resnet().train(), IMAGE, 1000, "fp32", world)
         patch.setattr("embedding.memory.free_bytes", lambda device: 2**25)
-        assert found == most_that_train(small_resnet().train(), IMAGE, 1000, "fp32", world)
+        assert found == memory.most_that_train(small_resnet().train(), IMAGE, 1000, "fp32", world)
 
 
 def test_processes_take_what_fits_on_each_of_them() -> None:
@@ -185,7 +175,7 @@ def test_processes_take_what_fits_on_each_of_them() -> None:
 
 @given(rows=st.integers(1, 3000), most=st.integers(1, 3000))
 def test_parts_are_even_where_that_is_not_twice_as_many(rows: int, most: int) -> None:
-    size = even_part(rows, most)
+    size = memory.even_part(rows, most)
     assert 1 <= size <= most
     parts, fewest = -(-rows // size), -(-rows // most)
     assert fewest <= parts <= 2 * fewest
@@ -227,7 +217,7 @@ def test_embeddings_of_batches_that_do_not_fit_are_the_same(
     monkeypatch.setattr("embedding.memory.free_bytes", lambda device: 3 * 2**20)
     torch.testing.assert_close(embedded(cut, images), expected, rtol=1e-4, atol=1e-5)
     looked_at, parts = cut.seen[:2], cut.seen[2:]
-    assert looked_at == [FEW, 2 * FEW]
+    assert looked_at == [memory.FEW, 2 * memory.FEW]
     assert (sum(parts), max(parts) < 40) == (90, True)
     assert capsys.readouterr().out == f"the memory is for {parts[0]} images at a time, not for the batch of 40\n"
 
