@@ -98,9 +98,16 @@ def test_views_are_what_training_draws(kind: Any, root: Path) -> None:
     assert images.num_views == 2
     views = [whole(images.view_batches(view, batch_size=8)).images for view in range(2)]
     assert torch.equal(views[1], views[0].flip(3))
-    batch = whole(images.training_batches(0, batch_size=7))
-    drawn = [[torch.equal(image, of_all[index]) for of_all in views] for image, _, index in zip(*batch, strict=True)]
-    assert {tuple(which) for which in drawn} == {(True, False), (False, True)}
+    mirrored = []
+    for epoch in range(2):
+        batch = whole(images.training_batches(epoch, batch_size=7))
+        drawn = {
+            index: [torch.equal(image, view[index]) for view in views]
+            for image, index in zip(batch.images, batch.indices.tolist(), strict=True)
+        }
+        assert {tuple(which) for which in drawn.values()} == {(True, False), (False, True)}
+        mirrored.append({index for index, (_, is_mirrored) in drawn.items() if is_mirrored})
+    assert mirrored[0] != mirrored[1]
 
 
 @pytest.mark.parametrize(
@@ -135,8 +142,8 @@ def test_an_epoch_is_a_function_of_seed_and_epoch_on_any_number_of_processes(
 
 
 @both_kinds
-def test_a_pair_is_of_one_image(kind: Any, root: Path) -> None:
-    """Of views that are the whole image and differ in their colours at most, both are as bright as that image."""
+def test_a_pair_is_two_views_of_one_image(kind: Any, root: Path) -> None:
+    """Of views that are the whole image, some in grey, both are as bright as that image; and grey is drawn for each."""
     recipe = ViewRecipe(flip=False, strength=0, blur=False, min_area=1.0)
     pairs = torch.cat([batch.images for batch in open_as(kind, root).view_pairs(recipe, 0, 7)])
     seen = torch.from_numpy(levels(pairs)).permute(0, 3, 1, 2)
@@ -147,6 +154,9 @@ def test_a_pair_is_of_one_image(kind: Any, root: Path) -> None:
     first, second = distances.argmin(1).view(3, 2, 7).unbind(1)
     assert torch.equal(first, second)
     assert sorted(first.flatten().tolist()) == list(range(21))
+    grey = (seen.amax(1) - seen.amin(1)).flatten(1).amax(1) <= 1
+    first, second = grey.view(3, 2, 7).unbind(1)
+    assert not torch.equal(first, second)
 
 
 @both_kinds
