@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import struct
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def test_what_is_missing_is_named(tmp_path: Path) -> None:
     assert len(list_images(tmp_path, "training", num_classes=2)) == 2  # classes not asked for may be empty
 
 
-def test_validation_is_numbered_by_the_classes_of_training(tmp_path: Path) -> None:
+def test_validation_is_numbered_by_the_classes_of_training_or_where_there_is_none_by_its_own(tmp_path: Path) -> None:
     training = [f"training/{name}/{name}.png" for name in ("ant", "bee", "cat", "dog")]
     write_files(tmp_path, *training, "validation/bee/bee.png", "validation/dog/dog.png", "validation/aye/aye.png")
     (tmp_path / "validation" / "cat").mkdir()
@@ -105,14 +106,11 @@ def test_validation_is_numbered_by_the_classes_of_training(tmp_path: Path) -> No
     assert list_images(tmp_path, "validation", 2, all_classes=True).labels == [1, 3, 4]
     with pytest.raises(UserError, match=r"validation holds no image of the classes of the training split"):
         list_images(tmp_path, "validation", 1)
-
-
-def test_without_training_images_the_classes_are_the_splits_own(tmp_path: Path) -> None:
-    write_files(tmp_path, "validation/b/0.png", "validation/a/0.png")
-    (tmp_path / "validation" / "empty").mkdir()
-    listed = list_images(tmp_path, "validation")
-    assert named(listed) == [("0.png", "a"), ("0.png", "b")]
-    assert listed.notes == [f"{tmp_path}/validation: no image of some of the 3 classes: 1 (empty)"]
+    shutil.rmtree(tmp_path / "training")
+    own = list_images(tmp_path, "validation")
+    assert own.classes == ["aye", "bee", "cat", "dog", "elk"]
+    assert named(own) == [(f"{name}.png", name) for name in ("aye", "bee", "dog")]
+    assert own.notes == [f"{tmp_path}/validation: no image of some of the 5 classes: 2 (cat, elk)"]
 
 
 def test_hidden_files_and_folders_of_tools_are_no_part_of_a_data_set(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from torchvision.datasets import CIFAR100
 
 from data import cifar100
 from data.folders import read_pixels
-from data.preparation import STAMP, Recipe, prepare, read_stamp
+from data.preparation import Recipe, prepare, read_stamp
 from utils.errors import UserError
 
 RECIPE = Recipe("toy", parameters={"seed": 0})
@@ -41,10 +41,16 @@ def refuse(folder: Path) -> dict[str, int]:
 # Folders
 
 
-def test_a_folder_is_made_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_is_made_once(tmp_path: Path, linked: bool) -> None:
     output = tmp_path / "deep" / "toy"
+    if linked:  # to an empty folder
+        (tmp_path / "disk").mkdir()
+        output.parent.mkdir()
+        output.symlink_to(tmp_path / "disk")
     assert prepare(output, RECIPE, fill) is True
     assert prepare(output, RECIPE, refuse) is False
+    assert output.is_symlink() == linked
     assert (output / "training" / "a" / "0.png").read_bytes() == b"image"
     assert read_stamp(output)["images"] == {"training": 1, "validation": 1}
     assert names(output.parent) == ["toy"]
@@ -95,14 +101,6 @@ def test_foreign_files_stay(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="did not write"):
         prepare(tmp_path / "toy", RECIPE, fill)
     assert (tmp_path / "toy" / "thesis.txt").read_text() == "precious"
-
-
-def test_an_empty_folder_and_a_link_to_one_are_filled(tmp_path: Path) -> None:
-    (tmp_path / "disk").mkdir()
-    (tmp_path / "toy").symlink_to("disk")
-    assert prepare(tmp_path / "toy", RECIPE, fill)
-    assert (tmp_path / "toy").is_symlink()
-    assert (tmp_path / "disk" / STAMP).is_file()
 
 
 def test_another_recipe_is_refused_and_one_without_source_accepts_any(tmp_path: Path) -> None:
