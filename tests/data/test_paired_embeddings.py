@@ -81,15 +81,20 @@ def test_negative_labels_stay_no_class_and_a_classifier_keeps_the_others(
     ("length", "choice", "expected"),
     [(1.0, "auto", True), (1.0, "off", False), (3.0, "on", True), (3.0, "auto", False)],
 )
-def test_embeddings_of_length_one_are_recognised_or_declared(
-    tmp_path: Path, length: float, choice: Any, expected: bool
+@pytest.mark.parametrize("others", [0, 2])  # of half the length
+def test_embeddings_of_length_one_are_recognised_or_declared_and_a_few_others_named(
+    tmp_path: Path, length: float, choice: Any, expected: bool, others: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    paired = read(tmp_path, new=new_with(embeddings=(length * UNIT).astype(np.float16)), normalised=choice)
-    assert paired.normalised == expected
-    embeddings = paired.embeddings["new"]
-    assert embeddings.dtype == (torch.float32 if expected else torch.float16)
-    length_now = torch.tensor(1.0 if expected else length).expand(N)
-    torch.testing.assert_close(embeddings.float().norm(dim=1), length_now, rtol=0, atol=1e-6 if expected else 1e-2)
+    lengths = np.full((N, 1), length)
+    lengths[11 : 11 + others] *= 0.5
+    paired = read(tmp_path, new=new_with(embeddings=(lengths * UNIT).astype(np.float16)), normalised=choice)
+    assert paired.normalised == (expected and (others == 0 or choice == "on"))
+    norms = paired.embeddings["new"].double().norm(dim=1)
+    assert np.allclose(
+        norms, 1 if paired.normalised else lengths[:, 0], rtol=0, atol=1e-6 if paired.normalised else 1e-2
+    )
+    line = "not normalised: 28 of 30 embeddings have length 1, but not that of row 11; normalised=on declares it"
+    assert (line in capsys.readouterr().out) == (others > 0 and length == 1 and choice == "auto")
 
 
 @pytest.mark.parametrize("row", [0, 17])
@@ -106,17 +111,6 @@ def test_a_zero_vector_is_kept_and_does_not_hide_that_the_others_have_length_one
         f"old: {tmp_path / 'old.npz'}: 2 zero vectors, the first in row 3; kept as zero",
         f"new: {tmp_path / 'new.npz'}: 1 zero vector, the first in row {row}; kept as zero",
     ]
-
-
-@pytest.mark.parametrize(("choice", "said"), [("auto", True), ("on", False), ("off", False)])
-def test_a_few_embeddings_of_other_lengths_are_named(
-    tmp_path: Path, choice: Any, said: bool, capsys: pytest.CaptureFixture[str]
-) -> None:
-    new = UNIT.copy()
-    new[[11, 20]] *= 0.5
-    assert read(tmp_path, new=new_with(embeddings=new), normalised=choice).normalised == (choice == "on")
-    line = "not normalised: 28 of 30 embeddings have length 1, but not that of row 11; normalised=on"
-    assert (line in capsys.readouterr().out) == said
 
 
 NAN = np.where(np.arange(N)[:, None] == 17, np.float16(np.nan), NEW)
