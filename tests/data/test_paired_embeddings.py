@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from data.config import PairedFiles
 from data.paired_embeddings import PairedEmbeddings, read_paired_embeddings
