@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 
@@ -98,7 +97,10 @@ def values_of(chunk: Any) -> Array:
             raise ValueError(f"its lists are of different lengths, {lengths[0]} and {lengths[odd[0]]}")
         return values.reshape(len(chunk), lengths[0], *values.shape[1:])
     if types.is_fixed_size_binary(chunk.type) and chunk.type.byte_width == UUID_BYTES:
-        return np.array([str(UUID(bytes=value)) for value in chunk.to_pylist()])
+        raw = np.frombuffer(chunk.buffers()[1], f"V{UUID_BYTES}")[chunk.offset : chunk.offset + len(chunk)]
+        digits = np.frombuffer(raw.tobytes().hex().encode(), "S1").reshape(len(chunk), 2 * UUID_BYTES)
+        texts = np.insert(digits, (8, 12, 16, 20), b"-", axis=1)  # (n, 36): 0123abcd-4567-89ef-0123-456789abcdef
+        return texts.view("S36").reshape(len(chunk)).astype(str)
     if types.is_string(chunk.type) or types.is_large_string(chunk.type):
         return chunk.to_numpy(zero_copy_only=False).astype(str)
     if types.is_integer(chunk.type) or types.is_floating(chunk.type):
