@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -102,7 +101,9 @@ def fit(
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "m.log.jsonl").read_text().splitlines()]
+    """The records of a run, less what hangs on how fast it was."""
+    records = [json.loads(line) for line in (folder / "m.log.jsonl").read_text().splitlines()]
+    return [{n: v for n, v in record.items() if n not in ("seconds", "images_per_second")} for record in records]
 
 
 class Killed(Exception):
@@ -114,8 +115,7 @@ class Killed(Exception):
 def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
     tmp_path: Path, params: OptimizerParams, epoch: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "whole").mkdir()
-    whole = small_resnet()
+    whole, seen = small_resnet(), list[int]()
     fit(tmp_path / "whole", whole, params)
 
     def dies(at: int) -> Iterator[Data]:
@@ -125,25 +125,22 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
             raise Killed
         yield from batches
 
-    with pytest.raises(Killed):
-        fit(tmp_path, small_resnet(), params, Classify(dies))
-    torch.manual_seed(99)
-    torch.rand(7)
-    resumed, seen = small_resnet(), list[int]()
-    if epoch > 0:
-        nn.init.zeros_(resumed.get_parameter("fc.weight"))  # the checkpoint overwrites it
-
     def noted(at: int) -> Iterator[Data]:
         seen.append(at)
         return epoch_of(at)
 
-    fit(tmp_path, resumed, params, Classify(noted))
-    assert seen == list(range(epoch, 4))
-    assert same_bits(resumed.state_dict(), whole.state_dict())
-    logs = [log_of(folder) for folder in (tmp_path, tmp_path / "whole")]
-    for record in logs[0] + logs[1]:
-        del record["seconds"], record["images_per_second"]
-    assert logs[0] == logs[1]
+    with pytest.raises(Killed):
+        fit(tmp_path, small_resnet(), params, Classify(dies))
+    torch.manual_seed(99)
+    torch.rand(7)
+    resumed = small_resnet()
+    if epoch > 0:
+        nn.init.zeros_(resumed.get_parameter("fc.weight"))  # the checkpoint overwrites it
+    for _ in range(2):  # the second time there is nothing left to do
+        fit(tmp_path, resumed, params, Classify(noted))
+        assert seen == list(range(epoch, 4))
+        assert same_bits(resumed.state_dict(), whole.state_dict())
+        assert log_of(tmp_path) == log_of(tmp_path / "whole")
     assert (f"resuming after epoch {epoch} of 4" in capsys.readouterr().out) == (epoch > 0)
 
 
@@ -151,10 +148,6 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
 def test_a_run_that_is_told_to_stop_goes_on_within_the_epoch(
     tmp_path: Path, step: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "whole").mkdir()
-    whole = small_resnet()
-    fit(tmp_path / "whole", whole)
-
     def told(at: int) -> Iterator[Data]:
         for number, batch in enumerate(epoch_of(at), start=1):
             if (at, number) == (2, step):
@@ -164,61 +157,45 @@ def test_a_run_that_is_told_to_stop_goes_on_within_the_epoch(
     message = rf"after step {step} of epoch 3 of 4; .* {tmp_path}/m.checkpoint.pt"
     with Preemption() as preemption, pytest.raises(Preempted, match=message):
         fit(tmp_path, small_resnet(), task=Classify(told), preemption=preemption)
-    resumed = small_resnet()
+    whole, resumed = small_resnet(), small_resnet()
+    fit(tmp_path / "whole", whole)
     fit(tmp_path, resumed)
     assert f"resuming after epoch 2 and step {step} of the next of 4" in capsys.readouterr().out
     assert same_bits(resumed.state_dict(), whole.state_dict())
-    for record, expected in zip(log_of(tmp_path), log_of(tmp_path / "whole"), strict=True):
-        for name in ("epoch", "lr", "loss", "accuracy"):
-            assert record[name] == expected[name]
+    assert log_of(tmp_path) == log_of(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("size", [5, 6, 100])
 def test_a_batch_in_parts_has_the_gradients_of_the_whole(tmp_path: Path, size: int) -> None:
-    results = []
     for micro_batch in (None, size):
-        folder = tmp_path / str(micro_batch)
-        folder.mkdir()
-        train_a_share(World(), str(folder), micro_batch)
-        results.append(torch.load(folder / "0_of_1.pt"))
-    whole, parts = results
-    torch.testing.assert_close(parts["gradients"], whole["gradients"], rtol=1e-3, atol=1e-5)
-    torch.testing.assert_close(parts["weights"], whole["weights"], rtol=1e-3, atol=1e-5)
-    assert len(parts["gradients"]) == len(whole["gradients"])
-    for record, expected in zip(log_of(tmp_path / str(size)), log_of(tmp_path / "None"), strict=True):
-        assert record["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-        assert record["accuracy"] == pytest.approx(expected["accuracy"])
+        train_a_share(World(), f"{tmp_path}/{micro_batch}", micro_batch)
+    assert_trained_alike(tmp_path / str(size) / "0_of_1.pt", tmp_path / "None" / "0_of_1.pt")
 
 
-def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
-    first = small_resnet()
-    fit(tmp_path, first)
-    again = small_resnet()
-    fit(tmp_path, again, task=Classify(lambda epoch: pytest.fail("trained again")))
-    assert same_bits(again.state_dict(), first.state_dict())
-
-
-def test_the_log_has_a_line_an_epoch_with_the_means_over_its_items(tmp_path: Path) -> None:
+def test_the_log_has_a_line_an_epoch_with_the_means_over_its_items(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = small_resnet().eval()
-    batches = [
-        Data(images[:size], labels[:size]) for (images, labels), size in zip(epoch_of(0), (12, 5, 1), strict=True)
-    ]
+    batches = [Data(*(rows[:size] for rows in batch)) for batch, size in zip(epoch_of(0), (12, 5, 1), strict=True)]
     task = Classify(
         lambda epoch: batches,
         found=lambda epoch: {"validation_accuracy": 0.5} if epoch == 3 else {},
         train_mode=False,
     )
     fit(tmp_path, model, OptimizerParams("sgd", lr=0.0, momentum=0.0), task)
+    images, labels = (torch.cat(rows) for rows in zip(*batches, strict=True))
     with torch.inference_mode():
-        logits = model(torch.cat([batch.images for batch in batches]))[0]
-    labels = torch.cat([batch.labels for batch in batches])
-    records = log_of(tmp_path)
-    assert [record["epoch"] for record in records] == [1, 2, 3, 4]
-    for record in records:
-        assert record["loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
-        assert record["accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
-        assert record["lr"] == 0.0
-    assert [record.get("validation_accuracy") for record in records] == [None, None, None, 0.5]
+        logits = model(images)[0]
+    loss, accuracy = F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
+    shown, records = capsys.readouterr(), log_of(tmp_path)
+    assert "img" not in shown.err  # no bar where there is no terminal
+    for epoch, (record, line) in enumerate(zip(records, shown.out.splitlines(), strict=True), start=1):
+        found = {"validation_accuracy": 0.5} if epoch == 4 else {}
+        figures = {"loss": pytest.approx(loss, rel=1e-5), "accuracy": pytest.approx(accuracy)}
+        assert record == {"epoch": epoch, "lr": 0.0, **figures, **found}
+        validation = "validation accuracy 0.5, " if found else ""
+        assert line == f"epoch {epoch}: {validation}loss {record['loss']:.4g}, accuracy {record['accuracy']:.4g}"
+    assert len(records) == 4
 
 
 def test_the_schedule_sets_the_rate_of_every_epoch(tmp_path: Path) -> None:
@@ -230,42 +207,28 @@ def test_the_schedule_sets_the_rate_of_every_epoch(tmp_path: Path) -> None:
     assert [record["lr"] for record in log_of(tmp_path)] == pytest.approx([0.01, 0.02, 0.03, 0.04])
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path, value: float, epoch: int) -> None:
+@pytest.mark.parametrize(("value", "epoch"), [(float("nan"), 2), (float("inf"), 0)])
+def test_a_loss_that_is_not_finite_stops_the_run_at_its_last_good_checkpoint(
+    tmp_path: Path, value: float, epoch: int
+) -> None:
     def batches(at: int) -> Iterator[Data]:
         for step, batch in enumerate(epoch_of(at)):
             yield batch._replace(images=batch.images * value) if (at, step) == (epoch, 1) else batch
 
-    checkpoint = re.escape(str(tmp_path / "m.checkpoint.pt"))
-    good = rf"the last good checkpoint is {checkpoint} \(epoch {epoch}\)" if epoch else "no checkpoint yet"
+    good = rf"the last good checkpoint is \S*/m.checkpoint.pt \(epoch {epoch}\)" if epoch else "no checkpoint yet"
     with pytest.raises(UserError, match=rf"not finite by step [23] of epoch {epoch + 1}; {good}"):
         fit(tmp_path, small_resnet(), task=Classify(batches))
-    if epoch:
-        assert len(log_of(tmp_path)) == epoch
-        restored = new_run(tmp_path).restore()
-        assert restored is not None
+    restored = new_run(tmp_path).restore()
+    assert (restored is not None) == (epoch > 0)
+    if restored is not None:
         state, history = restored
-        assert len(history) == epoch
+        assert len(history) == len(log_of(tmp_path)) == epoch
         assert all(tensor.isfinite().all() for tensor in state["model"].values())
-    else:
-        assert new_run(tmp_path).restore() is None
 
 
-def test_an_epoch_without_images(tmp_path: Path) -> None:
+def test_an_epoch_without_images_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="epoch 1: there is no image to train on"):
         fit(tmp_path, small_resnet(), task=Classify(lambda epoch: []))
-
-
-def test_a_log_file_gets_a_line_an_epoch_and_no_bar(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    task = Classify(found=lambda epoch: {"validation_accuracy": 0.5} if epoch else {})
-    fit(tmp_path, small_resnet(), task=task)
-    shown = capsys.readouterr()
-    assert "img" not in shown.err
-    lines, records = shown.out.splitlines(), log_of(tmp_path)
-    for number, (line, record) in enumerate(zip(lines, records, strict=True), start=1):
-        validation = "validation accuracy 0.5, " if number > 1 else ""
-        assert line == f"epoch {number}: {validation}loss {record['loss']:.4g}, accuracy {record['accuracy']:.4g}"
 
 
 def test_training_steps_alone_are_fast_and_less_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -325,37 +288,40 @@ def train_a_share(world: World, folder: str, micro_batch: int | None = None, epo
     torch.save(result, Path(folder) / f"{world.rank}_of_{world.size}.pt")
 
 
+def assert_trained_alike(first: Path, second: Path) -> None:
+    """Of two results of `train_a_share`: their gradients, weights and logs."""
+    one, other = torch.load(first), torch.load(second)
+    assert len(one["gradients"]) == 2 * STEPS
+    for name in ("gradients", "weights"):
+        torch.testing.assert_close(one[name], other[name], rtol=1e-6, atol=1e-9)
+    for record, expected in zip(log_of(first.parent), log_of(second.parent), strict=True):
+        assert record == pytest.approx(expected, rel=1e-4)
+
+
 def train_in_three_ways(world: World, folder: str) -> None:
     """Two epochs in whole batches; in parts whose gradients are exchanged once; after two that one process trained."""
     train_a_share(world, f"{folder}/whole")
     train_a_share(world, f"{folder}/parts", 4)
-    train_a_share(world, f"{folder}/alone", epochs=4)
+    train_a_share(world, f"{folder}/resumed", epochs=4)
 
 
 def test_two_processes_have_the_gradients_and_weights_of_one(tmp_path: Path) -> None:
-    for name in ("alone", "whole", "parts", "longer"):
-        (tmp_path / name).mkdir()
-    train_a_share(World(), str(tmp_path / "alone"))
-    alone, log = torch.load(tmp_path / "alone" / "0_of_1.pt"), log_of(tmp_path / "alone")
+    for name in ("alone", "resumed"):
+        train_a_share(World(), str(tmp_path / name))
     run_processes(train_in_three_ways, 2, str(tmp_path))
-    assert len(alone["gradients"]) == 2 * STEPS
     for way in ("whole", "parts"):
-        results = [torch.load(tmp_path / way / f"{rank}_of_2.pt") for rank in range(2)]
-        assert same_bits(results[0]["weights"], results[1]["weights"])
+        results = [tmp_path / way / f"{rank}_of_2.pt" for rank in range(2)]
         for result in results:
-            torch.testing.assert_close(result["gradients"], alone["gradients"], rtol=1e-6, atol=1e-9)
-            torch.testing.assert_close(result["weights"], alone["weights"], rtol=1e-6, atol=1e-9)
-        for record, expected in zip(log_of(tmp_path / way), log, strict=True):
-            assert record["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-            assert record["accuracy"] == pytest.approx(expected["accuracy"])
-    # A checkpoint of one process serves two, and the other way round.
-    train_a_share(World(), str(tmp_path / "longer"), epochs=4)
-    train_a_share(World(), str(tmp_path / "whole"), epochs=4)
-    longer = torch.load(tmp_path / "longer" / "0_of_1.pt")["weights"]
-    for resumed in (tmp_path / "alone" / "0_of_2.pt", tmp_path / "whole" / "0_of_1.pt"):
-        result = torch.load(resumed)
-        assert len(result["gradients"]) == 2 * STEPS  # the first two epochs were not trained again
-        torch.testing.assert_close(result["weights"], longer, rtol=1e-6, atol=1e-9)
+            assert_trained_alike(result, tmp_path / "alone" / "0_of_1.pt")
+        assert same_bits(*(torch.load(result)["weights"] for result in results))
+    # A checkpoint of one process serves two, and the other way round: the first two epochs are not trained again.
+    for name in ("whole", "longer"):
+        train_a_share(World(), str(tmp_path / name), epochs=4)
+    expected = torch.load(tmp_path / "longer" / "0_of_1.pt")["weights"]
+    for resumed in (tmp_path / "resumed" / "0_of_2.pt", tmp_path / "whole" / "0_of_1.pt"):
+        found = torch.load(resumed)
+        assert len(found["gradients"]) == 2 * STEPS
+        torch.testing.assert_close(found["weights"], expected, rtol=1e-6, atol=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------------- early stopping
@@ -363,36 +329,34 @@ def test_two_processes_have_the_gradients_and_weights_of_one(tmp_path: Path) -> 
 LOSSES = [5.0, 3.0, 4.0, 2.0, 2.0, 9.0, 1.0]  # on held-out data, by epoch
 
 
-def stopped_early(
-    folder: Path, model: nn.Module, patience: int | None, epochs: int = len(LOSSES)
-) -> list[dict[str, torch.Tensor]]:
-    """Train with these held-out losses -> the weights after each epoch."""
-    states: list[dict[str, torch.Tensor]] = []
-
-    def found(epoch: int) -> dict[str, float]:
-        states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
-        return {HELD_OUT: LOSSES[epoch]}
-
-    fit(folder, model, ADAM, Classify(found=found), epochs=epochs, patience=patience)
-    return states
-
-
-@pytest.mark.parametrize(("patience", "epochs", "best"), [(1, 3, 1), (2, 6, 3), (3, 7, 6), (None, 7, 6)])
-def test_it_ends_where_nothing_gets_better_at_the_best_weights(
-    tmp_path: Path, patience: int | None, epochs: int, best: int
+@pytest.mark.parametrize(
+    ("patience", "end", "best", "interrupted"),
+    [
+        (1, 3, 1, 2),
+        (2, 6, 3, 2),
+        (2, 6, 3, 6),
+        (3, 7, 6, 5),
+        (None, 7, 6, 3),
+    ],  # after 6 epochs a patience of 2 has ended
+)
+def test_it_ends_where_nothing_gets_better_at_the_best_weights_whether_interrupted_or_not(
+    tmp_path: Path, patience: int | None, end: int, best: int, interrupted: int
 ) -> None:
-    model = small_resnet()
-    states = stopped_early(tmp_path, model, patience)
-    assert len(states) == epochs
-    assert same_bits(model.state_dict(), states[best])
+    def trained(folder: str, epochs: int) -> tuple[nn.Module, list[dict[str, torch.Tensor]]]:
+        """The model, and its weights after each epoch that was trained."""
+        model, states = small_resnet(), list[dict[str, torch.Tensor]]()
 
+        def found(epoch: int) -> dict[str, float]:
+            states.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
+            return {HELD_OUT: LOSSES[epoch]}
 
-@pytest.mark.parametrize("done", [2, 6])
-def test_an_interruption_does_not_change_where_it_ends(tmp_path: Path, done: int) -> None:
-    """After 6 epochs its patience is at an end already."""
-    whole, first, resumed = small_resnet(), small_resnet(), small_resnet()
-    stopped_early(tmp_path / "whole", whole, 2)
-    stopped_early(tmp_path / "part", first, 2, epochs=done)
-    more = stopped_early(tmp_path / "part", resumed, 2)
-    assert len(more) == 6 - done
-    assert same_bits(resumed.state_dict(), whole.state_dict())
+        fit(tmp_path / folder, model, ADAM, Classify(found=found), epochs=epochs, patience=patience)
+        return model, states
+
+    whole, states = trained("whole", len(LOSSES))
+    assert len(states) == end
+    assert same_bits(whole.state_dict(), states[best])
+    trained("parts", interrupted)
+    resumed, more = trained("parts", len(LOSSES))
+    assert len(more) == end - interrupted
+    assert same_bits(resumed.state_dict(), states[best])

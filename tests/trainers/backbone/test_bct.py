@@ -7,31 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from data.datasets import open_images
-from data.images import Batch, ImageSet
-from models.resnet import ResNet, build_backbone
-from tests.tiny import BACKBONE, write_images
+from data.images import Batch
+from models.resnet import build_backbone
+from tests.tiny import write_images
+from tests.trainers.backbone.setting import setting_of
 from trainers.backbone.bct import Compatible, OldModel, completed_classifier, mean_embeddings, synthesised_rows
-from trainers.backbone.config import BackboneConfig
-from utils.config import build, parse_yaml, to_dict
+from utils.config import to_dict
 from utils.distributed import World
 
 CLASSES, OLD_CLASSES, SMOOTHING, WEIGHT = 4, 2, 0.1, 0.7
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_images(tmp_path_factory.mktemp("data"), classes=CLASSES, training=5, validation=1)
-
-
-def setting(root: Path) -> tuple[BackboneConfig, ImageSet, ResNet, ResNet]:
-    values = parse_yaml(BACKBONE)
-    config = build(BackboneConfig, values, source="tiny")
-    config.dataset_params.data_root, config.dataset_params.batch_size = str(root), 8
-    torch.manual_seed(0)
-    new, old = (build_backbone(**to_dict(config.arch_params)) for _ in range(2))
-    training = open_images(config.dataset_params, "training", World(), seed=0)
-    return config, training, new, old.eval().requires_grad_(False)
 
 
 def smoothed_cross_entropy(logits: torch.Tensor, label: int) -> float:
@@ -42,12 +26,24 @@ def smoothed_cross_entropy(logits: torch.Tensor, label: int) -> float:
 
 
 @pytest.mark.parametrize("old_classes", [OLD_CLASSES, CLASSES])
-def test_the_loss_is_its_own_and_that_of_the_old_classifier(root: Path, old_classes: int) -> None:
-    config, training, new, old = setting(root)
-    before = old.fc.weight.clone()
+def test_the_loss_is_its_own_and_that_of_the_completed_old_classifier(tmp_path: Path, old_classes: int) -> None:
+    """Of classes that the old model has not seen, rows point along their mean embeddings."""
+    write_images(tmp_path, classes=CLASSES, training=5, validation=1)
+    config, new, training, _ = setting_of(tmp_path, dataset_params={"batch_size": 8})
+    old = build_backbone(**to_dict(config.arch_params)).eval().requires_grad_(False)
+    learned = old.fc.weight[:old_classes].flatten(1).clone()
     rows = completed_classifier(OldModel(old, old_classes), training, 8, "fp32", World())
+    (everything,) = training.view_batches(0, 100)
+    with torch.no_grad():
+        embeddings = old(everything.images)[1].flatten(1)
+    means = torch.stack([embeddings[everything.labels == label].mean(0) for label in range(CLASSES)])
     assert rows.shape == (CLASSES, 16)
-    assert torch.equal(rows[:old_classes], old.fc.weight[:old_classes].flatten(1))
+    assert torch.equal(rows[:old_classes], learned)
+    for label in range(old_classes, CLASSES):
+        direction = means[label] - means.mean(0)
+        expected_row = direction / direction.norm() * (learned[0].norm() + learned[1].norm()) / 2
+        torch.testing.assert_close(rows[label], expected_row, rtol=1e-3, atol=1e-4)
+
     task = Compatible(config, training, training, "fp32", World(), rows, WEIGHT)
     batch = next(iter(task.batches(0)))
     loss = task.loss(new, batch)
@@ -59,25 +55,10 @@ def test_the_loss_is_its_own_and_that_of_the_old_classifier(root: Path, old_clas
         expected += smoothed_cross_entropy(own, label) + WEIGHT * smoothed_cross_entropy(theirs, label)
     assert loss.mean.item() == pytest.approx(expected / len(batch.labels), rel=1e-4)
     assert loss.correct == (logits.argmax(1) == batch.labels).sum()
-
     loss.mean.backward()
     assert new.conv1.weight.grad is not None
     assert old.fc.weight.grad is None
-    assert torch.equal(old.fc.weight, before)
-
-
-def test_classes_that_the_old_model_has_not_seen_get_rows_of_their_mean_embedding(root: Path) -> None:
-    _, training, _, old = setting(root)
-    rows = completed_classifier(OldModel(old, OLD_CLASSES), training, 8, "fp32", World())
-    (everything,) = training.view_batches(0, 100)
-    with torch.no_grad():
-        embeddings = old(everything.images)[1].flatten(1)
-    means = torch.stack([embeddings[everything.labels == label].mean(0) for label in range(CLASSES)])
-    learned = old.fc.weight[:OLD_CLASSES].flatten(1)
-    for label in range(OLD_CLASSES, CLASSES):
-        direction = means[label] - means.mean(0)
-        expected = direction / direction.norm() * (learned[0].norm() + learned[1].norm()) / 2
-        torch.testing.assert_close(rows[label], expected, rtol=1e-3, atol=1e-4)
+    assert torch.equal(old.fc.weight[:old_classes].flatten(1), learned)
 
 
 def test_synthesised_rows_do_not_move_with_what_all_embeddings_share() -> None:

@@ -1,6 +1,5 @@
 """SimCLR: NT-Xent against a plain loop, on one process and on two, and that training learns and validates."""
 
-import json
 import math
 from pathlib import Path
 
@@ -9,18 +8,12 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from data.datasets import open_images
-from models.resnet import build_backbone
-from tests.tiny import BACKBONE, write_images
+from tests.tiny import write_images
+from tests.trainers.backbone.setting import setting_of, train
 from tests.utils.processes import run_processes
-from trainers.backbone.config import BackboneConfig
 from trainers.backbone.neighbours import knn_predict
 from trainers.backbone.simclr import nt_xent
-from trainers.backbone.training import train_backbone
-from utils.config import build, parse_yaml, to_dict
 from utils.distributed import World
-from utils.preemption import Preemption
-from utils.runs import Run
 
 
 def naive_nt_xent(z: torch.Tensor, temperature: float) -> float:
@@ -54,57 +47,50 @@ def test_the_gradient_of_nt_xent_is_the_slope() -> None:
 
 
 def test_two_processes_have_the_loss_and_the_gradients_of_one() -> None:
-    run_processes(compare_to_one, 2)
+    run_processes(compare_shares, 2)
 
 
-def compare_to_one(world: World) -> None:
-    for counts in ((4, 4), (3, 5)):
-        compare_shares(world, counts)
-
-
-def compare_shares(world: World, counts: tuple[int, int]) -> None:
+def compare_shares(world: World) -> None:
     """The parameters of a linear layer get the same gradient from the shares of two processes as from the whole."""
     torch.manual_seed(0)
-    model, views = nn.Linear(5, 3), torch.randn(2, 8, 5)
-    loss = nt_xent(model(views.flatten(0, 1)), 0.5, World())
-    (expected,) = torch.autograd.grad(loss, model.weight)
-    share = slice(0, counts[0]) if world.is_main else slice(counts[0], 8)
-    # Without equal shares a process's mean weighs as much as that of another; weigh it by its part of the views.
-    weight = world.size * counts[world.rank] / 8
-    parallel = DistributedDataParallel(model)
-    own = nt_xent(parallel(views[:, share].flatten(0, 1)), 0.5, world) * weight
-    own.backward()
-    assert model.weight.grad is not None
-    torch.testing.assert_close(model.weight.grad, expected)
-    torch.testing.assert_close(world.sum(own.detach().clone()) / world.size, loss.detach())
+    for counts in ((4, 4), (3, 5)):
+        model, views = nn.Linear(5, 3), torch.randn(2, 8, 5)
+        loss = nt_xent(model(views.flatten(0, 1)), 0.5, World())
+        (expected,) = torch.autograd.grad(loss, model.weight)
+        share = slice(0, counts[0]) if world.is_main else slice(counts[0], 8)
+        # Without equal shares a process's mean weighs as much as that of another; weigh it by its part of the views.
+        weight = world.size * counts[world.rank] / 8
+        parallel = DistributedDataParallel(model)
+        own = nt_xent(parallel(views[:, share].flatten(0, 1)), 0.5, world) * weight
+        own.backward()
+        assert model.weight.grad is not None
+        torch.testing.assert_close(model.weight.grad, expected)
+        torch.testing.assert_close(world.sum(own.detach().clone()) / world.size, loss.detach())
 
 
 def test_training_learns_without_labels_and_logs_the_accuracy_of_neighbours(tmp_path: Path) -> None:
     write_images(tmp_path / "data", classes=3, training=16, validation=4)
-    values = {**parse_yaml(BACKBONE), "epochs": 8, "validate_every": 4, "precision": "fp32", "objective": "simclr"}
-    values["label_smoothing"], values["dataset_params"]["augmentation"] = 0.0, None
-    values["optimizer_params"] = {"algorithm": "adam", "lr": 3e-3}
-    values["simclr_params"] = {
-        "projection_hidden_dim": 32,
-        "projection_dim": 8,
-        "knn_items": 20,
-        "min_area": 0.7,
-        "jitter_strength": 0.1,
-    }
-    config = build(BackboneConfig, values, source="tiny")
-    config.dataset_params.data_root, config.dataset_params.batch_size = str(tmp_path / "data"), 16
-    torch.manual_seed(0)
-    model = build_backbone(**to_dict(config.arch_params))
-    classifier = model.fc.weight.clone()
-    training, validation = (
-        open_images(config.dataset_params, split, World(), seed=0) for split in ("training", "validation")
+    setting = setting_of(
+        tmp_path / "data",
+        epochs=8,
+        validate_every=4,
+        objective="simclr",
+        label_smoothing=0.0,
+        dataset_params={"augmentation": None, "batch_size": 16},
+        optimizer_params={"algorithm": "adam", "lr": 3e-3, "momentum": 0.9, "weight_decay": 0.0},
+        simclr_params={
+            "projection_hidden_dim": 32,
+            "projection_dim": 8,
+            "knn_items": 20,
+            "min_area": 0.7,
+            "jitter_strength": 0.1,
+        },
     )
-    before = training.labels.clone()
+    model, training = setting.model, setting.training
+    classifier, labels = model.fc.weight.clone(), training.labels.clone()
     training.labels.fill_(-1)  # nothing but the monitor may look at them, and that takes them from the batches
-    run = Run(str(tmp_path / "m.pt"), config, World())
-    train_backbone(model, config, training, validation, run, World(), Preemption())
-    training.labels.copy_(before)
-    records = [json.loads(line) for line in (tmp_path / "m.log.jsonl").read_text().splitlines()]
+    records = train(tmp_path, setting)
+    training.labels.copy_(labels)
     assert [record["epoch"] for record in records if "knn_accuracy" in record] == [4, 8]
     assert not any("accuracy" in record for record in records)
     assert records[-1]["loss"] < records[0]["loss"] - 0.1
@@ -112,7 +98,7 @@ def test_training_learns_without_labels_and_logs_the_accuracy_of_neighbours(tmp_
 
     (bank,) = training.view_batches(0, 100, limit=20)
     assert bank.indices.tolist() == [i * 48 // 20 for i in range(20)]
-    (queries,) = validation.view_batches(0, 100)
+    (queries,) = setting.validation.view_batches(0, 100)
     with torch.inference_mode():
         embedded, expected = (model.eval()(batch.images)[1].flatten(1) for batch in (queries, bank))
     right = knn_predict(embedded, expected, bank.labels) == queries.labels
