@@ -12,6 +12,7 @@ from trainers.transformation.config import (
     DiscriminativeLoss,
     HowToFit,
     ObjectiveParams,
+    RefinementParams,
     SimilarityLoss,
     UncertaintyLoss,
 )
@@ -26,6 +27,7 @@ LABELS = torch.randint(C, (B,), generator=GENERATOR)
 PARTLY = LABELS.where(
     torch.tensor([False, True, True, False, True, True, False]), torch.tensor([-1, -7, -1, -1, -1, -1, -2])
 )
+FASTFILL = ObjectiveParams(SimilarityLoss(), DiscriminativeLoss(), UncertaintyLoss())
 SCALAR, VECTOR = torch.randn(B, 1, generator=GENERATOR), torch.randn(B, D, generator=GENERATOR)
 
 
@@ -85,17 +87,6 @@ def test_the_objective_is_the_naive_loop(
     assert loss.item() == pytest.approx(naive(params, s, labels), rel=1e-5)
 
 
-def test_fastfill_with_the_published_weights() -> None:
-    params = ObjectiveParams(SimilarityLoss(), DiscriminativeLoss(), UncertaintyLoss())
-    loss = TransformationObjective(params, CLASSIFIER)(Transformed(H, SCALAR), NEW, LABELS)
-    expected = 0.0
-    for i in range(B):
-        l_sim = sum((a - b) ** 2 for a, b in zip(H[i].tolist(), NEW[i].tolist(), strict=True)) / D
-        l_disc = smoothed_cross_entropy(H[i].tolist(), int(LABELS[i]), 0.1)
-        expected += (0.5 * math.exp(-SCALAR[i].item()) * (l_sim + l_disc) + 0.5 * SCALAR[i].item()) / B
-    assert loss.item() == pytest.approx(expected, rel=1e-5)
-
-
 @pytest.mark.parametrize("name", ["InfoNCE", "SupCon"])
 def test_cosines_of_a_contrast_may_be_taken_from_another_origin(name: Any) -> None:
     params = ObjectiveParams(SimilarityLoss(mu_similarity=0.0), DiscriminativeLoss(name=name))
@@ -127,14 +118,8 @@ def test_without_a_classifier_each_new_embedding_is_contrasted_with_the_batch(
     assert float(objective(Transformed(H, None), NEW, labels)) == pytest.approx(2 * expected, rel=1e-5)
 
 
-def test_fct_is_the_mean_squared_error() -> None:
-    loss = TransformationObjective(ObjectiveParams(), None)(Transformed(H, None), NEW, LABELS)
-    torch.testing.assert_close(loss, nn.functional.mse_loss(H, NEW))
-
-
 def test_a_vector_of_equal_log_variances_is_the_scalar() -> None:
-    params = ObjectiveParams(SimilarityLoss(), DiscriminativeLoss(), UncertaintyLoss())
-    objective = TransformationObjective(params, CLASSIFIER)
+    objective = TransformationObjective(FASTFILL, CLASSIFIER)
     scalar, vector = (objective(Transformed(H, s), NEW, LABELS) for s in (SCALAR, SCALAR.expand(B, D)))
     torch.testing.assert_close(scalar, vector)
 
@@ -142,8 +127,7 @@ def test_a_vector_of_equal_log_variances_is_the_scalar() -> None:
 @pytest.mark.parametrize("s", [SCALAR, VECTOR], ids=["scalar", "vector"])
 def test_gradients_reach_h_and_the_log_variance_but_not_the_classifier(s: torch.Tensor) -> None:
     classifier = CLASSIFIER.clone().requires_grad_()
-    params = ObjectiveParams(SimilarityLoss(), DiscriminativeLoss(), UncertaintyLoss())
-    objective = TransformationObjective(params, classifier)
+    objective = TransformationObjective(FASTFILL, classifier)
     h, s = H.clone().requires_grad_(), s.clone().requires_grad_()
     objective(Transformed(h, s), NEW, LABELS).backward()
     assert h.grad is not None
@@ -164,39 +148,35 @@ def test_the_log_variance_settles_where_the_weighted_loss_is_twice_its_price() -
 
 
 def test_bf16_outputs_are_judged_in_float32() -> None:
-    params = ObjectiveParams(SimilarityLoss(), DiscriminativeLoss(), UncertaintyLoss())
-    loss = TransformationObjective(params, CLASSIFIER)(Transformed(H.bfloat16(), SCALAR.bfloat16()), NEW, LABELS)
+    loss = TransformationObjective(FASTFILL, CLASSIFIER)(Transformed(H.bfloat16(), SCALAR.bfloat16()), NEW, LABELS)
     assert loss.dtype == torch.float32
 
 
-# Putting an objective together
-
-DIMS = {"old_embedding_dim": 3, "new_embedding_dim": 8, "side_info_dim": 3, "inner_dim": 4}
-
-
 def test_the_classifier_is_a_frozen_copy() -> None:
-    classifier = torch.randn(C, 8)
+    classifier = CLASSIFIER.clone()
     params = ObjectiveParams(SimilarityLoss(mu_similarity=0.0), DiscriminativeLoss(label_smoothing=0.0))
-    objective = build_objective(params, classifier, build_transformation("fct", **DIMS))
-    h = torch.randn(B, 8)
-    expected = nn.functional.cross_entropy(h @ classifier.T, LABELS)
+    objective = TransformationObjective(params, classifier)
+    expected = nn.functional.cross_entropy(H @ classifier.T, LABELS)
     classifier.zero_()
-    loss = objective(Transformed(h, None), torch.zeros(B, 8), LABELS)
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(objective(Transformed(H, None), NEW, LABELS), expected)
 
 
 def test_parts_that_do_not_go_together() -> None:
-    fct, fastfill = build_transformation("fct", **DIMS), build_transformation("fastfill", **DIMS)
+    dims = {"old_embedding_dim": 3, "new_embedding_dim": 8, "side_info_dim": 3, "inner_dim": 4}
+    fct, fastfill = (build_transformation(arch, **dims) for arch in ("fct", "fastfill"))
     with pytest.raises(UserError, match=r"objective_params\.uncertainty_loss: needs a transformation with uncertainty"):
         build_objective(ObjectiveParams(uncertainty_loss=UncertaintyLoss()), None, fct)
     with pytest.raises(UserError, match=r"objective_params\.uncertainty_loss: is missing"):
         build_objective(ObjectiveParams(), None, fastfill)
     with pytest.raises(UserError, match=r"objective_params\.discriminative_loss: needs a new model with a classifier"):
         check_classifier(HowToFit(objective_params=ObjectiveParams(discriminative_loss=DiscriminativeLoss())), None)
+    with pytest.raises(UserError, match=r"needs a new model with a classifier, .*; or set refinement_params.clusters"):
+        check_classifier(HowToFit(refinement_params=RefinementParams()), None)
+    check_classifier(HowToFit(), None)
 
 
 def test_a_training_set_with_classes_that_the_classifier_does_not_know() -> None:
-    objective = TransformationObjective(ObjectiveParams(discriminative_loss=DiscriminativeLoss()), CLASSIFIER)
+    objective = TransformationObjective(FASTFILL, CLASSIFIER)
     objective.check_labels(torch.tensor([0, C - 1]))
     with pytest.raises(UserError, match=r"new_model_path: .* has 4 classes, the training set 5"):
         objective.check_labels(torch.tensor([0, C]))

@@ -1,7 +1,6 @@
 """Choosing the refinement: what it sees, and that it chooses what is best there."""
 
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -14,13 +13,12 @@ from models.baselines import AffineTransformation
 from retrieval import upgrade_quality
 from trainers.transformation.centroids import class_means, k_means
 from trainers.transformation.config import FitConfig, HowToFit, RefinementParams
-from trainers.transformation.division import FittingData, divide
+from trainers.transformation.division import divide
 from trainers.transformation.losses import check_classifier
-from trainers.transformation.pairs import PairBatch, PairsInMemory, StreamedPairs, View
+from trainers.transformation.pairs import PairsInMemory, StreamedPairs, View
 from trainers.transformation.refinement import Material, known_classes, material_of_files, material_of_pairs, refine
 from utils.distributed import World
 from utils.errors import UserError
-from utils.precision import resolve_precision
 
 CLASSES, N, DIMENSION = 4, 80, 8
 GENERATOR = torch.Generator().manual_seed(0)
@@ -29,13 +27,11 @@ LABELS = torch.arange(N) % CLASSES
 NEW = MEANS[LABELS] + torch.randn(N, DIMENSION, generator=GENERATOR)
 
 
-class Pairs(PairsInMemory):
-    """Two views of pairs, without models: old embeddings are new ones with much noise."""
-
-    def __init__(self) -> None:
-        self.batch_size, self.world, self.seed, self.exhaustive = 16, World(), 5, True
-        old = NEW + 3 * torch.randn(2, N, DIMENSION, generator=torch.Generator().manual_seed(1))
-        self.views = [View({"old": rows, "new": NEW + view}, LABELS) for view, rows in enumerate(old)]
+def pairs_in_memory() -> PairsInMemory:
+    """Two views of pairs: old embeddings are new ones with much noise."""
+    old = NEW + 3 * torch.randn(2, N, DIMENSION, generator=torch.Generator().manual_seed(1))
+    views = [View({"old": rows, "new": NEW + view}, LABELS) for view, rows in enumerate(old)]
+    return PairsInMemory(views, batch_size=16, world=World(), seed=5)
 
 
 def identity() -> AffineTransformation:
@@ -47,26 +43,9 @@ def identity() -> AffineTransformation:
 
 
 def material_of_classes(params: RefinementParams) -> Material:
-    found = material_of_pairs(Pairs(), params, MEANS)
+    found = material_of_pairs(pairs_in_memory(), params, MEANS)
     assert found is not None
     return found
-
-
-def test_held_out_items_leave_every_view_for_good() -> None:
-    pairs = Pairs()
-    held = pairs.set_aside(0.25)
-    assert len(held.labels) == 20
-    assert len(pairs) == 60
-    taken = {tuple(row) for row in held.new.tolist()}
-    kept = [row for batch in pairs.views_once() for row in batch.new.tolist()]
-    drawn = [row for epoch in range(6) for batch in pairs.batches(epoch) for row in batch.new.tolist()]
-    for rows, views in ((kept, (0, 1)), (drawn, (0, 1))):
-        for view in views:
-            assert taken.isdisjoint(tuple((torch.tensor(row) - view).tolist()) for row in rows)
-    assert len(kept) == 120
-    again = Pairs().set_aside(0.25)
-    assert torch.equal(again.new, held.new)
-    assert all(before < after for before, after in pairwise(NEW.tolist().index(row) for row in held.new.tolist()))
 
 
 @pytest.mark.parametrize("clusters", [None, 6])
@@ -92,56 +71,52 @@ def test_the_choice_is_the_best_of_all_on_held_out_items_alone(clusters: int | N
 
 def test_where_nothing_helps_h_stays() -> None:
     def worse_with_change(new: Tensor, transformed: Tensor, *_: Tensor) -> float:
-        return -float((transformed - material.held_out.old).abs().sum())
+        return -float((transformed - old).abs().sum())
 
     material = material_of_classes(RefinementParams())
+    old = material.held_out.old
     model, chosen = refine(identity(), material, worse_with_change, World())
     assert chosen["strength"] == 0
-    old = material.held_out.old
     assert torch.equal(model(old).embedding, old)
 
 
 def test_with_clusters_no_label_is_looked_at() -> None:
-    found = [material_of_classes(RefinementParams(clusters=6)) for _ in range(2)]
-    unlabelled = PairBatch(found[1].held_out.old, None, found[1].held_out.new, torch.full((8,), -1))
-    found[1].training.views = [View(view.embeddings, -view.labels) for view in found[1].training.views]
+    material, other = (material_of_classes(RefinementParams(clusters=6)) for _ in range(2))
+    held_out = other.held_out._replace(labels=torch.full((8,), -1))
+    other.training.views = [View(view.embeddings, -view.labels) for view in other.training.views]
     (first, chosen), (second, again) = (
-        refine(identity(), found[0], upgrade_quality, World()),
-        refine(identity(), found[1]._replace(held_out=unlabelled), upgrade_quality, World()),
+        refine(identity(), found, upgrade_quality, World()) for found in (material, other._replace(held_out=held_out))
     )
     assert chosen == again
     assert torch.equal(first.class_means, second.class_means)
 
 
-def test_class_means_are_means() -> None:
-    means = class_means(NEW, LABELS, CLASSES + 1)
+def test_class_means_are_of_the_training_items_first_view() -> None:
+    material = material_of_classes(RefinementParams(held_out=0.25))
+    new, labels = material.training.views[0].embeddings["new"], material.training.views[0].labels
+    known = known_classes(material)
     for label in range(CLASSES):
-        torch.testing.assert_close(means[label], NEW[label == LABELS].mean(0))
-    torch.testing.assert_close(means[CLASSES], NEW.mean(0))  # a class without an item
+        torch.testing.assert_close(known.means[label], new[label == labels].mean(0))
+    assert torch.equal(known.weight, MEANS)
+    assert not known.bias.any()
 
 
-def test_class_means_are_of_labelled_items_alone() -> None:
+def test_items_without_a_label_are_of_no_class() -> None:
     known = torch.arange(N) % 5 > 0
-    means = class_means(NEW, LABELS.where(known, -3), CLASSES)
-    torch.testing.assert_close(means, class_means(NEW[known], LABELS[known], CLASSES))
+    means = class_means(NEW, LABELS.where(known, -3), CLASSES + 1)
+    torch.testing.assert_close(means[:CLASSES], class_means(NEW[known], LABELS[known], CLASSES))
+    torch.testing.assert_close(means[CLASSES], NEW.mean(0))  # that of all, for a class without an item
 
 
 def test_held_out_items_without_a_label_are_no_queries_of_the_choice() -> None:
     material = material_of_classes(RefinementParams(held_out=0.25))
-    junk = material.held_out.labels.where(torch.arange(20) > 4, -1)
-    partly = material._replace(held_out=material.held_out._replace(labels=junk))
-    found = refine(identity(), partly, upgrade_quality, World())[1]["quality"]
-    as_class = partly._replace(held_out=partly.held_out._replace(labels=junk.where(junk >= 0, CLASSES)))
-    assert found != refine(identity(), as_class, upgrade_quality, World())[1]["quality"]
 
+    def quality_with(label: int) -> Any:
+        labels = material.held_out.labels.where(torch.arange(20) > 4, label)
+        partly = material._replace(held_out=material.held_out._replace(labels=labels))
+        return refine(identity(), partly, upgrade_quality, World())[1]["quality"]
 
-def test_what_is_known_is_of_the_training_items_first_view() -> None:
-    material = material_of_classes(RefinementParams(held_out=0.25))
-    new, labels = material.training.views[0].embeddings["new"], material.training.views[0].labels
-    known = known_classes(material)
-    assert torch.equal(known.means, class_means(new, labels, CLASSES))
-    assert torch.equal(known.weight, MEANS)
-    assert not known.bias.any()
+    assert quality_with(-1) != quality_with(CLASSES)  # the other is a class as any
 
 
 def test_k_means_finds_clusters_and_its_variance() -> None:
@@ -155,15 +130,12 @@ def test_k_means_finds_clusters_and_its_variance() -> None:
 
 
 def test_what_a_refinement_cannot_be_made_from() -> None:
-    assert material_of_pairs(Pairs(), None, MEANS) is None
-    check_classifier(HowToFit(), None)
+    assert material_of_pairs(pairs_in_memory(), None, MEANS) is None
     check_classifier(HowToFit(refinement_params=RefinementParams(clusters=3)), None)
     check_classifier(HowToFit(refinement_params=RefinementParams()), MEANS)
     with pytest.raises(UserError, match="classifier has 2 classes, the training set 4; refinement_params needs"):
-        material_of_pairs(Pairs(), RefinementParams(), MEANS[:2])
-    with pytest.raises(UserError, match=r"needs a new model with a classifier, .*; or set refinement_params.clusters"):
-        check_classifier(HowToFit(refinement_params=RefinementParams()), None)
-    streamed = StreamedPairs({}, [], batch_size=4, precision=resolve_precision("fp32", World().device), world=World())  # type: ignore[arg-type]
+        material_of_pairs(pairs_in_memory(), RefinementParams(), MEANS[:2])
+    streamed = StreamedPairs({}, [], batch_size=4, precision="fp32", world=World())  # type: ignore[arg-type]
     with pytest.raises(UserError, match="refinement_params: needs embeddings that are computed once; set cached_views"):
         material_of_pairs(streamed, RefinementParams(), MEANS)
     many = material_of_classes(RefinementParams(clusters=1000))
@@ -171,59 +143,55 @@ def test_what_a_refinement_cannot_be_made_from() -> None:
         refine(identity(), many, upgrade_quality, World())
 
 
+# -------------------------------------------------------------------------------------------------- of embedding files
+
+PAIRS = PairedEmbeddings({"old": NEW, "new": NEW}, LABELS, MEANS, normalised=False)
+TWO_VIEWS = PairedEmbeddings(
+    {"old": torch.cat([NEW, NEW + 1]), "new": torch.cat([NEW, -NEW])}, LABELS.repeat(2), MEANS, normalised=False
+)
+
+
 def config_of_files(**values: Any) -> FitConfig:
     return FitConfig(old="old.npz", new="new.npz", method="ridge", output="h.pt", **values)
 
 
-def data_of(classifier: Tensor | None = MEANS, **values: Any) -> FittingData:
-    both = {"old": torch.cat([NEW, NEW + 1]), "new": torch.cat([NEW, -NEW])}
-    pairs = PairedEmbeddings(both, LABELS.repeat(2), classifier, normalised=False)
-    return divide(pairs, config_of_files(**values), World())
-
-
 def test_of_files_with_views_an_item_is_held_out_in_all_of_them() -> None:
-    data = data_of(views=2, held_out=0.25)
+    data = divide(TWO_VIEWS, config_of_files(views=2, held_out=0.25), World())
     material = material_of_files(data, RefinementParams())
     assert material is not None
-    assert len(material.held_out.labels) == 20
     assert len(material.training) == 120
     taken = {tuple(row.tolist()) for row in material.held_out.new.abs()}
-    assert len(taken) == 20
+    assert len(taken) == len(material.held_out.labels) == 20
     assert taken.isdisjoint(tuple(row.tolist()) for row in material.training.views[0].embeddings["new"].abs())
-    with pytest.raises(UserError, match=r"^views: the 160 rows are not 3 views of each item"):
-        data_of(views=3)
-
-
-def test_the_published_recipe_holds_out_for_a_refinement_alone() -> None:
-    assert data_of(held_out=0).held_out is None
-    both = {"old": torch.cat([NEW, NEW + 1]), "new": torch.cat([NEW, -NEW])}
-    pairs = PairedEmbeddings(both, LABELS.repeat(2), MEANS, normalised=False)
-    config = config_of_files(views=2, held_out=0, refinement_params=RefinementParams(held_out=0.25))
-    held_out = divide(pairs, config, World()).held_out
+    # The published recipe holds out for a refinement alone.
+    assert divide(TWO_VIEWS, config_of_files(views=2, held_out=0), World()).held_out is None
+    refined = config_of_files(views=2, held_out=0, refinement_params=RefinementParams(held_out=0.25))
+    held_out = divide(TWO_VIEWS, refined, World()).held_out
     assert held_out is not None
-    assert torch.equal(held_out.new, data_of(views=2, held_out=0.25).held_out.new)  # type: ignore[union-attr]
+    assert torch.equal(held_out.new, material.held_out.new)
+    with pytest.raises(UserError, match=r"^views: the 160 rows are not 3 views of each item"):
+        divide(TWO_VIEWS, config_of_files(views=3), World())
 
 
 def test_labels_may_be_those_of_a_part() -> None:
     """The first item has none: what is known of the sample does not hang on it."""
-    labels = torch.where(torch.arange(N) % 4 == 0, -1, LABELS)
-    pairs = PairedEmbeddings({"old": NEW, "new": NEW}, labels, None, normalised=False)
-    data = divide(pairs, config_of_files(), World())
+    labels = LABELS.where(torch.arange(N) % 4 > 0, -1)
+    data = divide(replace(PAIRS, labels=labels, classifier=None), config_of_files(), World())
     assert data.training.views[0].labels[0] == -1
     assert data.has_labels
     assert data.classifier is not None
     assert data.classifier.shape == (CLASSES, DIMENSION)
-    unknown = divide(replace(pairs, labels=torch.full((N,), -1)), config_of_files(), World())
+    unknown = divide(replace(PAIRS, labels=torch.full((N,), -1), classifier=None), config_of_files(), World())
     assert not unknown.has_labels
     assert unknown.classifier is None
 
 
-def test_what_a_sample_of_files_lacks() -> None:
-    assert material_of_files(data_of(), None) is None
-    unlabelled = replace(data_of(), classifier=None)
+def test_without_labels_and_a_classifier_clusters_stand_for_classes() -> None:
+    data = divide(replace(PAIRS, labels=None, classifier=None), config_of_files(), World())
+    assert material_of_files(data, None) is None
     with pytest.raises(UserError, match=r"needs labels or a classifier; or set"):
-        material_of_files(unlabelled, RefinementParams())
-    material = material_of_files(unlabelled, RefinementParams(clusters=3))
+        material_of_files(data, RefinementParams())
+    material = material_of_files(data, RefinementParams(clusters=3))
     assert material is not None
     assert material.classifier is None
     assert len(known_classes(material).means) == 3

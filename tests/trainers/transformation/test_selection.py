@@ -7,7 +7,7 @@ import pytest
 
 from models.config import CLOSED_FORMS
 from models.transformations import TRANSFORMATIONS
-from trainers.transformation.config import FitConfig
+from trainers.transformation.config import DiscriminativeLoss, FitConfig, UncertaintyLoss
 from trainers.transformation.fitting import Fitted, Trial
 from trainers.transformation.selection import METHODS, choose, comparison, configs_of
 from utils.config import build, parse_yaml
@@ -25,52 +25,42 @@ def config(**values: Any) -> FitConfig:
     return build(FitConfig, {**parse_yaml(CONFIG), **values}, source="auto")
 
 
-def with_score(score: float) -> Fitted:
-    return Fitted({}, mock.Mock(), mock.Mock(), Trial("mAP", score, 0.25))
-
-
 def test_every_kind_is_tried_from_the_simplest_on() -> None:
     assert {TRANSFORMATIONS[arch] for arch in METHODS} == set(TRANSFORMATIONS.values())
     assert METHODS[: len(CLOSED_FORMS)] == CLOSED_FORMS
+    assert tuple(configs_of(config())) == METHODS
+    takes_side_info = [method for method in METHODS if method != "procrustes"]
+    assert list(configs_of(config(side_info="side.npz"))) == takes_side_info
+
+
+def test_a_method_that_is_named_is_fitted_as_it_is_stated() -> None:
+    own = config(method="fct", sigma_dim=None)
+    assert configs_of(own) == {"fct": own}
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_each_gets_the_losses_that_it_can_use(method: str) -> None:
+def test_each_gets_the_losses_that_it_can_use_and_files_of_its_own(method: str) -> None:
     own = configs_of(config())[method]
     losses = own.objective_params
     assert own.method == method
     assert own.output == f"out/h.{method}.pt"
     assert losses.similarity_loss.name == ("mse" if method in CLOSED_FORMS else "l1")
     if method == "fastfill":
-        assert losses.discriminative_loss is not None
-        assert losses.discriminative_loss.mu_disc == 3
-        assert losses.uncertainty_loss is not None
-        assert losses.uncertainty_loss.mu_uncertainty == 0.5
+        assert losses.discriminative_loss == DiscriminativeLoss(mu_disc=3)
+        assert losses.uncertainty_loss == UncertaintyLoss()
     else:
         assert (losses.discriminative_loss, losses.uncertainty_loss) == (None, None)
-
-
-def test_of_outputs_that_differ_behind_a_dot_each_kind_has_files_of_its_own() -> None:
-    outputs = ("out/fct_v1.0", "out/fct_v1.1")
-    assert [configs_of(config(output=output))["fct"].output for output in outputs] == [f"{out}.fct" for out in outputs]
+    for output in ("out/fct_v1.0", "out/fct_v1.1"):  # which differ behind a dot
+        assert configs_of(config(output=output))[method].output == f"{output}.{method}"
 
 
 def test_the_best_score_wins_and_of_equal_ones_the_simplest() -> None:
-    fitted = {"ridge": with_score(0.5), "fct": with_score(0.625), "fastfill": with_score(0.625)}
+    fitted = {
+        method: Fitted({}, mock.Mock(), mock.Mock(), Trial("mAP", score, 0.25))
+        for method, score in (("ridge", 0.5), ("fct", 0.625), ("fastfill", 0.625))
+    }
     assert choose(fitted) is fitted["fct"]
     table = comparison(fitted).splitlines()
-    assert table[0].split() == ["held-out", "pairs", "mAP", "mse"]
     assert table[2].split() == ["fct", "62.5%", "0.25"]
     assert table[-1] == "auto: fct, whose mAP on held-out pairs, 62.5%, is the highest; the next is fastfill with 62.5%"
-    assert len(comparison({"fct": with_score(0.625)}).splitlines()) == 2
-
-
-@pytest.mark.parametrize("side_info", [None, "side.npz"])
-def test_with_side_information_those_are_left_out_that_take_none(side_info: str | None) -> None:
-    tried = list(configs_of(config(side_info=side_info)))
-    assert tried == [method for method in METHODS if not (side_info and method == "procrustes")]
-
-
-def test_a_method_that_is_named_is_fitted_as_it_is_stated() -> None:
-    own = config(method="fct", sigma_dim=None)
-    assert configs_of(own) == {"fct": own}
+    assert len(comparison({"fct": fitted["fct"]}).splitlines()) == 2
