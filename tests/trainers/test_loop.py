@@ -111,29 +111,43 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("params", [SGD, ADAM], ids=["sgd", "adam"])
-@pytest.mark.parametrize("epoch", [0, 2])
-def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
-    tmp_path: Path, params: OptimizerParams, epoch: int, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("end", "epoch", "step", "said"),
+    [
+        (Killed, 0, 2, ""),
+        (Killed, 2, 2, "resuming after epoch 2 of 4"),
+        (Preempted, 2, 1, "resuming after epoch 2 and step 1 of the next of 4"),
+        (Preempted, 2, STEPS, f"resuming after epoch 2 and step {STEPS} of the next of 4"),
+    ],
+)
+def test_an_interrupted_run_ends_with_the_weights_and_the_log_of_one_that_was_not(
+    tmp_path: Path,
+    params: OptimizerParams,
+    end: type[BaseException],
+    epoch: int,
+    step: int,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    whole, seen = small_resnet(), list[int]()
+    whole, resumed, seen = small_resnet(), small_resnet(), list[int]()
     fit(tmp_path / "whole", whole, params)
 
-    def dies(at: int) -> Iterator[Data]:
-        batches = epoch_of(at)
-        yield next(batches)
-        if at == epoch:
-            raise Killed
-        yield from batches
+    def interrupted(at: int) -> Iterator[Data]:
+        for number, batch in enumerate(epoch_of(at), start=1):
+            if (at, number) == (epoch, step):
+                if end is Killed:
+                    raise Killed
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
 
     def noted(at: int) -> Iterator[Data]:
         seen.append(at)
         return epoch_of(at)
 
-    with pytest.raises(Killed):
-        fit(tmp_path, small_resnet(), params, Classify(dies))
+    message = rf"after step {step} of epoch 3 of 4; .* {tmp_path}/m.checkpoint.pt" if end is Preempted else None
+    with Preemption() as preemption, pytest.raises(end, match=message):
+        fit(tmp_path, small_resnet(), params, Classify(interrupted), preemption=preemption)
     torch.manual_seed(99)
-    torch.rand(7)
-    resumed = small_resnet()
     if epoch > 0:
         nn.init.zeros_(resumed.get_parameter("fc.weight"))  # the checkpoint overwrites it
     for _ in range(2):  # the second time there is nothing left to do
@@ -141,28 +155,7 @@ def test_a_run_that_was_killed_ends_with_the_weights_of_one_that_was_not(
         assert seen == list(range(epoch, 4))
         assert same_bits(resumed.state_dict(), whole.state_dict())
         assert log_of(tmp_path) == log_of(tmp_path / "whole")
-    assert (f"resuming after epoch {epoch} of 4" in capsys.readouterr().out) == (epoch > 0)
-
-
-@pytest.mark.parametrize("step", [1, STEPS])
-def test_a_run_that_is_told_to_stop_goes_on_within_the_epoch(
-    tmp_path: Path, step: int, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def told(at: int) -> Iterator[Data]:
-        for number, batch in enumerate(epoch_of(at), start=1):
-            if (at, number) == (2, step):
-                os.kill(os.getpid(), signal.SIGTERM)
-            yield batch
-
-    message = rf"after step {step} of epoch 3 of 4; .* {tmp_path}/m.checkpoint.pt"
-    with Preemption() as preemption, pytest.raises(Preempted, match=message):
-        fit(tmp_path, small_resnet(), task=Classify(told), preemption=preemption)
-    whole, resumed = small_resnet(), small_resnet()
-    fit(tmp_path / "whole", whole)
-    fit(tmp_path, resumed)
-    assert f"resuming after epoch 2 and step {step} of the next of 4" in capsys.readouterr().out
-    assert same_bits(resumed.state_dict(), whole.state_dict())
-    assert log_of(tmp_path) == log_of(tmp_path / "whole")
+    assert said in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("size", [5, 6, 100])
@@ -172,30 +165,27 @@ def test_a_batch_in_parts_has_the_gradients_of_the_whole(tmp_path: Path, size: i
     assert_trained_alike(tmp_path / str(size) / "0_of_1.pt", tmp_path / "None" / "0_of_1.pt")
 
 
+@pytest.mark.parametrize(("every", "validated"), [(0, []), (1, [1, 2, 3, 4]), (3, [3, 4]), (10, [4])])
 def test_the_log_has_a_line_an_epoch_with_the_means_over_its_items(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, every: int, validated: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = small_resnet().eval()
     batches = [Data(*(rows[:size] for rows in batch)) for batch, size in zip(epoch_of(0), (12, 5, 1), strict=True)]
-    task = Classify(
-        lambda epoch: batches,
-        found=lambda epoch: {"validation_accuracy": 0.5} if epoch == 3 else {},
-        train_mode=False,
-    )
-    fit(tmp_path, model, OptimizerParams("sgd", lr=0.0, momentum=0.0), task)
+    task = Classify(lambda epoch: batches, found=lambda epoch: {"validation_accuracy": 0.5}, train_mode=False)
+    fit(tmp_path, model, OptimizerParams("sgd", lr=0.0, momentum=0.0), task, validate_every=every)
     images, labels = (torch.cat(rows) for rows in zip(*batches, strict=True))
     with torch.inference_mode():
         logits = model(images)[0]
     loss, accuracy = F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).double().mean().item()
     shown, records = capsys.readouterr(), log_of(tmp_path)
+    assert len(records) == 4
     assert "img" not in shown.err  # no bar where there is no terminal
     for epoch, (record, line) in enumerate(zip(records, shown.out.splitlines(), strict=True), start=1):
-        found = {"validation_accuracy": 0.5} if epoch == 4 else {}
+        found = {"validation_accuracy": 0.5} if epoch in validated else {}
         figures = {"loss": pytest.approx(loss, rel=1e-5), "accuracy": pytest.approx(accuracy)}
         assert record == {"epoch": epoch, "lr": 0.0, **figures, **found}
         validation = "validation accuracy 0.5, " if found else ""
         assert line == f"epoch {epoch}: {validation}loss {record['loss']:.4g}, accuracy {record['accuracy']:.4g}"
-    assert len(records) == 4
 
 
 def test_the_schedule_sets_the_rate_of_every_epoch(tmp_path: Path) -> None:
@@ -235,22 +225,19 @@ def test_training_steps_alone_are_fast_and_less_exact(tmp_path: Path, monkeypatc
     """As on a GPU: the flags are there without one."""
     seen: dict[str, set[bool]] = {"step": set(), "validation": set()}
 
-    def note(where: str) -> None:
+    def note(where: str) -> dict[str, float]:
         backends = torch.backends
         seen[where] |= {backends.cudnn.benchmark, backends.cudnn.allow_tf32, backends.cuda.matmul.allow_tf32}
-
-    def loss(model: nn.Module, batch: Data) -> Loss:
-        note("step")
-        return classify(model, batch)
-
-    def found(epoch: int) -> dict[str, float]:
-        note("validation")
         return {}
+
+    def batches(epoch: int) -> Iterator[Data]:
+        for batch in epoch_of(epoch):
+            note("step")
+            yield batch
 
     monkeypatch.setattr("trainers.loop.kernels", lambda device, fast: kernels(torch.device("cuda"), fast=fast))
     with kernels(torch.device("cuda"), fast=False):  # as every script runs
-        note("validation")
-        fit(tmp_path, small_resnet(), task=Classify(loss=loss, found=found))
+        fit(tmp_path, small_resnet(), task=Classify(batches, found=lambda epoch: note("validation")))
         note("validation")
     assert seen == {"step": {True}, "validation": {False}}
 

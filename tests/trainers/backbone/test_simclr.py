@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -70,22 +71,12 @@ def compare_shares(world: World) -> None:
 
 def test_training_learns_without_labels_and_logs_the_accuracy_of_neighbours(tmp_path: Path) -> None:
     write_images(tmp_path / "data", classes=3, training=16, validation=4)
-    setting = setting_of(
-        tmp_path / "data",
-        epochs=8,
-        validate_every=4,
-        objective="simclr",
-        label_smoothing=0.0,
-        dataset_params={"augmentation": None, "batch_size": 16},
-        optimizer_params={"algorithm": "adam", "lr": 3e-3, "momentum": 0.9, "weight_decay": 0.0},
-        simclr_params={
-            "projection_hidden_dim": 32,
-            "projection_dim": 8,
-            "knn_items": 20,
-            "min_area": 0.7,
-            "jitter_strength": 0.1,
-        },
-    )
+    head = {"projection_hidden_dim": 32, "projection_dim": 8}
+    values: dict[str, Any] = {"objective": "simclr", "label_smoothing": 0.0, "epochs": 8, "validate_every": 4}
+    values["dataset_params"] = {"augmentation": None, "batch_size": 16}
+    values["optimizer_params"] = {"algorithm": "adam", "lr": 3e-3, "weight_decay": 0.0}
+    values["simclr_params"] = {**head, "knn_items": 20, "min_area": 0.7, "jitter_strength": 0.1}
+    setting = setting_of(tmp_path / "data", **values)
     model, training = setting.model, setting.training
     classifier, labels = model.fc.weight.clone(), training.labels.clone()
     training.labels.fill_(-1)  # nothing but the monitor may look at them, and that takes them from the batches

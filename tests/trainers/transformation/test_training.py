@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from models.transformations import build_transformation
+from models.transformed import Transformation
 from tests.tiny import TRANSFORMATION, same_bits
 from tests.utils.processes import run_processes
 from trainers.loop import HELD_OUT, train
@@ -16,11 +19,14 @@ from trainers.transformation.config import FitConfig, ObjectiveParams, Transform
 from trainers.transformation.losses import TransformationObjective
 from trainers.transformation.pairs import PairBatch, PairsInMemory, View
 from trainers.transformation.task import TransformationTask
+from utils.batches import split_batch
 from utils.config import build, parse_yaml
 from utils.distributed import World
 from utils.errors import UserError
 from utils.preemption import Preemption
 from utils.runs import Run
+
+DIMS = {"old_embedding_dim": 4, "new_embedding_dim": 4, "side_info_dim": 4, "inner_dim": 8}
 
 
 class Recorded:
@@ -41,43 +47,52 @@ class Recorded:
             yield PairBatch(old, None, old.cumsum(1), torch.zeros(16, dtype=torch.int64))
 
 
+def fct() -> Transformation:
+    torch.manual_seed(0)
+    return build_transformation("fct", **DIMS)
+
+
+def task_of(model: Transformation, config: Any, pairs: Any = None, **options: Any) -> TransformationTask:
+    objective = TransformationObjective(ObjectiveParams(), None)
+    options = {"world": World(), **options}
+    return TransformationTask(model, objective, pairs or Recorded(model), config, "fp32", **options)
+
+
+def run(task: TransformationTask, output: str) -> None:
+    """Train to the end."""
+    config, world = task.config, task.world
+    train(task, task.transformation, config.loop, Run(output, config, world), world, Preemption())
+
+
 @pytest.mark.parametrize("switch", [False, True])
 @pytest.mark.parametrize("epochs", [4, 5])
 def test_bn_statistics_freeze_half_way_while_the_weights_train_on(tmp_path: Path, switch: bool, epochs: int) -> None:
     values = {**parse_yaml(TRANSFORMATION), "epochs": epochs, "switch_mode_to_eval": switch, "precision": "fp32"}
-    config = build(TransformationConfig, values, source="tiny")
-    torch.manual_seed(0)
-    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
-    pairs, objective = Recorded(model), TransformationObjective(ObjectiveParams(), None)
-    task = TransformationTask(model, objective, pairs, config, "fp32", World())
-    train(task, model, config.loop, Run(str(tmp_path / "t.pt"), config, World()), World(), Preemption())
+    model = fct()
+    pairs = Recorded(model)
+    run(task_of(model, build(TransformationConfig, values, source="tiny"), pairs), str(tmp_path / "t.pt"))
     states = [*pairs.states, model.state_dict()]
-    for epoch in range(epochs):
-        before, after = states[epoch], states[epoch + 1]
+    for epoch, (before, after) in enumerate(pairwise(states)):
         frozen = switch and epoch >= epochs / 2
         for name in before:
             is_statistic = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
             assert torch.equal(before[name], after[name]) == (is_statistic and frozen), (epoch, name)
 
 
-def pairs_of(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Old and new embeddings (count, 4), the later ones farther out."""
+def pairs_of(count: int) -> PairBatch:
+    """Pairs of dimension 4, the later ones farther out."""
     old = torch.randn(count, 4, generator=torch.Generator().manual_seed(3)) + torch.linspace(0, 3, count)[:, None]
-    return old, old.cumsum(1)
+    return PairBatch(old, None, old.cumsum(1), torch.zeros(count, dtype=torch.int64))
 
 
 def train_with_held_out_pairs(world: World, folder: str) -> None:
-    """Three epochs over 40 pairs, with 16 held out; every process saves its transformation."""
+    """Three epochs over 40 pairs, with 16 of them held out; every process saves its transformation."""
     config = FitConfig(old="", new="", output=f"{folder}/t.pt", epochs=3, batch_size=8, precision="fp32", patience=3)
-    torch.manual_seed(0)
-    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
-    objective = TransformationObjective(ObjectiveParams(), None)
-    old, new = pairs_of(40)
-    training = View({"old": old, "new": new}, torch.zeros(40, dtype=torch.int64))
-    pairs = PairsInMemory([training], batch_size=8, world=world, seed=0)
-    held_out = PairBatch(old[:16], None, new[:16], training.labels[:16])
-    task = TransformationTask(model, objective, pairs, config, "fp32", world, held_out)
-    train(task, model, config.loop, Run(config.output, config, world), world, Preemption())
+    model, all_pairs = fct(), pairs_of(40)
+    view = View({"old": all_pairs.old, "new": all_pairs.new}, all_pairs.labels)
+    pairs = PairsInMemory([view], batch_size=8, world=world, seed=0)
+    (held_out, _), *_ = split_batch(all_pairs, 16)
+    run(task_of(model, config, pairs, world=world, held_out=held_out), config.output)
     torch.save(model.state_dict(), f"{folder}/{world.rank}.pt")
 
 
@@ -85,42 +100,39 @@ def test_what_several_processes_validate_is_what_the_main_one_saves(tmp_path: Pa
     """The held-out loss, by which training ends, is that of one transformation: its batch statistics are rank 0's."""
     run_processes(train_with_held_out_pairs, 2, str(tmp_path))
     states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
-    assert same_bits(states[0], states[1])
+    assert same_bits(*states)
     records = [json.loads(line) for line in (tmp_path / "t.log.jsonl").read_text().splitlines()]
-    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8).eval()
+    model, pairs = fct().eval(), pairs_of(40)
     model.load_state_dict(states[0])
-    old, new = pairs_of(40)
     with torch.no_grad():
-        squared = (model(old[:16], None).embedding - new[:16]).square().mean()
+        squared = (model(pairs.old[:16], None).embedding - pairs.new[:16]).square().mean()
     assert min(record[HELD_OUT] for record in records) == pytest.approx(float(squared), rel=1e-5)
 
 
-@pytest.mark.parametrize("files", [False, True])
-def test_a_batch_that_does_not_do_for_the_processes_is_refused_before_any_training(files: bool) -> None:
-    config = build(TransformationConfig, parse_yaml(TRANSFORMATION), source="tiny")
-    config.dataset_params.batch_size = 2
+@pytest.mark.parametrize(
+    ("processes", "message"),
+    [(2, "2 items a step over 2 .*; take at least 4"), (3, "2 is the batch over all processes and cannot be divided")],
+)
+def test_a_batch_that_does_not_do_for_the_processes_is_refused_before_any_training(
+    processes: int, message: str
+) -> None:
+    of_images = build(TransformationConfig, parse_yaml(TRANSFORMATION), source="tiny")
+    of_images.dataset_params.batch_size = 2
     of_files = FitConfig(old="", new="", output="", batch_size=2)
-    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
-    objective = TransformationObjective(ObjectiveParams(), None)
-    key = "batch_size" if files else "dataset_params.batch_size"
-    with pytest.raises(UserError, match=rf"^{key}: 2 items a step over 2 processes .*; take at least 4"):
-        TransformationTask(model, objective, Recorded(model), of_files if files else config, "fp32", World(1, 2))
-    with pytest.raises(UserError, match=rf"^{key}: 2 is the batch over all processes and cannot be divided by 3"):
-        TransformationTask(model, objective, Recorded(model), of_files if files else config, "fp32", World(1, 3))
+    for config, key in ((of_images, "dataset_params.batch_size"), (of_files, "batch_size")):
+        with pytest.raises(UserError, match=f"^{key}: {message}"):
+            task_of(fct(), config, world=World(1, processes))
 
 
 def test_training_and_validation_leave_every_module_in_its_mode(tmp_path: Path) -> None:
     """Also a part that is frozen in eval mode, and one that is left to train."""
-    config = FitConfig(old="", new="", output=str(tmp_path / "t.pt"), epochs=2, batch_size=8, precision="fp32")
-    model = build_transformation("fct", old_embedding_dim=4, new_embedding_dim=4, side_info_dim=4, inner_dim=8)
+    model = fct()
     model.get_submodule("mixer.0").eval()
     before = [module.training for module in model.modules()]
-    old, new = pairs_of(40)
-    held_out = PairBatch(old, None, new, torch.zeros(40, dtype=torch.int64))
-    objective = TransformationObjective(ObjectiveParams(), None)
-    task = TransformationTask(model, objective, Recorded(model), config, "fp32", World(), held_out)
+    config = FitConfig(old="", new="", output=str(tmp_path / "t.pt"), epochs=2, batch_size=8, precision="fp32")
+    task = task_of(model, config, held_out=pairs_of(40))
     assert task.validate(model) == task.validate(model)  # no batch statistics: it is in eval mode
     assert [module.training for module in model.modules()] == before
-    train(task, model, config.loop, Run(config.output, config, World()), World(), Preemption())
+    run(task, config.output)
     assert [module.training for module in model.modules()] == before
     assert 0 < sum(before) < len(before)
