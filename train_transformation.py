@@ -28,7 +28,7 @@ from retrieval import upgrade_quality
 from trainers.loop import train
 from trainers.transformation.closed_forms import fit_closed_form
 from trainers.transformation.config import TransformationConfig
-from trainers.transformation.losses import build_objective, check_classifier
+from trainers.transformation.losses import build_objective, check_classes, check_classifier
 from trainers.transformation.pairs import build_pairs
 from trainers.transformation.refinement import describe_with_refinement, material_of_pairs
 from trainers.transformation.task import TransformationTask
@@ -73,7 +73,7 @@ def train_transformation(config: TransformationConfig, world: World, preemption:
     check_classifier(config, classifier)
     objective = build_objective(config.objective_params, classifier, transformation)
     images = open_images(config.dataset_params, "training", world, seed=config.seed)
-    objective.check_labels(images.labels)
+    check_classes(objective.classifier, images.labels, needed_by="L_disc")
 
     contents = contents_of(config.dataset_params, world, training=images)
     run = Run(config.output_transformation_path, config, world, contents)

@@ -58,17 +58,6 @@ class ObjectiveParams:
         """Whether, of models, the new one's classifier is part of the objective."""
         return self.discriminative_loss is not None and self.discriminative_loss.name not in CONTRASTS
 
-    def check_closed_form(self, arch: str) -> None:
-        """Raise ValueError where the objective is not the mean squared error, which alone has a closed form."""
-        for name in ("discriminative_loss", "uncertainty_loss"):
-            if getattr(self, name) is not None:
-                raise ValueError(f"objective_params.{name}: {arch} is a closed form and cannot use it; leave it out")
-        if self.similarity_loss.name != "mse":
-            raise ValueError(
-                f"objective_params.similarity_loss.name: {arch} minimises mse in closed form, not "
-                f"{self.similarity_loss.name}"
-            )
-
 
 @dataclass
 class RefinementParams:
@@ -118,11 +107,19 @@ class HowToFit:
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
 
     def _check_losses(self, arch: str) -> None:
-        """Raise ValueError where `arch` is a closed form, and something is asked of it that only training can do."""
-        if arch in CLOSED_FORMS:
-            self.objective_params.check_closed_form(arch)
-            if self.mixup is not None:
-                raise ValueError(f"mixup: {arch} is a closed form and cannot use it; leave it out")
+        """Raise ValueError where `arch` is a closed form, and more than the mean squared error is asked of it."""
+        if arch not in CLOSED_FORMS:
+            return
+        params = self.objective_params
+        losses = {"discriminative_loss": params.discriminative_loss, "uncertainty_loss": params.uncertainty_loss}
+        asked = {**{f"objective_params.{name}": loss for name, loss in losses.items()}, "mixup": self.mixup}
+        for name, value in asked.items():
+            if value is not None:
+                raise ValueError(f"{name}: {arch} is a closed form and cannot use it; leave it out")
+        if (similarity := params.similarity_loss.name) != "mse":
+            raise ValueError(
+                f"objective_params.similarity_loss.name: {arch} minimises mse in closed form, not {similarity}"
+            )
 
 
 @dataclass(kw_only=True)

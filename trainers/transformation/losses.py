@@ -121,18 +121,6 @@ class TransformationObjective(nn.Module):
             return (0.5 * (-s).exp() * loss).mean() + uncertainty.mu_uncertainty * s.mean()
         return loss.mean()
 
-    def check_labels(self, labels: torch.Tensor) -> None:
-        """Check that the classifier knows every label.
-
-        Raises:
-            UserError: the training set has classes that it does not know.
-        """
-        if self.classifier is not None and int(labels.max()) >= len(self.classifier):
-            raise UserError(
-                f"new_model_path: the new model's classifier has {len(self.classifier)} classes, "
-                f"the training set {int(labels.max()) + 1}; L_disc needs them all"
-            )
-
 
 def build_objective(
     params: ObjectiveParams,
@@ -170,3 +158,17 @@ def check_classifier(config: HowToFit, classifier: torch.Tensor | None) -> None:
         raise UserError(f"objective_params.discriminative_loss: {what}; SupCon and InfoNCE do without")
     if config.refinement_params is not None and config.refinement_params.clusters is None:
         raise UserError(f"refinement_params: {what}; or set refinement_params.clusters")
+
+
+def check_classes(classifier: torch.Tensor | None, labels: torch.Tensor, *, needed_by: str) -> None:
+    """Check that the classifier (C, d_new), if there is one, knows every label (n,) of the training set.
+
+    Raises:
+        UserError: it does not.
+    """
+    classes = int(labels.max()) + 1
+    if classifier is not None and classes > len(classifier):
+        raise UserError(
+            f"new_model_path: the new model's classifier has {len(classifier)} classes, the training set {classes}; "
+            f"{needed_by} needs them all"
+        )

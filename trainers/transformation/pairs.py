@@ -49,6 +49,10 @@ class View(NamedTuple):
     embeddings: dict[str, torch.Tensor]  # role -> (m, d)
     labels: torch.Tensor  # (m,) int64, negative where there is none
 
+    def rows(self, kept: torch.Tensor) -> "View":
+        """That of the images in rows `kept` (k,)."""
+        return View({role: table[kept] for role, table in self.embeddings.items()}, self.labels[kept])
+
 
 class PairsInMemory:
     """Views that are embedded: where they are `exhaustive` each epoch draws one for each item, else they take turns."""
@@ -80,10 +84,7 @@ class PairsInMemory:
         count = max(1, round(share * len(self)))
         held, kept = (rows.sort().values.to(self.world.device) for rows in (order[:count], order[count:]))
         first = self._batch(self.views[0], held)
-        self.views = [
-            View({role: table[kept] for role, table in view.embeddings.items()}, view.labels[kept])
-            for view in self.views
-        ]
+        self.views = [view.rows(kept) for view in self.views]
         return first
 
     def _batch(self, view: View, rows: torch.Tensor | slice) -> PairBatch:
@@ -100,7 +101,7 @@ class PairsInMemory:
         return View(mixed, self.views[0].labels)
 
 
-def embedded_views(
+def embedded_pairs(
     models: Mapping[str, nn.Module],
     images: ImageSet,
     cache: EmbeddingCache,
@@ -110,8 +111,11 @@ def embedded_views(
     drawn_views: int | None,
     precision: Resolved,
     world: World,
-) -> list[View]:
-    """Every image embedded once in every view of the training transform, or in those of `drawn_views` random epochs."""
+) -> PairsInMemory:
+    """Every image embedded once in every view of the training transform, or in those of `drawn_views` random epochs.
+
+    They are the images that could be read in every view.
+    """
     count = drawn_views or images.num_views or 0
     views: list[View] = []
     of_views: list[torch.Tensor] = []  # positions of each view's rows in the image list, ascending
@@ -130,25 +134,14 @@ def embedded_views(
         )
         views.append(View(embeddings, images.labels[positions].to(world.device)))
         of_views.append(positions)
-    return in_all_views(views, of_views)
-
-
-def in_all_views(views: Sequence[View], of_views: Sequence[torch.Tensor]) -> list[View]:
-    """The images that every view has: one may have become unreadable between two of them.
-
-    Args:
-        of_views: of each view, the positions of its rows in the image list, ascending, on the CPU.
-    """
-    common = of_views[0]
+    common = of_views[0]  # an image may have become unreadable between two views
     for positions in of_views[1:]:
         common = common[torch.isin(common, positions)]
-    found = []
-    for view, positions in zip(views, of_views, strict=True):
-        if not torch.equal(positions, common):
-            rows = torch.searchsorted(positions, common).to(view.labels.device)
-            view = View({role: table[rows] for role, table in view.embeddings.items()}, view.labels[rows])
-        found.append(view)
-    return found
+    views = [
+        view if torch.equal(positions, common) else view.rows(torch.searchsorted(positions, common).to(world.device))
+        for view, positions in zip(views, of_views, strict=True)
+    ]
+    return PairsInMemory(views, batch_size=batch_size, world=world, seed=seed, exhaustive=drawn_views is None)
 
 
 @dataclass(frozen=True)
@@ -193,7 +186,7 @@ def build_pairs(
     beside = Path(config.output_transformation_path).parent / "embeddings"
     folder = None if config.cache_embeddings == "memory" else Path(config.embeddings_dir or beside)
     cache = EmbeddingCache.of(config.dataset_params, config.model_paths, folder, precision, world)
-    views = embedded_views(
+    return embedded_pairs(
         models,
         images,
         cache,
@@ -203,4 +196,3 @@ def build_pairs(
         precision=precision,
         world=world,
     )
-    return PairsInMemory(views, batch_size=batch_size, world=world, seed=config.seed, exhaustive=drawn_views is None)

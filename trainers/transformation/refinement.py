@@ -12,6 +12,7 @@ from models.transformed import Transformation
 from trainers.transformation.centroids import class_means, k_means
 from trainers.transformation.config import RefinementParams
 from trainers.transformation.division import FittingData
+from trainers.transformation.losses import check_classes
 from trainers.transformation.pairs import PairBatch, Pairs, PairsInMemory
 from utils.distributed import World
 from utils.errors import UserError
@@ -48,12 +49,7 @@ def material_of_pairs(
             "cache_embeddings=off out"
         )
     classifier = classifier if params.clusters is None else None
-    classes = int(pairs.views[0].labels.max()) + 1
-    if classifier is not None and classes > len(classifier):
-        raise UserError(
-            f"new_model_path: the new model's classifier has {len(classifier)} classes, the training set {classes}; "
-            "refinement_params needs them all"
-        )
+    check_classes(classifier, pairs.views[0].labels, needed_by="refinement_params")
     return Material(params, pairs.set_aside(params.held_out), pairs, classifier)
 
 

@@ -15,7 +15,7 @@ from trainers.transformation.config import (
     SimilarityLoss,
     UncertaintyLoss,
 )
-from trainers.transformation.losses import TransformationObjective, build_objective, check_classifier
+from trainers.transformation.losses import TransformationObjective, build_objective, check_classes, check_classifier
 from utils.errors import UserError
 
 B, D, C = 7, 5, 4
@@ -157,11 +157,11 @@ def test_parts_that_do_not_go_together() -> None:
     with pytest.raises(UserError, match=r"needs a new model with a classifier, .*; or set refinement_params.clusters"):
         check_classifier(HowToFit(refinement_params=RefinementParams()), None)
     check_classifier(HowToFit(), None)
+    assert build_objective(FASTFILL, CLASSIFIER, fastfill).num_classes == C
 
 
 def test_a_training_set_with_classes_that_the_classifier_does_not_know() -> None:
-    objective = TransformationObjective(FASTFILL, CLASSIFIER)
-    objective.check_labels(torch.tensor([0, C - 1]))
-    with pytest.raises(UserError, match=r"new_model_path: .* has 4 classes, the training set 5"):
-        objective.check_labels(torch.tensor([0, C]))
-    TransformationObjective(ObjectiveParams(), None).check_labels(torch.tensor([99]))
+    for classifier, label in ((CLASSIFIER, C - 1), (None, 99)):
+        check_classes(classifier, torch.tensor([0, label]), needed_by="L_disc")
+    with pytest.raises(UserError, match=r"new_model_path: .* has 4 classes, the training set 5; L_disc needs them all"):
+        check_classes(CLASSIFIER, torch.tensor([0, C]), needed_by="L_disc")

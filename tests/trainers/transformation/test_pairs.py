@@ -16,7 +16,7 @@ from data.images import Batch, shuffled_batches
 from embedding.cache import HALF_TOLERANCE, EmbeddingCache, rounded
 from tests.tiny import TRANSFORMATION
 from trainers.transformation.config import TransformationConfig
-from trainers.transformation.pairs import PairBatch, PairsInMemory, StreamedPairs, build_pairs, embedded_views
+from trainers.transformation.pairs import PairBatch, PairsInMemory, StreamedPairs, build_pairs, embedded_pairs
 from utils.config import build, parse_yaml
 from utils.distributed import World
 from utils.errors import UserError
@@ -76,9 +76,8 @@ def cached_pairs(
 ) -> PairsInMemory:
     """Pairs that keep their embeddings in `folder`, if there is one; a model is told from others by its weight."""
     cache = EmbeddingCache(folder, "", {role: str(model.weight.item()) for role, model in models.items()}, World())
-    options: dict[str, Any] = {"batch_size": BATCH, "seed": 0, "world": World()}
-    views = embedded_views(models, images, cache, drawn_views=drawn_views, precision="fp32", **options)  # type: ignore[arg-type]
-    return PairsInMemory(views, exhaustive=drawn_views is None, **options)
+    options: dict[str, Any] = {"batch_size": BATCH, "seed": 0, "drawn_views": drawn_views, "precision": "fp32"}
+    return embedded_pairs(models, images, cache, world=World(), **options)  # type: ignore[arg-type]
 
 
 def streamed_pairs(models: dict[str, Frozen], images: Images) -> StreamedPairs:
@@ -102,6 +101,7 @@ def items_and_views(batches: Iterable[PairBatch]) -> tuple[list[int], list[int]]
 def test_cached_and_streamed_batches_hold_the_same_items_in_true_views(side_info: bool) -> None:
     models = make_models(side_info=side_info)
     cached, streamed = cached_pairs(models, Images()), streamed_pairs(models, Images())
+    assert len(cached) == len(streamed) == ITEMS
     assert [model.runs for model in models.values()] == [[6, 6, 6, 2] * 2] * len(models)
     for epoch in range(4):
         found = [batch for source in (cached, streamed) for batch in source.batches(epoch)]
