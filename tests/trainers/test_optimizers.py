@@ -64,17 +64,12 @@ def test_steps_are_those_of_the_formula(algorithm: Any, nesterov: bool) -> None:
         assert model.weight.item() == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("policy", "rates"),
-    [
-        (LrPolicyParams(warmup_length=0), {0: 2.0, 5: 1.0}),
-        (LrPolicyParams(warmup_length=0, epochs=20, lr=4.0), {0: 4.0, 10: 2.0}),
-        (LrPolicyParams(warmup_length=0, lr=0.0), {0: 0.0}),
-        (LrPolicyParams("constant_lr", warmup_length=2), {9: 2.0}),
-    ],
-)
-def test_the_schedule_takes_rate_and_length_from_the_run_unless_it_has_its_own(
-    policy: LrPolicyParams, rates: dict[int, float]
-) -> None:
-    schedule = build_schedule(policy, OptimizerParams("sgd", lr=2.0), epochs=10)
-    assert {epoch: schedule(epoch) for epoch in rates} == pytest.approx(rates)
+def test_the_schedule_takes_rate_and_length_from_the_run_unless_it_has_its_own() -> None:
+    def rate(epoch: int, **policy: Any) -> float:
+        params = LrPolicyParams(**{"warmup_length": 0, **policy})
+        return build_schedule(params, OptimizerParams("sgd", lr=2.0), epochs=10)(epoch)
+
+    assert [rate(0), rate(5)] == pytest.approx([2.0, 1.0])
+    assert [rate(epoch, epochs=20, lr=4.0) for epoch in (0, 10)] == pytest.approx([4.0, 2.0])
+    assert rate(0, lr=0.0) == 0.0
+    assert rate(9, algorithm="constant_lr", warmup_length=2) == 2.0

@@ -11,7 +11,7 @@ from data.images import Batch
 from models.resnet import build_backbone
 from tests.tiny import write_images
 from tests.trainers.backbone.setting import setting_of
-from trainers.backbone.bct import Compatible, OldModel, completed_classifier, mean_embeddings, synthesised_rows
+from trainers.backbone.bct import Compatible, OldModel, completed_classifier, mean_embeddings
 from utils.config import to_dict
 from utils.distributed import World
 
@@ -59,15 +59,6 @@ def test_the_loss_is_its_own_and_that_of_the_completed_old_classifier(tmp_path: 
     assert new.conv1.weight.grad is not None
     assert old.fc.weight.grad is None
     assert torch.equal(old.fc.weight[:old_classes].flatten(1), learned)
-
-
-def test_synthesised_rows_do_not_move_with_what_all_embeddings_share() -> None:
-    generator = torch.Generator().manual_seed(0)
-    learned, means = torch.randn(3, 8, generator=generator), torch.rand(5, 8, generator=generator)
-    rows = synthesised_rows(learned, means)
-    assert rows.shape == (2, 8)
-    torch.testing.assert_close(synthesised_rows(learned, means + 100), rows, rtol=0, atol=1e-3)
-    torch.testing.assert_close(synthesised_rows(2 * learned, means), 2 * rows)
 
 
 def test_a_class_without_images_has_the_mean_zero() -> None:
