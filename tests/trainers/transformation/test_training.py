@@ -1,7 +1,7 @@
 """Training a transformation: from half of the epochs on, BN statistics may freeze; nothing else may."""
 
+import copy
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from trainers.transformation.config import FitConfig, ObjectiveParams, Transform
 from trainers.transformation.losses import TransformationObjective
 from trainers.transformation.pairs import PairBatch, PairsInMemory, View
 from trainers.transformation.task import TransformationTask
-from utils.batches import split_batch
 from utils.config import build, parse_yaml
 from utils.distributed import World
 from utils.errors import UserError
@@ -29,22 +28,10 @@ from utils.runs import Run
 DIMS = {"old_embedding_dim": 4, "new_embedding_dim": 4, "side_info_dim": 4, "inner_dim": 8}
 
 
-class Recorded:
-    """Random pairs; before every epoch it notes the transformation's state."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.states: list[dict[str, torch.Tensor]] = []
-
-    def __len__(self) -> int:
-        return 32
-
-    def batches(self, epoch: int) -> Iterator[PairBatch]:
-        self.states.append({name: tensor.clone() for name, tensor in self.model.state_dict().items()})
-        g = torch.Generator().manual_seed(epoch)
-        for _ in range(2):
-            old = torch.randn(16, 4, generator=g)
-            yield PairBatch(old, None, old.cumsum(1), torch.zeros(16, dtype=torch.int64))
+def pairs_of(count: int) -> PairBatch:
+    """Pairs of dimension 4, the later ones farther out."""
+    old = torch.randn(count, 4, generator=torch.Generator().manual_seed(3)) + torch.linspace(0, 3, count)[:, None]
+    return PairBatch(old, None, old.cumsum(1), torch.zeros(count, dtype=torch.int64))
 
 
 def fct() -> Transformation:
@@ -52,10 +39,15 @@ def fct() -> Transformation:
     return build_transformation("fct", **DIMS)
 
 
-def task_of(model: Transformation, config: Any, pairs: Any = None, **options: Any) -> TransformationTask:
+def task_of(
+    model: Transformation, config: Any, world: World | None = None, held_out: PairBatch | None = None
+) -> TransformationTask:
+    """FCT, without a classifier, by 40 pairs."""
+    world, pairs = world or World(), pairs_of(40)
+    view = View({"old": pairs.old, "new": pairs.new}, pairs.labels)
+    training = PairsInMemory([view], batch_size=8, world=world, seed=0)
     objective = TransformationObjective(ObjectiveParams(), None)
-    options = {"world": World(), **options}
-    return TransformationTask(model, objective, pairs or Recorded(model), config, "fp32", **options)
+    return TransformationTask(model, objective, training, config, "fp32", world, held_out)
 
 
 def run(task: TransformationTask, output: str) -> None:
@@ -66,33 +58,32 @@ def run(task: TransformationTask, output: str) -> None:
 
 @pytest.mark.parametrize("switch", [False, True])
 @pytest.mark.parametrize("epochs", [4, 5])
-def test_bn_statistics_freeze_half_way_while_the_weights_train_on(tmp_path: Path, switch: bool, epochs: int) -> None:
+def test_bn_statistics_freeze_half_way_while_the_weights_train_on(
+    tmp_path: Path, switch: bool, epochs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = {**parse_yaml(TRANSFORMATION), "epochs": epochs, "switch_mode_to_eval": switch, "precision": "fp32"}
-    model = fct()
-    pairs = Recorded(model)
-    run(task_of(model, build(TransformationConfig, values, source="tiny"), pairs), str(tmp_path / "t.pt"))
-    states = [*pairs.states, model.state_dict()]
-    for epoch, (before, after) in enumerate(pairwise(states)):
+    model, states = fct(), list[dict[str, torch.Tensor]]()
+    task = task_of(model, build(TransformationConfig, values, source="tiny"))
+    start_epoch = task.start_epoch
+
+    def noted(parallel: nn.Module, epoch: int) -> None:
+        states.append(copy.deepcopy(model.state_dict()))
+        start_epoch(parallel, epoch)
+
+    monkeypatch.setattr(task, "start_epoch", noted)
+    run(task, str(tmp_path / "t.pt"))
+    for epoch, (before, after) in enumerate(pairwise([*states, model.state_dict()])):
         frozen = switch and epoch >= epochs / 2
         for name in before:
             is_statistic = name.endswith(("running_mean", "running_var", "num_batches_tracked"))
             assert torch.equal(before[name], after[name]) == (is_statistic and frozen), (epoch, name)
 
 
-def pairs_of(count: int) -> PairBatch:
-    """Pairs of dimension 4, the later ones farther out."""
-    old = torch.randn(count, 4, generator=torch.Generator().manual_seed(3)) + torch.linspace(0, 3, count)[:, None]
-    return PairBatch(old, None, old.cumsum(1), torch.zeros(count, dtype=torch.int64))
-
-
 def train_with_held_out_pairs(world: World, folder: str) -> None:
-    """Three epochs over 40 pairs, with 16 of them held out; every process saves its transformation."""
+    """Three epochs with 16 pairs for validation; every process saves its transformation."""
     config = FitConfig(old="", new="", output=f"{folder}/t.pt", epochs=3, batch_size=8, precision="fp32", patience=3)
-    model, all_pairs = fct(), pairs_of(40)
-    view = View({"old": all_pairs.old, "new": all_pairs.new}, all_pairs.labels)
-    pairs = PairsInMemory([view], batch_size=8, world=world, seed=0)
-    (held_out, _), *_ = split_batch(all_pairs, 16)
-    run(task_of(model, config, pairs, world=world, held_out=held_out), config.output)
+    model = fct()
+    run(task_of(model, config, world, held_out=pairs_of(16)), config.output)
     torch.save(model.state_dict(), f"{folder}/{world.rank}.pt")
 
 
@@ -102,10 +93,10 @@ def test_what_several_processes_validate_is_what_the_main_one_saves(tmp_path: Pa
     states = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert same_bits(*states)
     records = [json.loads(line) for line in (tmp_path / "t.log.jsonl").read_text().splitlines()]
-    model, pairs = fct().eval(), pairs_of(40)
+    model, pairs = fct().eval(), pairs_of(16)
     model.load_state_dict(states[0])
     with torch.no_grad():
-        squared = (model(pairs.old[:16], None).embedding - pairs.new[:16]).square().mean()
+        squared = (model(pairs.old, None).embedding - pairs.new).square().mean()
     assert min(record[HELD_OUT] for record in records) == pytest.approx(float(squared), rel=1e-5)
 
 
@@ -121,7 +112,7 @@ def test_a_batch_that_does_not_do_for_the_processes_is_refused_before_any_traini
     of_files = FitConfig(old="", new="", output="", batch_size=2)
     for config, key in ((of_images, "dataset_params.batch_size"), (of_files, "batch_size")):
         with pytest.raises(UserError, match=f"^{key}: {message}"):
-            task_of(fct(), config, world=World(1, processes))
+            task_of(fct(), config, World(1, processes))
 
 
 def test_training_and_validation_leave_every_module_in_its_mode(tmp_path: Path) -> None:
