@@ -20,11 +20,8 @@ def maybe_compiled(model: nn.Module, choice: Compile, world: World, *, steps: in
     run would need some 10,000 steps to win it back. On a GPU it compiles where a C compiler is at hand and the run has
     at least `COMPILE_PAYS_AFTER` steps, those before a resumption included.
     """
-    if choice == "off" or (choice == "auto" and not _pays(world, steps)):
+    has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
+    pays = world.device.type == "cuda" and has_compiler and steps >= COMPILE_PAYS_AFTER
+    if choice == "off" or (choice == "auto" and not pays):
         return model
     return cast(nn.Module, torch.compile(model))
-
-
-def _pays(world: World, steps: int) -> bool:
-    has_compiler = any(shutil.which(name) for name in ("cc", "gcc", "clang"))
-    return world.device.type == "cuda" and has_compiler and steps >= COMPILE_PAYS_AFTER

@@ -23,14 +23,17 @@ def test_predictions_are_scikit_learns(monkeypatch: pytest.MonkeyPatch, items: i
     expected = oracle.fit(bank, labels).predict(queries)
     arguments = torch.tensor(queries), torch.tensor(bank), torch.tensor(labels)
     monkeypatch.setattr(neighbours, "CHUNK_ELEMENTS", 7 * items)  # many chunks
-    assert knn_predict(*arguments, neighbours=k, temperature=temperature).tolist() == expected.tolist()
+    monkeypatch.setattr(neighbours, "NEIGHBOURS", k)
+    monkeypatch.setattr(neighbours, "TEMPERATURE", temperature)
+    assert knn_predict(*arguments).tolist() == expected.tolist()
     assert 0.1 < np.mean(expected == 0) < 0.5
 
 
-def test_a_close_neighbour_outweighs_many_far_ones() -> None:
+@pytest.mark.parametrize(("temperature", "expected"), [(0.07, 1), (1e6, 0), (1e-6, 1)])
+def test_a_close_neighbour_outweighs_many_far_ones(
+    monkeypatch: pytest.MonkeyPatch, temperature: float, expected: int
+) -> None:
+    """At 0.07 it is exp(1 / 0.07) against 9 exp(0.5 / 0.07)."""
+    monkeypatch.setattr(neighbours, "TEMPERATURE", temperature)
     bank = torch.tensor([[1.0, 0.0]] + [[0.5, 0.866]] * 9)
-    labels = torch.tensor([1] + [0] * 9)
-    query = torch.tensor([[1.0, 0.0]])
-    assert knn_predict(query, bank, labels).item() == 1  # exp(1 / 0.07) against 9 exp(0.5 / 0.07)
-    assert knn_predict(query, bank, labels, temperature=1e6).item() == 0
-    assert knn_predict(query, bank, labels, temperature=1e-6).item() == 1
+    assert knn_predict(torch.tensor([[1.0, 0.0]]), bank, torch.tensor([1] + [0] * 9)).item() == expected
