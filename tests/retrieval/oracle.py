@@ -1,10 +1,21 @@
 """The evaluator once more, the slow way: one query and one mixed gallery at a time, with scikit-learn and numpy."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from sklearn.metrics import average_precision_score
+from torch import Tensor
+
+from retrieval import PerQuery, RetrievalMetrics
+
+Ranked = tuple[int, float, list[int]]  # a query's index, average precision, and the ranks of its relevant items
+
+
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def distances(query: np.ndarray, gallery: np.ndarray, distance: str) -> np.ndarray:
@@ -16,47 +27,16 @@ def distances(query: np.ndarray, gallery: np.ndarray, distance: str) -> np.ndarr
     return ((gallery - query) ** 2).sum(1).astype(np.float32)
 
 
-def evaluate_slowly(
-    query: torch.Tensor,
-    gallery: torch.Tensor,
-    query_labels: torch.Tensor,
-    gallery_labels: torch.Tensor | None = None,
-    query_ids: torch.Tensor | None = None,
-    gallery_ids: torch.Tensor | None = None,
-    distance: str = "l2",
-    top_k: Sequence[int] = (1, 5),
-    recall_at: Sequence[int] = (),
-    precision_at: Sequence[int] = (),
-) -> dict[str, float]:
-    """CMC, mAP, recall@k and precision@k with ties broken against the query, as `RetrievalMetrics.to_json` gives."""
-    figures: list[dict[str, float]] = []
-    for _, average_precision, ranks in rank_slowly(
-        query, gallery, query_labels, gallery_labels, query_ids, gallery_ids, distance
-    ):
-        figures.append(
-            {
-                **{f"cmc_top{k}": float(min(ranks) <= k) for k in top_k},
-                "map": average_precision,
-                **{f"recall_at_{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in recall_at},
-                **{f"precision_at_{k}": sum(rank <= k for rank in ranks) / k for k in precision_at},
-            }
-        )
-    return {name: float(np.mean([of_query[name] for of_query in figures])) for name in figures[0]}
-
-
 def rank_slowly(
-    query: torch.Tensor,
-    gallery: torch.Tensor,
-    query_labels: torch.Tensor,
-    gallery_labels: torch.Tensor | None = None,
-    query_ids: torch.Tensor | None = None,
-    gallery_ids: torch.Tensor | None = None,
+    query: Tensor,
+    gallery: Tensor,
+    query_labels: Tensor,
+    gallery_labels: Tensor | None = None,
+    query_ids: Tensor | None = None,
+    gallery_ids: Tensor | None = None,
     distance: str = "l2",
-) -> Iterator[tuple[int, float, list[int]]]:
-    """Each query that has a relevant item: its index, average precision, and the ranks of its relevant items.
-
-    A query with a negative label has none.
-    """
+) -> Iterator[Ranked]:
+    """Each query that has a relevant item, with ties broken against it. A query with a negative label has none."""
     gallery_labels = query_labels if gallery_labels is None else gallery_labels
     query_ids = torch.arange(len(query)) if query_ids is None else query_ids
     gallery_ids = query_ids if gallery_ids is None else gallery_ids
@@ -72,9 +52,65 @@ def rank_slowly(
         yield index, float(average_precision_score(relevant, -found)), ranks
 
 
-def mixed_gallery(transformed: torch.Tensor, new: torch.Tensor, order: torch.Tensor, cutoff: int) -> torch.Tensor:
+def mean_figures(
+    ranked: Iterable[Ranked],
+    top_k: Sequence[int] = (1, 5),
+    recall_at: Sequence[int] = (),
+    precision_at: Sequence[int] = (),
+) -> dict[str, float]:
+    """CMC, mAP, recall@k and precision@k, as `RetrievalMetrics.to_json` gives them."""
+    figures = [
+        {
+            **{f"cmc_top{k}": float(min(ranks) <= k) for k in top_k},
+            "map": average_precision,
+            **{f"recall_at_{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in recall_at},
+            **{f"precision_at_{k}": sum(rank <= k for rank in ranks) / k for k in precision_at},
+        }
+        for _, average_precision, ranks in ranked
+    ]
+    return {name: float(np.mean([of_query[name] for of_query in figures])) for name in figures[0]}
+
+
+def evaluate_slowly(*tensors: Tensor, distance: str = "l2") -> dict[str, float]:
+    """CMC and mAP of what `rank_slowly` takes."""
+    return mean_figures(rank_slowly(*tensors, distance=distance))
+
+
+def mixed_gallery(transformed: Tensor, new: Tensor, order: Tensor, cutoff: int) -> Tensor:
     """The gallery when the first `cutoff` items of `order` are backfilled."""
     gallery = transformed.clone()
     for item in order[:cutoff].tolist():
         gallery[item] = new[item]
     return gallery
+
+
+def check_classes(
+    metrics: RetrievalMetrics, ranked: list[Ranked], query_labels: Tensor, depths: dict[str, Any]
+) -> None:
+    """The figures of each class are those of its queries alone."""
+    of_classes: dict[int, list[Ranked]] = {}
+    for query in ranked:
+        of_classes.setdefault(int(query_labels[query[0]]), []).append(query)
+    assert list(metrics.per_class) == sorted(of_classes)
+    for label, of_class in metrics.per_class.items():
+        evaluated = len(of_classes[label])
+        assert (of_class.num_queries, of_class.num_skipped) == (
+            evaluated,
+            query_labels.tolist().count(label) - evaluated,
+        )
+        assert of_class.to_json() == pytest.approx(mean_figures(of_classes[label], **depths), abs=1e-6)
+
+
+def check_queries(found: PerQuery | None, point: int, ranked: list[Ranked]) -> None:
+    """The figures of each query at a point of the curve, and at the first the ranks of all relevant items."""
+    assert found is not None
+    assert found.average_precisions is not None
+    assert found.hit_ranks is not None
+    precisions = [average_precision for _, average_precision, _ in ranked]
+    all_ranks = [ranks for _, _, ranks in ranked]
+    assert found.query_index.tolist() == [index for index, _, _ in ranked]
+    assert found.num_relevant.tolist() == [len(ranks) for ranks in all_ranks]
+    assert found.first_ranks[:, point].tolist() == [ranks[0] for ranks in all_ranks]
+    assert found.average_precisions[:, point].tolist() == pytest.approx(precisions, abs=1e-6)
+    if point == 0:
+        assert found.hit_ranks.tolist() == [rank for ranks in all_ranks for rank in ranks]

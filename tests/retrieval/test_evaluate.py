@@ -1,21 +1,17 @@
-"""`evaluate` against scikit-learn's average precision and a naive CMC."""
+"""`evaluate` against scikit-learn's average precision and naive ranks."""
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retrieval import RetrievalMetrics, evaluate
-from tests.retrieval.oracle import evaluate_slowly, rank_slowly
-from utils.errors import UserError
+from retrieval import evaluate
+from tests.retrieval.oracle import check_classes, check_queries, mean_figures, rank_slowly, seeded
 
-
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+DEPTHS: dict[str, Any] = {"top_k": (1, 3, 5), "recall_at": (1, 2, 7, 1000), "precision_at": (3, 7)}
 
 
 def clusters(n: int, d: int, classes: int, seed: int, spread: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -26,17 +22,33 @@ def clusters(n: int, d: int, classes: int, seed: int, spread: float = 1.0) -> tu
     return centres[labels] + spread * torch.randn(n, d, generator=generator), labels
 
 
+def far_from_the_origin() -> tuple[Tensor, Tensor]:
+    """Near-duplicates: float32 norm expansion would see nothing of differences of 1e-3 at an offset of 1000."""
+    labels = torch.arange(150) % 5
+    noise = torch.randn(150, 8, generator=seeded(40))
+    return 1e3 + 1e-3 * labels[:, None] * torch.ones(8) + 3e-4 * noise, labels
+
+
+def tight_clusters() -> tuple[Tensor, Tensor]:
+    """Far clusters, each of pairs 1e-6 apart: there even a centred float64 expansion keeps too few digits."""
+    centres, inner, noise = torch.randn(3, 120, 8, generator=seeded(41), dtype=torch.float64)
+    labels = torch.arange(120) // 6 % 4
+    return 1e3 * centres[torch.arange(120) % 6] + 1e-6 * (inner[labels] + 0.3 * noise), labels
+
+
+def integers(low: int, high: int, d: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Embeddings (120, d) on an integer grid, with eight labels."""
+    generator = seeded(seed)
+    return torch.randint(low, high, (120, d), generator=generator).float(), torch.randint(
+        8, (120,), generator=generator
+    )
+
+
 CASES = {
     "random": (torch.randn(120, 8, generator=seeded(0)), torch.randint(6, (120,), generator=seeded(1))),
     "clustered": clusters(150, 16, 10, seed=2, spread=0.5),
-    "integer grid, full of ties": (
-        torch.randint(3, (120, 3), generator=seeded(3)).float(),
-        torch.randint(8, (120,), generator=seeded(4)),
-    ),
-    "wide integer grid": (
-        torch.randint(-50, 50, (120, 2), generator=seeded(5)).float(),
-        torch.randint(8, (120,), generator=seeded(6)),
-    ),
+    "integer grid, full of ties": integers(0, 3, 3, seed=3),
+    "wide integer grid": integers(-50, 50, 2, seed=5),
     "duplicates": (clusters(40, 8, 4, seed=7)[0].repeat(3, 1), torch.randint(5, (120,), generator=seeded(8))),
     "all at one point": (torch.ones(30, 4), torch.randint(3, (30,), generator=seeded(9))),
     "single-item classes": (
@@ -51,24 +63,34 @@ CASES = {
         clusters(150, 8, 6, seed=13)[0],
         torch.where(torch.arange(150) % 3 == 0, -1 - torch.arange(150) % 2, clusters(150, 8, 6, seed=13)[1]),
     ),
-    "two items": (torch.tensor([[0.0], [1.0]]), torch.tensor([3, 3])),
+    "two items": (torch.tensor([[1.0], [2.0]]), torch.tensor([3, 3])),
     "half precision": (clusters(120, 8, 6, seed=12)[0].half(), clusters(120, 8, 6, seed=12)[1]),
+    "far from the origin": far_from_the_origin(),
+    "tight clusters": tight_clusters(),
 }
 
 
+def check(*tensors: Tensor, **options: Any) -> dict[str, float]:
+    """Compare the figures of all queries, of each class and of each query with the oracle's -> those of all queries."""
+    query, gallery, labels, *_ = tensors
+    ranked = list(rank_slowly(*tensors, **options))
+    expected = mean_figures(ranked, **DEPTHS)
+    metrics = evaluate(*tensors, **DEPTHS, per_query=True, per_class=True, **options)
+    assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
+    counts = (metrics.num_queries, metrics.num_skipped, metrics.num_gallery)
+    assert counts == (len(ranked), len(query) - len(ranked), len(gallery))
+    check_classes(metrics, ranked, labels, DEPTHS)
+    check_queries(metrics.per_query, 0, ranked)
+    return expected
+
+
 # Under cosine the oracle's own rounding would break the grids' ties between parallel vectors.
-L2_AND_COSINE = [("l2", name) for name in CASES] + [("cosine", name) for name in CASES if "grid" not in name]
-
-
-@pytest.mark.parametrize(("distance", "name"), L2_AND_COSINE)
+@pytest.mark.parametrize(
+    ("distance", "name"), [("l2", name) for name in CASES] + [("cosine", name) for name in CASES if "grid" not in name]
+)
 def test_agrees_with_oracle(distance: str, name: str) -> None:
     embeddings, labels = CASES[name]
-    if distance == "cosine" and name == "two items":
-        embeddings = embeddings + 1  # the oracle knows no zero vector
-    figures: dict[str, Any] = {"top_k": (1, 3, 5), "recall_at": (1, 2, 7, 1000), "precision_at": (3, 7)}
-    metrics = evaluate(embeddings, embeddings, labels, distance=distance, **figures)
-    expected = evaluate_slowly(embeddings, embeddings, labels, distance=distance, **figures)
-    assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
+    check(embeddings, embeddings, labels, distance=distance)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -84,9 +106,7 @@ def test_agrees_with_oracle_on_any_small_grid(n: int, classes: int, values: int,
     embeddings = torch.randint(values, (n, d), generator=generator).float()
     labels = torch.randint(-1, classes, (n,), generator=generator)  # -1: of no class
     labels[:2] = 0
-    figures: dict[str, Any] = {"recall_at": (1, 3), "precision_at": (2, 30)}
-    metrics = evaluate(embeddings, embeddings, labels, **figures)
-    assert metrics.to_json() == pytest.approx(evaluate_slowly(embeddings, embeddings, labels, **figures), abs=1e-6)
+    check(embeddings, embeddings, labels)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -110,101 +130,44 @@ def test_agrees_with_oracle_on_any_clusters(
     embeddings[: min(copies, n)] = embeddings[-1]
     labels[: min(alone, n - 2)] = torch.arange(min(alone, n - 2)) + classes
     labels[-1] = labels[-2]
-    figures: dict[str, Any] = {"distance": distance, "recall_at": (1, 4), "precision_at": (3,)}
-    metrics = evaluate(embeddings, embeddings, labels, **figures)
-    assert metrics.to_json() == pytest.approx(evaluate_slowly(embeddings, embeddings, labels, **figures), abs=1e-6)
-
-
-@pytest.mark.parametrize("name", CASES)
-def test_figures_of_each_query(name: str) -> None:
-    embeddings, labels = CASES[name]
-    figures = evaluate(embeddings, embeddings, labels, per_query=True).per_query
-    assert figures is not None
-    assert figures.average_precisions is not None
-    assert figures.hit_ranks is not None
-    expected = list(rank_slowly(embeddings, embeddings, labels))
-    ranks = [ranks for _, _, ranks in expected]
-    assert figures.query_index.tolist() == [index for index, _, _ in expected]
-    assert figures.average_precisions[:, 0].tolist() == pytest.approx([ap for _, ap, _ in expected], abs=1e-6)
-    assert figures.first_ranks[:, 0].tolist() == [row[0] for row in ranks]
-    assert figures.num_relevant.tolist() == [len(row) for row in ranks]
-    assert figures.hit_ranks.tolist() == [rank for row in ranks for rank in row]
-
-
-def test_figures_of_each_query_are_kept_only_when_asked_for() -> None:
-    assert evaluate(*CASES["two items"][:1] * 2, CASES["two items"][1]).per_query is None
+    check(embeddings, embeddings, labels, distance=distance)
 
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 def test_different_sets_with_shared_items(distance: str) -> None:
     query, query_labels = clusters(50, 8, 5, seed=20)
     gallery, gallery_labels = clusters(90, 8, 7, seed=21)
-    query_ids = torch.arange(50) * 3
-    gallery_ids = torch.randperm(150, generator=seeded(22))[:90]
     gallery_labels[0] = 99
     query_labels[:2] = torch.tensor([99, 98])  # one has a single relevant item, one has none
-    arguments = (query, gallery, query_labels, gallery_labels)
-    metrics = evaluate(*arguments, query_ids=query_ids, gallery_ids=gallery_ids, distance=distance)
-    expected = evaluate_slowly(*arguments, query_ids=query_ids, gallery_ids=gallery_ids, distance=distance)
-    assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
-    without_ids = evaluate_slowly(*arguments, query_ids=-query_ids - 1, gallery_ids=gallery_ids, distance=distance)
-    assert expected != without_ids  # self-matches matter here
+    query_ids, gallery_ids = torch.arange(50) * 3, torch.randperm(150, generator=seeded(22))[:90]
+    tensors, options = (
+        (query, gallery, query_labels, gallery_labels),
+        {"gallery_ids": gallery_ids, "distance": distance},
+    )
+    shared = check(*tensors, query_ids=query_ids, **options)
+    assert shared != check(*tensors, query_ids=-query_ids - 1, **options)  # self-matches matter here
 
 
 def test_item_never_retrieves_itself() -> None:
     embeddings = torch.tensor([[0.0], [0.1], [5.0], [5.2]])
     labels = torch.tensor([0, 1, 0, 1])
-    assert evaluate(embeddings, embeddings, labels).cmc[1] == 0.0
-    everything = evaluate(embeddings, embeddings, labels, query_ids=torch.arange(4), gallery_ids=torch.arange(4) + 4)
-    assert everything.cmc[1] == 1.0
+    same = evaluate(embeddings, embeddings, labels)
+    assert same.cmc[1] == 0.0
+    ids = torch.arange(4)
+    assert evaluate(embeddings, embeddings, labels, query_ids=ids, gallery_ids=ids + 4).cmc[1] == 1.0
     shuffled = torch.tensor([2, 0, 3, 1])
-    same = evaluate(
-        embeddings, embeddings[shuffled], labels, labels[shuffled], query_ids=torch.arange(4), gallery_ids=shuffled
-    )
-    assert same.to_json() == evaluate(embeddings, embeddings, labels).to_json()
-
-
-def test_queries_without_relevant_items_are_counted() -> None:
-    embeddings = torch.randn(7, 3, generator=seeded(30))
-    metrics = evaluate(embeddings, embeddings, torch.tensor([0, 0, 0, 1, 2, 3, 3]))
-    assert metrics.num_queries == 5
-    assert metrics.num_skipped == 2
-    assert metrics.num_gallery == 7
-    assert metrics.distance_metric == "l2"
+    gallery, gallery_labels = embeddings[shuffled], labels[shuffled]
+    assert evaluate(embeddings, gallery, labels, gallery_labels, query_ids=ids, gallery_ids=shuffled) == same
 
 
 def test_negative_labels_are_no_class_and_stay_in_the_gallery() -> None:
-    """60 of 300 items of ten clear classes are labelled -1. As one more class they cost 30 points of mAP."""
-    random = np.random.default_rng(3)
-    true = random.integers(0, 10, 300)
-    items = np.random.default_rng(99).normal(size=(10, 12))[true] + 0.3 * random.normal(size=(300, 12))
-    embeddings = torch.from_numpy(items @ np.random.default_rng(8).normal(size=(12, 24))).float()
-    labels = torch.where(torch.arange(300) < 60, -1, torch.from_numpy(true))
-    metrics, expected = evaluate(embeddings, embeddings, labels), evaluate_slowly(embeddings, embeddings, labels)
-    assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
-    assert (metrics.num_queries, metrics.num_skipped, metrics.num_gallery) == (240, 60, 300)
-    as_class = evaluate(embeddings, embeddings, labels.where(labels >= 0, 99)).mean_average_precision
+    """A fifth of the items is labelled -1: they stand in the way of their own kind, and as a class would do worse."""
+    embeddings, labels = clusters(300, 12, 10, seed=3, spread=0.3)
+    labels[:60] = -1
     known = labels >= 0
-    without = evaluate(embeddings[known], embeddings[known], labels[known]).mean_average_precision
-    assert metrics.mean_average_precision is not None
-    assert as_class is not None
-    assert without is not None
-    assert as_class == pytest.approx(0.694, abs=0.002)
-    assert without > 0.99
-    assert as_class + 0.1 < metrics.mean_average_precision < without - 0.1  # they stand in the way of their own kind
-
-
-def test_nothing_but_negative_labels_is_refused() -> None:
-    with pytest.raises(
-        UserError, match=r"none of the 6 queries has an item of .* itself \(negative labels are no class\)"
-    ):
-        evaluate(torch.randn(6, 2), torch.randn(6, 2), torch.full((6,), -1))
-
-
-def test_labels_beyond_int64_do_not_become_negative() -> None:
-    labels = torch.tensor([2**64 - 1] * 4, dtype=torch.uint64)
-    with pytest.raises(UserError, match=r"query_labels: should be below 2\^63"):
-        evaluate(torch.randn(4, 2), torch.randn(4, 2), labels)
+    as_class = check(embeddings, embeddings, labels.where(known, 99))["map"]
+    without = check(embeddings[known], embeddings[known], labels[known])["map"]
+    assert as_class + 0.1 < check(embeddings, embeddings, labels)["map"] < without - 0.1
 
 
 def test_ties_do_not_depend_on_the_order_of_the_gallery() -> None:
@@ -215,41 +178,24 @@ def test_ties_do_not_depend_on_the_order_of_the_gallery() -> None:
         assert metrics.mean_average_precision == pytest.approx(1 / 3)
 
 
-@pytest.mark.parametrize("distance", ["l2", "cosine"])
-def test_no_cancellation_far_from_the_origin(distance: str) -> None:
-    """Near-duplicates: float32 norm expansion would see nothing of differences of 1e-3 at an offset of 1000."""
-    generator = seeded(40)
-    labels = torch.arange(150) % 5
-    embeddings = 1e3 + 1e-3 * labels[:, None] * torch.ones(8) + 3e-4 * torch.randn(150, 8, generator=generator)
-    metrics = evaluate(embeddings, embeddings, labels, distance=distance)
-    assert metrics.to_json() == pytest.approx(evaluate_slowly(embeddings, embeddings, labels, distance=distance))
+PARALLEL = torch.tensor([[3.0], [2.0], [11.0], [7.0]]) * torch.tensor([1.0, 2.0, -3.0, 5.0])  # exact
+WITH_ZERO = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, 0.1]])  # to the query (1, 0) cosines of 0, 0.7, -1
 
 
-@pytest.mark.parametrize("distance", ["l2", "cosine"])
-def test_no_cancellation_within_tight_clusters(distance: str) -> None:
-    """Far clusters, each of pairs 1e-6 apart: there even a centred float64 expansion keeps too few digits."""
-    generator = seeded(41)
-    centres = torch.randn(6, 8, generator=generator, dtype=torch.float64)[torch.arange(120) % 6]
-    labels = torch.arange(120) // 6 % 4
-    inner = torch.randn(4, 8, generator=generator, dtype=torch.float64)[labels]
-    noise = torch.randn(120, 8, generator=generator, dtype=torch.float64)
-    embeddings = 1e3 * centres + 1e-6 * (inner + 0.3 * noise)
-    metrics = evaluate(embeddings, embeddings, labels, distance=distance)
-    expected = evaluate_slowly(embeddings, embeddings, labels, distance=distance)
-    assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
-    assert expected["cmc_top1"] > 0.5
-
-
-def test_equal_directions_tie_under_cosine() -> None:
-    direction = torch.tensor([[1.0, 2.0, -3.0, 5.0]])
-    gallery = torch.tensor([[3.0], [2.0], [11.0], [7.0]]) * direction  # exact, so all are parallel
-    labels, ids = (torch.tensor([0]), torch.tensor([0, 1, 1, 1])), (torch.tensor([9]), torch.arange(4))
-    l2, cosine = (
-        evaluate(direction, gallery, *labels, query_ids=ids[0], gallery_ids=ids[1], distance=distance)
-        for distance in ("l2", "cosine")
+@pytest.mark.parametrize(
+    ("query", "gallery", "distance", "rank"),
+    [
+        (PARALLEL[:1] / 3, PARALLEL, "l2", 2),
+        (PARALLEL[:1] / 3, PARALLEL, "cosine", 4),  # equal directions tie
+        (torch.tensor([[1.0, 0.0]]), WITH_ZERO, "cosine", 2),  # a zero vector has the cosine 0
+    ],
+)
+def test_rank_of_the_first_item(query: Tensor, gallery: Tensor, distance: str, rank: int) -> None:
+    labels, ids = (torch.arange(len(gallery)) > 0).long(), torch.arange(len(gallery))
+    metrics = evaluate(
+        query, gallery, torch.tensor([0]), labels, query_ids=torch.tensor([9]), gallery_ids=ids, distance=distance
     )
-    assert (l2.cmc[1], l2.mean_average_precision) == (0.0, 0.5)
-    assert (cosine.cmc[1], cosine.mean_average_precision) == (0.0, 0.25)
+    assert metrics.mean_average_precision == 1 / rank
 
 
 @pytest.mark.parametrize("exponent", [-100, 90])
@@ -260,40 +206,24 @@ def test_scale_of_the_embeddings_has_no_effect(exponent: int) -> None:
     assert evaluate(scaled, scaled, labels) == evaluate(embeddings, embeddings, labels)
 
 
-def test_zero_vector_has_cosine_zero() -> None:
-    query = torch.tensor([[1.0, 0.0]])
-    gallery = torch.tensor([[0.0, 0.0], [1.0, 1.0], [-1.0, 0.1]])  # cosines 0, 0.7, -1
-    labels, ids = (torch.tensor([0]), torch.tensor([0, 1, 1])), (torch.tensor([9]), torch.arange(3))
-    metrics = evaluate(query, gallery, *labels, query_ids=ids[0], gallery_ids=ids[1], distance="cosine", top_k=(1, 2))
-    assert metrics.cmc == {1: 0.0, 2: 1.0}
-
-
-def test_autocast_has_no_effect() -> None:
+def test_neither_autocast_nor_map_change_the_other_figures() -> None:
     embeddings, labels = CASES["clustered"]
     expected = evaluate(embeddings, embeddings, labels)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert evaluate(embeddings, embeddings, labels) == expected
-
-
-def test_without_map() -> None:
-    embeddings, labels = CASES["clustered"]
-    metrics = evaluate(embeddings, embeddings, labels, compute_map=False)
-    assert metrics.to_json() == {**evaluate(embeddings, embeddings, labels).to_json(), "map": None}
+    without = evaluate(embeddings, embeddings, labels, compute_map=False, per_class=True)
+    assert without.to_json() == {**expected.to_json(), "map": None}
+    assert all(of_class.mean_average_precision is None for of_class in without.per_class.values())
 
 
 def test_result_does_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings, labels = CASES["one big and many small classes"]
-    expected = evaluate(embeddings, embeddings, labels)
-    chunks: list[int] = []
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-
-    def evaluate_in_chunks() -> RetrievalMetrics:
-        chunks.clear()
-        return evaluate(embeddings, embeddings, labels, progress=chunks.append)
-
-    assert evaluate_in_chunks() == expected
-    assert chunks == [200]
+    whole: list[int] = []
+    chunks: list[int] = []
+    expected = evaluate(embeddings, embeddings, labels, progress=whole.append)
     monkeypatch.setattr("retrieval.ranking.engine.CPU_CHUNK_ELEMENTS", 1)
     monkeypatch.setattr("retrieval.ranking.engine.MIN_QUERIES", 7)
-    assert evaluate_in_chunks() == expected
+    assert evaluate(embeddings, embeddings, labels, progress=chunks.append) == expected
+    assert whole == [200]
     assert chunks == [*range(7, 200, 7), 200]

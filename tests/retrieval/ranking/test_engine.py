@@ -8,41 +8,40 @@ from hypothesis import strategies as st
 from retrieval.ranking import engine
 from retrieval.ranking.binning import bins_of
 from retrieval.ranking.distances import distance_table
+from tests.retrieval.oracle import seeded
+
+NOT_THERE = torch.full((200,), -1)  # the queries are no items of the gallery
+VALUES = st.lists(st.floats(0, 2.0**100, width=32) | st.just(float("inf")), min_size=1, max_size=12)
 
 
-def counts(thresholds: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """How many thresholds of its row are below each value, by `bins_of`."""
+def check_bins(thresholds: torch.Tensor, values: torch.Tensor) -> None:
     row = torch.arange(len(values))[:, None]
-    return bins_of(thresholds, values).long() - row * (thresholds.shape[1] + 1)
+    counts = bins_of(thresholds, values).long() - row * (thresholds.shape[1] + 1)
+    assert torch.equal(counts, torch.searchsorted(thresholds, values))
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(
-    thresholds=st.lists(st.floats(0, 2.0**100, width=32) | st.just(float("inf")), min_size=1, max_size=12),
-    values=st.lists(st.floats(0, 2.0**100, width=32) | st.just(float("inf")), min_size=1, max_size=12),
-)
+@given(thresholds=VALUES, values=VALUES)
 def test_bins_agree_with_searchsorted(thresholds: list[float], values: list[float]) -> None:
     rows = torch.tensor([thresholds, [0.5] * len(thresholds)]).sort(1).values
-    wanted = torch.tensor([values + thresholds, thresholds + values])
-    assert torch.equal(counts(rows, wanted), torch.searchsorted(rows, wanted))
+    check_bins(rows, torch.tensor([values + thresholds, thresholds + values]))
 
 
 @pytest.mark.parametrize("spread", [1.0, 1e-6, 1e-37])
 def test_bins_agree_with_searchsorted_on_neighbouring_floats(spread: float) -> None:
-    generator = torch.Generator().manual_seed(0)
+    generator = seeded(0)
     thresholds = (1 + spread * torch.randn(20, 40, generator=generator)).abs().sort(1).values
     thresholds[:, 30:] = torch.inf
     near = [thresholds, thresholds.nextafter(torch.tensor(0.0)), thresholds.nextafter(torch.tensor(torch.inf))]
-    values = torch.cat([*near, torch.rand(20, 500, generator=generator) * 2], dim=1)
-    assert torch.equal(counts(thresholds, values), torch.searchsorted(thresholds, values))
+    check_bins(thresholds, torch.cat([*near, torch.rand(20, 500, generator=generator) * 2], dim=1))
 
 
 def test_equal_embeddings_are_equally_far_to_the_last_bit() -> None:
-    generator = torch.Generator().manual_seed(1)
+    generator = seeded(1)
     distinct = torch.randn(50, 37, generator=generator)
     gallery = distinct[torch.randint(50, (333,), generator=generator)]
     table = distance_table(torch.randn(20, 37, generator=generator), [gallery, gallery.flip(0)], "l2")
-    rows = table.rows(torch.arange(20), torch.full((20,), -1))  # (20, 2, 333)
+    rows = table.rows(torch.arange(20), NOT_THERE[:20])  # (20, 2, 333)
     assert torch.equal(rows[:, 0], rows[:, 1].flip(1))
     for vector in distinct:
         same = rows[:, 0, (gallery == vector).all(1)]
@@ -53,13 +52,11 @@ def test_equal_embeddings_are_equally_far_to_the_last_bit() -> None:
 @pytest.mark.parametrize("step", [1.0, 2.0**-5, 2.0**-10])
 def test_distances_are_right_in_every_float32_digit(offset: float, step: float) -> None:
     """Also those of near-duplicates, on a scale where all coordinates are exact."""
-    generator = torch.Generator().manual_seed(2)
-    gallery = (offset + step * torch.randint(-30, 30, (200, 16), generator=generator)).float()
+    gallery = (offset + step * torch.randint(-30, 30, (200, 16), generator=seeded(2))).float()
     gallery[100:] = gallery[:100]
     gallery[100:, 0] += step
     gallery[0] += 1000 * step
-    table = distance_table(gallery, [gallery], "l2")
-    rows = table.rows(torch.arange(200), torch.full((200,), -1))[:, 0].double()
+    rows = distance_table(gallery, [gallery], "l2").rows(torch.arange(200), NOT_THERE)[:, 0].double()
     exact = (gallery.double()[:, None] - gallery.double()).square().sum(2)
     scale = rows[0, 1] / exact[0, 1]  # a power of two
     assert torch.log2(scale).frac() == 0
@@ -68,21 +65,21 @@ def test_distances_are_right_in_every_float32_digit(offset: float, step: float) 
 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_only_the_query_itself_is_infinitely_far(copies: int) -> None:
-    gallery = torch.randn(10, 4, generator=torch.Generator().manual_seed(3)).repeat(copies, 1)
+    gallery = torch.randn(10, 4, generator=seeded(3)).repeat(copies, 1)
     rows = distance_table(gallery, [gallery, gallery + 1], "l2").rows(torch.tensor([4, 2, 7]), torch.tensor([4, -1, 7]))
     assert rows.isinf().nonzero().tolist() == [[0, 0, 4], [0, 1, 4], [2, 0, 7], [2, 1, 7]]
 
 
 def test_queries_are_not_copied_before_their_turn() -> None:
     """So those of a mapped file are read chunk by chunk."""
-    query = torch.randn(10, 4, generator=torch.Generator().manual_seed(4))
+    query = torch.randn(10, 4, generator=seeded(4))
     table = distance_table(query, [query + 1], "l2")
-    before = table.rows(torch.tensor([3]), torch.tensor([-1])).clone()
+    before = table.rows(torch.tensor([3]), NOT_THERE[:1]).clone()
     query[3] += 1
-    assert not torch.equal(table.rows(torch.tensor([3]), torch.tensor([-1])), before)
+    assert not torch.equal(table.rows(torch.tensor([3]), NOT_THERE[:1]), before)
 
 
-@pytest.mark.parametrize("elements", [10, 2 * 10**4, 2 * 10**5, 2 * 10**7, 10**10])
+@pytest.mark.parametrize("elements", [10, 2 * 10**4, 2 * 10**7, 10**10])
 @pytest.mark.parametrize(
     ("device", "free", "expected"), [("cpu", 0, 2**30), ("cuda", 2**30, 3 * 2**30 // 2), ("cuda", 60 * 2**30, 2**31)]
 )
@@ -96,8 +93,7 @@ def test_chunks_fit_the_memory(
     memory = engine.chunk_memory(torch.device(device))
     assert memory == expected
     length = engine.chunk_length(elements, memory, torch.device(device))
-    assert length >= 1
     assert length == 1 or length * elements * engine.BYTES_PER_ELEMENT <= memory
     assert length == 1 or length * elements < 2**31  # indices are int32
-    if elements == 2 * 10**4:
-        assert length >= 50  # 10,000 items and a curve: enough for an efficient matrix product
+    # 10,000 items and a curve: enough for an efficient matrix product
+    assert length >= (50 if elements == 2 * 10**4 else 1)
