@@ -70,12 +70,11 @@ CASES = {
 }
 
 
-def check(*tensors: Tensor, **options: Any) -> dict[str, float]:
+def check(query: Tensor, gallery: Tensor, labels: Tensor, **options: Any) -> dict[str, float]:
     """Compare the figures of all queries, of each class and of each query with the oracle's -> those of all queries."""
-    query, gallery, labels, *_ = tensors
-    ranked = list(rank_slowly(*tensors, **options))
+    ranked = list(rank_slowly(query, gallery, labels, **options))
     expected = mean_figures(ranked, **DEPTHS)
-    metrics = evaluate(*tensors, **DEPTHS, per_query=True, per_class=True, **options)
+    metrics = evaluate(query, gallery, labels, **DEPTHS, per_query=True, per_class=True, **options)
     assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
     counts = (metrics.num_queries, metrics.num_skipped, metrics.num_gallery)
     assert counts == (len(ranked), len(query) - len(ranked), len(gallery))
@@ -135,17 +134,15 @@ def test_agrees_with_oracle_on_any_clusters(
 
 @pytest.mark.parametrize("distance", ["l2", "cosine"])
 def test_different_sets_with_shared_items(distance: str) -> None:
-    query, query_labels = clusters(50, 8, 5, seed=20)
+    query, labels = clusters(50, 8, 5, seed=20)
     gallery, gallery_labels = clusters(90, 8, 7, seed=21)
     gallery_labels[0] = 99
-    query_labels[:2] = torch.tensor([99, 98])  # one has a single relevant item, one has none
-    query_ids, gallery_ids = torch.arange(50) * 3, torch.randperm(150, generator=seeded(22))[:90]
-    tensors, options = (
-        (query, gallery, query_labels, gallery_labels),
-        {"gallery_ids": gallery_ids, "distance": distance},
-    )
-    shared = check(*tensors, query_ids=query_ids, **options)
-    assert shared != check(*tensors, query_ids=-query_ids - 1, **options)  # self-matches matter here
+    labels[:2] = torch.tensor([99, 98])  # one has a single relevant item, one has none
+    options = {"gallery_labels": gallery_labels, "distance": distance}
+    ids = {"query_ids": torch.arange(50) * 3, "gallery_ids": torch.randperm(150, generator=seeded(22))[:90]}
+    shared = check(query, gallery, labels, **options, **ids)
+    ids["query_ids"] += 1000
+    assert shared != check(query, gallery, labels, **options, **ids)  # self-matches matter here
 
 
 def test_item_never_retrieves_itself() -> None:
