@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -32,16 +32,11 @@ from models.model_files import (
 from models.refinement import RefinedTransformation
 from models.resnet import build_backbone
 from models.transformations import TRANSFORMATIONS, build_transformation
+from models.transformed import Transformation
 from utils.errors import UserError
 
 ARGUMENTS: dict[str, Any] = {"arch": "ResNet18", "num_classes": 4, "embedding_dim": 6, "width": 0.0625, "stem": "cifar"}
-MAP: dict[str, Any] = {
-    "arch": "fastfill",
-    "old_embedding_dim": 6,
-    "new_embedding_dim": 8,
-    "side_info_dim": 6,
-    "inner_dim": 10,
-}
+DIMS = {"old_embedding_dim": 6, "new_embedding_dim": 8, "side_info_dim": 6}
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
@@ -71,10 +66,10 @@ def backbone() -> tuple[nn.Module, Description]:
     return model.eval(), describe_backbone(model, ARGUMENTS)
 
 
-def transformation() -> tuple[nn.Module, Description]:
-    model = build_transformation(**MAP).train()
-    model(torch.randn(8, 6))
-    return model.eval(), describe_transformation(model, MAP)
+def transformation(**arguments: Any) -> tuple[Transformation, Description]:
+    arguments = {"arch": "fastfill", "inner_dim": 10, **DIMS} if not arguments else {**DIMS, **arguments}
+    model = build_transformation(**arguments).eval()
+    return model, describe_transformation(model, arguments)
 
 
 def save(path: Path, description: Description) -> Path:
@@ -87,19 +82,12 @@ def saved(tmp_path: Path) -> Path:
     return save(tmp_path / "model.pt", backbone()[1])
 
 
-def test_a_backbone_comes_back(tmp_path: Path) -> None:
-    model, description = backbone()
-    loaded = load_model(save(tmp_path / "new" / "b.pt", description))
+@pytest.mark.parametrize(("make", "inputs"), [(backbone, IMAGES), (transformation, torch.randn(5, 6))])
+def test_a_model_comes_back(tmp_path: Path, make: Any, inputs: torch.Tensor) -> None:
+    model, description = make()
+    loaded = load_model(save(tmp_path / "new" / "m.pt", description))
     assert not loaded.training
-    for actual, expected in zip(loaded(IMAGES), model(IMAGES), strict=True):
-        assert torch.equal(actual, expected)
-
-
-def test_a_transformation_comes_back(tmp_path: Path) -> None:
-    model, description = transformation()
-    loaded = load_model(save(tmp_path / "t.pt", description))
-    old = torch.randn(5, 6)
-    for actual, expected in zip(loaded(old), model(old), strict=True):
+    for actual, expected in zip(loaded(inputs), model(inputs), strict=True):
         assert torch.equal(actual, expected)
 
 
@@ -111,22 +99,15 @@ def test_a_transformed_model_comes_back_whole(tmp_path: Path, with_side: bool) -
     assert isinstance(loaded, TransformedModel)
     with torch.inference_mode():
         expected = h(old(IMAGES)[1].flatten(1), side(IMAGES)[1].flatten(1) if with_side else None)
-        actual = embed(loaded, IMAGES)
-    assert torch.equal(actual.embedding, expected.embedding)
-    assert torch.equal(actual.log_variance, expected.log_variance)  # type: ignore[arg-type]
+        for actual, right in zip(embed(loaded, IMAGES), expected, strict=True):
+            assert torch.equal(actual, right)  # type: ignore[arg-type]
 
 
-def test_a_torchscript_archive_is_a_model(tmp_path: Path) -> None:
-    path = write_torchscript(tmp_path / "side.pt")
-    assert is_torchscript(path)
-    model = load_model(path)
-    torch.testing.assert_close(embed(model, IMAGES).embedding[:, 3:], 2 * IMAGES.mean((2, 3)))
-    with pytest.raises(UserError, match=r"new_model_path: .*side\.pt is a TorchScript archive; this place needs"):
-        read_description(path, where="new_model_path", torchscript=False)
-
-
-def test_a_torchscript_part_is_kept_by_path_and_hash(tmp_path: Path) -> None:
+def test_a_torchscript_archive_is_a_model_and_a_part_is_kept_by_path_and_hash(tmp_path: Path) -> None:
     archive = write_torchscript(tmp_path / "side.pt")
+    assert torch.equal(embed(load_model(archive), IMAGES).embedding, Side(2.0)(IMAGES)[1].flatten(1))
+    with pytest.raises(UserError, match=r"new_model_path: .*side\.pt is a TorchScript archive; this place needs"):
+        read_description(archive, where="new_model_path", torchscript=False)
     side = read_description(archive, where="side_info_model_path")
     (old, old_file), (h, h_file) = backbone(), transformation()
     path = save(tmp_path / "x.pt", describe_transformed(old_file, side, h_file))
@@ -139,21 +120,17 @@ def test_a_torchscript_part_is_kept_by_path_and_hash(tmp_path: Path) -> None:
     archive.unlink()
     with pytest.raises(UserError, match=r"gallery: needs the TorchScript archive .*side\.pt, which is not there"):
         load_model(path, where="gallery")
-
-
-def test_a_damaged_torchscript_archive_is_named(tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "side.pt", "w") as archive:
-        archive.writestr("side/constants.pkl", "nothing")
+    with zipfile.ZipFile(archive, "w") as damaged:
+        damaged.writestr("side/constants.pkl", "nothing")
     with pytest.raises(UserError, match=r"where: the TorchScript archive .*side\.pt cannot be read"):
-        load_model(tmp_path / "side.pt", where="where")
+        load_model(archive, where="where")
 
 
 def test_the_file_holds_plain_values_with_their_provenance(saved: Path) -> None:
     content = torch.load(saved, weights_only=True)
     assert content["arguments"] == ARGUMENTS
     provenance = content["provenance"]
-    assert provenance["config"] == {"epochs": 3}
-    assert provenance["seed"] == 5
+    assert (provenance["config"], provenance["seed"]) == ({"epochs": 3}, 5)
     assert provenance["versions"]["torch"] == str(torch.__version__)
     assert {"git_revision", "created"} <= set(provenance)
     assert not is_torchscript(saved)
@@ -187,31 +164,16 @@ def test_code_in_a_file_does_not_run(tmp_path: Path) -> None:
     assert trace.exists()  # the bomb was live
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"", r"is no model file \(it is empty\)"),
-        (b"some words, not a model\n", r"is no model file \(neither written by torch\.save"),
-        (b"version https://git-lfs.github.com/spec/v1\n", "is no model file"),
-        (b".gitignore", "is no model file"),
-        (b"\x89PNG\r\n\x1a\n", "is no model file"),
-        (b"PK\x03\x04 torn", "is no model file"),
-    ],
-)
-def test_what_is_no_model_is_said(tmp_path: Path, content: bytes, message: str) -> None:
-    path = tmp_path / "m.pt"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=rf"where: .*m\.pt {message}"):
-        load_model(path, where="where")
-
-
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.binary(max_size=40) | st.text(max_size=40).map(str.encode))
+@example(content=b"")
+@example(content=b"PK\x03\x04 torn")
 def test_any_bytes_are_refused_as_a_users_mistake(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "m.pt"
     path.write_bytes(content)
-    with pytest.raises(UserError, match="no model file"):
-        load_model(path)
+    reason = r"neither written by torch\.save nor TorchScript" if content else "it is empty"
+    with pytest.raises(UserError, match=rf"where: .*m\.pt is no model file \({reason}"):
+        load_model(path, where="where")
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.999])
@@ -237,28 +199,22 @@ def test_what_torch_saved_for_others_is_refused(tmp_path: Path) -> None:
         load_model(path)
 
 
-def test_a_transformation_alone_where_images_are_embedded(tmp_path: Path) -> None:
+def test_a_missing_file_a_folder_and_a_transformation_where_images_are_embedded(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.pt", tmp_path):
+        with pytest.raises(UserError, match=f"where: there is no model file {path}"):
+            load_model(path, where="where")
     path = save(tmp_path / "t.pt", transformation()[1])
     with pytest.raises(UserError, match=r"query: .*t\.pt is a transformation alone; this place needs a model that"):
         load_model(path, where="query", transformation=False)
 
 
-def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
-    for path in (tmp_path / "none.pt", tmp_path):
-        with pytest.raises(UserError, match=f"where: there is no model file {path}"):
-            load_model(path, where="where")
-
-
 def test_weights_of_another_architecture_name_the_first_difference() -> None:
-    description = {**backbone()[1], "arguments": {**ARGUMENTS, "num_classes": 9}}
-    with pytest.raises(
-        UserError, match=r"where: the file's weights do not fit its architecture \(size mismatch for fc"
-    ):
-        build_model(description, where="where")
-    missing = backbone()[1]
-    del missing["state_dict"]["fc.weight"]
+    description = backbone()[1]
+    with pytest.raises(UserError, match=r"w: the file's weights do not fit its architecture \(size mismatch for fc"):
+        build_model({**description, "arguments": {**ARGUMENTS, "num_classes": 9}}, where="w")
+    del description["state_dict"]["fc.weight"]
     with pytest.raises(UserError, match=r'architecture \(Missing key\(s\) in state_dict: "fc\.weight"'):
-        build_model(missing, where="where")
+        build_model(description, where="w")
 
 
 def test_a_newer_format_and_an_unknown_kind(tmp_path: Path, saved: Path) -> None:
@@ -283,17 +239,17 @@ def test_a_failed_save_leaves_the_old_model(saved: Path, monkeypatch: pytest.Mon
     assert list(saved.parent.iterdir()) == [saved]
 
 
+class Gives(nn.Module):
+    def __init__(self, output: object) -> None:
+        super().__init__()
+        self.output = output
+
+    def forward(self, images: torch.Tensor) -> object:
+        return self.output
+
+
 def test_embed_takes_any_models_output() -> None:
     raw = torch.arange(6.0, dtype=torch.bfloat16).view(2, 3)
-
-    class Gives(nn.Module):
-        def __init__(self, output: object) -> None:
-            super().__init__()
-            self.output = output
-
-        def forward(self, images: torch.Tensor) -> object:
-            return self.output
-
     for output in (raw, raw[:, :, None, None], (raw.new_zeros(2, 9), raw[:, :, None, None]), Transformed(raw, None)):
         embedded = embed(Gives(output), IMAGES)
         assert embedded.log_variance is None
@@ -315,43 +271,32 @@ def test_inputs_are_taken_that_the_model_computes_with(
     kind = TRANSFORMATIONS[arch]
     if kind.old_stands_in if not side_info_dim else not kind.takes_side_info:
         return  # there is no such transformation
-    arguments: dict[str, Any] = {
-        "arch": arch,
-        "old_embedding_dim": 6,
-        "new_embedding_dim": 4,
-        "side_info_dim": side_info_dim,
-    }
+    arguments: dict[str, Any] = {"arch": arch, "side_info_dim": side_info_dim}
     if kind.inner_dim is not None:
         arguments["inner_dim"] = 8
     if head is not None:
         arguments["residual_inputs"] = 6 + head
-    model = build_transformation(**arguments).eval()
-    description = describe_transformation(model, arguments)
+    model, description = transformation(**arguments)
     if refined:
-        outer = RefinedTransformation(model, num_classes=2, new_embedding_dim=4, strength=0.1)
+        outer = RefinedTransformation(model, num_classes=2, new_embedding_dim=8, strength=0.1)
         description = describe_refined(outer, description, {})
     for old, side in ((6, None), (6, 5), (6, 6), (7, None), (8, 5), (4, 6)):
-        ignored = side is not None and not kind.takes_side_info
+        computes = side is None or kind.takes_side_info
         try:
             model(torch.randn(2, old), None if side is None else torch.randn(2, side))
-            computes = not ignored
         except RuntimeError:
             computes = False
         if computes:
             check_inputs(description, old, side, where="w")
         else:
             given = "no side-information" if side is None else f"side-information of {side}"
-            with pytest.raises(
-                UserError, match=f"w does not take embeddings of dimension {old} with {given}, but of 6 w"
-            ):
+            refusal = f"w does not take embeddings of dimension {old} with {given}, but of 6 w"
+            with pytest.raises(UserError, match=refusal):
                 check_inputs(description, old, side, where="w")
 
 
 def test_dimensions_of_the_right_sum_are_refused() -> None:
     """An affine map of both side by side would compute with 7 and 5 as with 6 and 6, and mix them up."""
-    arguments = {"old_embedding_dim": 6, "new_embedding_dim": 4, "side_info_dim": 6}
-    description = describe_transformation(build_transformation("ridge", **arguments), {"arch": "ridge", **arguments})
-    with pytest.raises(
-        UserError, match="of dimension 7 with side-information of 5, but of 6 with side-information of 6"
-    ):
+    _, description = transformation(arch="ridge")
+    with pytest.raises(UserError, match="7 with side-information of 5, but of 6 with side-information of 6"):
         check_inputs(description, 7, 5, where="w")
