@@ -58,8 +58,6 @@ CASES: dict[str, Gallery] = {
     "clustered": (TRANSFORMED, NEW, LABELS),
     "single-item classes": (TRANSFORMED, NEW, torch.arange(50).clamp(min=20)),
     "negative labels": (TRANSFORMED, NEW, LABELS - 2),
-    "ties": grid(60, 3, 2, 5, seed=3),
-    "nothing changes": (NEW, NEW, LABELS),
     "half precision": (TRANSFORMED.half(), NEW.half(), LABELS),
     "duplicates": (TRANSFORMED.repeat(2, 1), NEW.repeat(2, 1), LABELS.repeat(2)),
 }

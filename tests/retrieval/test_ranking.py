@@ -1,17 +1,23 @@
-"""The parts of the engine where an error would be rare: binning at the edges, and refined distances."""
+"""The parts of the engine where an error would be rare: binning at the edges, refined distances, chunks and threads."""
+
+import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from retrieval import backfilling_curve, cutoffs
 from retrieval.ranking import engine
 from retrieval.ranking.binning import bins_of
 from retrieval.ranking.distances import distance_table
+from retrieval.ranking.threads import run_chunks
 from tests.retrieval.oracle import seeded
 
 NOT_THERE = torch.full((200,), -1)  # the queries are no items of the gallery
 VALUES = st.lists(st.floats(0, 2.0**100, width=32) | st.just(float("inf")), min_size=1, max_size=12)
+CHUNKS = torch.arange(50).unbind()
 
 
 def check_bins(thresholds: torch.Tensor, values: torch.Tensor) -> None:
@@ -63,13 +69,6 @@ def test_distances_are_right_in_every_float32_digit(offset: float, step: float) 
     assert torch.equal(rows, (exact * scale).float().double())
 
 
-@pytest.mark.parametrize("copies", [1, 2])
-def test_only_the_query_itself_is_infinitely_far(copies: int) -> None:
-    gallery = torch.randn(10, 4, generator=seeded(3)).repeat(copies, 1)
-    rows = distance_table(gallery, [gallery, gallery + 1], "l2").rows(torch.tensor([4, 2, 7]), torch.tensor([4, -1, 7]))
-    assert rows.isinf().nonzero().tolist() == [[0, 0, 4], [0, 1, 4], [2, 0, 7], [2, 1, 7]]
-
-
 def test_queries_are_not_copied_before_their_turn() -> None:
     """So those of a mapped file are read chunk by chunk."""
     query = torch.randn(10, 4, generator=seeded(4))
@@ -97,3 +96,47 @@ def test_chunks_fit_the_memory(
     assert length == 1 or length * elements < 2**31  # indices are int32
     # 10,000 items and a curve: enough for an efficient matrix product
     assert length >= (50 if elements == 2 * 10**4 else 1)
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    assert torch.get_num_threads() == request.param  # whatever was done meanwhile
+    torch.set_num_threads(before)
+
+
+def test_results_of_chunks_come_in_order_each_on_one_thread(threads: int) -> None:
+    used = set()
+
+    def work(chunk: torch.Tensor) -> int:
+        assert torch.get_num_threads() == 1
+        assert not torch.is_grad_enabled()
+        used.add(threading.get_ident())
+        return int(chunk)
+
+    assert list(run_chunks(work, CHUNKS, torch.device("cpu"))) == list(range(50))
+    assert 1 <= len(used) <= threads
+
+
+def test_an_error_in_a_chunk_comes_through(threads: int) -> None:
+    def work(chunk: torch.Tensor) -> int:
+        return 1 // (7 - int(chunk))
+
+    with pytest.raises(ZeroDivisionError):
+        list(run_chunks(work, CHUNKS, torch.device("cpu")))
+
+
+def test_a_curve_is_the_same_in_chunks_of_any_size_on_any_number_of_threads(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new, transformed = torch.randn(2, 150, 8, generator=seeded(0))
+    labels, order = torch.arange(150) % 7, {"order": torch.arange(149, -1, -1)}
+    points, progress = cutoffs(150, 4), list[int]()
+    whole = backfilling_curve(new, transformed, new, labels, orders=order, cutoffs=points)
+    monkeypatch.setattr(engine, "MIN_QUERIES", 7)
+    monkeypatch.setattr(engine, "CPU_CHUNK_ELEMENTS", 1)
+    parts = backfilling_curve(new, transformed, new, labels, orders=order, cutoffs=points, progress=progress.append)
+    assert parts == whole
+    assert progress == [*range(7, 150, 7), 150]

@@ -1,6 +1,6 @@
-"""Orders that look at classes, and the oracle, against one item at a time in numpy and scikit-learn."""
+"""Backfilling orders, against one item at a time in numpy and scikit-learn."""
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -8,7 +8,8 @@ import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from retrieval import backfilling_order
+from evaluation.config import BackfillingOrder
+from retrieval import ORDERS, backfilling_order
 from retrieval.orders import by_class as class_orders
 from tests.retrieval.oracle import seeded
 from utils.errors import UserError
@@ -16,16 +17,23 @@ from utils.errors import UserError
 CLASSES, N = 4, 41
 GENERATOR = seeded(3)
 MEANS, CLASSIFIER = torch.randn(2, CLASSES, 6, generator=GENERATOR)
-BIAS = torch.randn(CLASSES, generator=GENERATOR)
+BIAS, LOG_VARIANCE = torch.randn(CLASSES, generator=GENERATOR), torch.randn(N, generator=GENERATOR)
 LABELS = torch.randint(CLASSES, (N,), generator=GENERATOR)
 NEW, TRANSFORMED = torch.randn(2, N, 6, generator=GENERATOR) + MEANS[LABELS]
+KNOWN: dict[str, Any] = {
+    "transformed": TRANSFORMED,
+    "new": NEW,
+    "log_variance": LOG_VARIANCE,
+    "classifier": CLASSIFIER,
+    "class_means": MEANS,
+    "labels": LABELS,
+}
 of_both_distances = pytest.mark.parametrize("distance", ["l2", "cosine"])
 with_and_without_classifier = pytest.mark.parametrize("classifier", [None, CLASSIFIER])
 
 
 def order(name: str, **change: Any) -> Tensor:
-    known: dict[str, Any] = {"transformed": TRANSFORMED, "new": NEW, "classifier": CLASSIFIER, "class_means": MEANS}
-    return backfilling_order(name, **{**known, "labels": LABELS, **change})
+    return backfilling_order(name, **{**KNOWN, **change})
 
 
 def by_score(score: list[float]) -> list[int]:
@@ -48,6 +56,33 @@ def predicted(h: np.ndarray, means: np.ndarray, classifier: Tensor | None) -> li
     if classifier is not None:
         return [int(p.argmax()) for p in probabilities()]
     return [int(((means - item) ** 2).sum(1).argmin()) for item in h]
+
+
+def test_configs_name_every_order_and_random_is_a_function_of_the_seed() -> None:
+    assert set(get_args(BackfillingOrder)) == set(ORDERS)
+    first = order("random", seed=1)
+    assert sorted(first.tolist()) == list(range(N))
+    assert not torch.equal(first, order("random", seed=2))
+    torch.manual_seed(5)
+    assert torch.equal(first, order("random", seed=1))
+
+
+def test_distance_takes_the_farthest_first() -> None:
+    transformed, new = torch.tensor([[1.0, 0.0]] * 4), torch.tensor([[1.0, 1.0], [9.0, 0.0], [0.0, 1.0], [-2.0, 0.0]])
+    known: dict[str, Any] = {"transformed": transformed, "new": new}
+    assert backfilling_order("distance", **known).tolist() == [1, 3, 2, 0]
+    assert backfilling_order("distance", **known, distance="cosine").tolist() == [3, 2, 0, 1]
+    # In half precision their differences would overflow.
+    new = torch.tensor([[60000.0], [-60000.0], [0.0]]).half()
+    transformed = torch.tensor([[-60000.0], [0.0], [0.0]]).half()
+    assert backfilling_order("distance", transformed=transformed, new=new).tolist() == [0, 1, 2]
+
+
+def test_sigma_takes_the_most_uncertain_first_and_ties_go_by_index() -> None:
+    expected = by_score(LOG_VARIANCE.tolist())
+    assert order("sigma").tolist() == expected
+    assert order("sigma", log_variance=LOG_VARIANCE[:, None] + torch.tensor([-1.0, 0.0, 1.0])).tolist() == expected
+    assert order("sigma", log_variance=torch.zeros(N)).tolist() == list(range(N))
 
 
 @pytest.mark.parametrize("bias", [None, BIAS])
@@ -86,10 +121,9 @@ def test_knn_disagreement(
     assert [round(score[i], 4) for i in found] == [round(score[i], 4) for i in by_score(score)]
 
 
-@pytest.mark.parametrize("unknown", [0, 9])
 @of_both_distances
-def test_the_oracle_loses_the_most_average_precision_first(distance: str, unknown: int) -> None:
-    labels = LABELS.where(torch.arange(N) >= unknown, -1).numpy()
+def test_the_oracle_loses_the_most_average_precision_first(distance: str) -> None:
+    labels = LABELS.where(torch.arange(N) >= 9, -1).numpy()
     h, new, score = placed(TRANSFORMED, distance), placed(NEW, distance), []
     for item in range(N):
         others = np.arange(N) != item
@@ -116,27 +150,28 @@ def test_chunks_change_nothing_and_only_the_oracle_knows_new_embeddings_and_labe
 
 
 def test_auto_asks_the_classifier_where_the_gallery_is_of_its_classes() -> None:
-    sigma = LABELS.float() + torch.arange(N) / N
-    sure, noise = 30 * torch.eye(CLASSES), torch.rand(N, CLASSES, generator=GENERATOR)
+    sure, noise = 30 * torch.eye(CLASSES, 6), torch.rand(N, 6, generator=GENERATOR)
     for classes, expected in ((CLASSES, "confidence"), (2, "sigma")):
         h = sure[torch.arange(N) % classes] + noise
-        known: dict[str, Any] = {"transformed": h, "new": h, "classifier": torch.eye(CLASSES), "log_variance": sigma}
-        assert torch.equal(backfilling_order("auto", **known), backfilling_order(expected, **known))
-    assert torch.equal(order("auto", classifier=None, log_variance=sigma), order("sigma", log_variance=sigma))
-    assert torch.equal(order("auto"), order("confidence"))
+        known = {"transformed": h, "classifier": torch.eye(CLASSES, 6)}
+        assert torch.equal(order("auto", **known), order(expected, **known))
+    assert torch.equal(order("auto", classifier=None), order("sigma"))
+    assert torch.equal(order("auto", log_variance=None), order("confidence"))
 
 
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("auto", {"classifier": None}, r"order `auto` needs a classifier of the new model, or a gallery with sigma"),
+        ("sigm", {}, r"order: unknown 'sigm'; did you mean sigma\? \(choices: random, distance, sigma, .*oracle\)"),
+        ("sigma", {"log_variance": None}, r"order `sigma` needs a gallery with sigma \(log variance\); train with"),
+        ("sigma", {"log_variance": LOG_VARIANCE[:-1]}, "sigma: has 40 rows, but new 41"),
+        ("sigma", {"log_variance": LOG_VARIANCE * torch.nan}, "sigma: 41 of 41 rows hold NaN"),
+        ("sigma", {"transformed": TRANSFORMED[:-1]}, "transformed: has 40 rows, but new 41"),
+        ("distance", {"distance": "l1"}, r"distance: unknown 'l1'; .*\(choices: l2, cosine\)"),
+        ("auto", {"classifier": None, "log_variance": None}, "order `auto` needs a classifier of the new model, or"),
         ("entropy", {"classifier": None}, r"order `entropy` needs a .*, or give embeddings_params.classifier"),
         ("class_distance", {"class_means": None}, r"order `class_distance` needs class means; .*params.class_means"),
-        (
-            "knn_disagreement",
-            {"classifier": None, "class_means": None},
-            "order `knn_disagreement` needs a classifier or class means",
-        ),
+        ("knn_disagreement", {"classifier": None, "class_means": None}, "needs a classifier or class means"),
         ("oracle", {"labels": None}, "order `oracle` needs the labels of the gallery items"),
         ("oracle", {"labels": LABELS[1:]}, r"labels: should be \(41,\), one an embedding, got \(40,\)"),
         ("confidence", {"classifier": CLASSIFIER[:, 1:]}, "classifier: embeddings are 5-dimensional, but those of new"),
