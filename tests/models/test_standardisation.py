@@ -1,10 +1,11 @@
-"""Transformations that bring their inputs to zero mean and unit scale: the same function, seen from another scale."""
+"""A transformation in another form computes the same: of embeddings at another scale, and folded for inference."""
 
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from torch import nn
 
 from models.folding import folded
 from models.model_files import describe_transformation, load_model, save_model
@@ -13,7 +14,7 @@ from models.transformations import build_transformation
 from models.transformed import Transformation
 from utils.precision import Resolved
 
-DIMS = {"old_embedding_dim": 6, "new_embedding_dim": 8, "side_info_dim": 4}
+DIMS = {"old_embedding_dim": 6, "new_embedding_dim": 8, "side_info_dim": 4, "inner_dim": 32}
 GENERATOR = torch.Generator().manual_seed(0)
 OLD, SIDE = torch.randn(50, 6, generator=GENERATOR), torch.randn(50, 4, generator=GENERATOR)
 PLACES = {"old": (100.0, 1.0), "side_info": (-3e-4, 1e-4), "new": (100.0, 1e4)}  # role -> offset, scale
@@ -27,10 +28,14 @@ def placed(embeddings: torch.Tensor, role: str) -> torch.Tensor:
 PLACED = placed(OLD, "old"), placed(SIDE, "side_info")
 
 
-def both(arch: str) -> tuple[Transformation, Transformation]:
+def both(arch: str, **options: int) -> tuple[Transformation, Transformation]:
     """A transformation of embeddings of zero mean and unit scale, and the same one of embeddings elsewhere."""
-    plain, elsewhere = (build_transformation(arch, **DIMS, standardised=standardised) for standardised in (False, True))
-    plain(OLD, SIDE)  # BN statistics that matter
+    torch.manual_seed(0)
+    plain, elsewhere = (build_transformation(arch, **DIMS, standardised=there, **options) for there in (False, True))
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            for name, low, high in (("running_mean", -0.5, 0.5), ("running_var", 0.5, 2.0), ("weight", 0.5, 2.0)):
+                nn.init.uniform_(getattr(module, name), low, high)
     elsewhere.load_state_dict(plain.state_dict(), strict=False)
     assert elsewhere.standards is not None
     for role, (offset, scale) in PLACES.items():
@@ -52,14 +57,30 @@ def test_it_gives_what_it_would_of_standardised_embeddings(arch: str) -> None:
 
 @torch.no_grad()
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-4), ("bf16", 3e-2)])
-def test_folded_in_half_precision_it_loses_no_more(precision: Resolved, tolerance: float) -> None:
-    """+100 leaves bfloat16 steps of 0.5: what is subtracted has to be in float32."""
-    plain, elsewhere = both("fastfill")
-    expected, found = plain(OLD, SIDE), folded(elsewhere, precision)(*PLACED)
+@pytest.mark.parametrize(("arch", "options"), [("fct", {}), ("fastfill", {}), ("fastfill", {"sigma_dim": 8})])
+def test_the_folded_form_gives_the_same(
+    arch: str, options: dict[str, int], precision: Resolved, tolerance: float
+) -> None:
+    """Elsewhere too: +100 leaves bfloat16 steps of 0.5, so what is subtracted has to be in float32."""
+    plain, elsewhere = both(arch, **options)
+    before = {name: value.clone() for name, value in plain.state_dict().items()}
     offset, scale = PLACES["new"]
-    h = (found.embedding.double() - offset) / scale
-    assert (h - expected.embedding).norm() <= tolerance * expected.embedding.norm()
-    assert (found.log_variance - expected.log_variance).norm() <= tolerance * expected.log_variance.norm()
+    expected, found = plain(OLD, SIDE), folded(elsewhere, precision)(*PLACED)
+    found = found._replace(embedding=((found.embedding.double() - offset) / scale).float())
+    for outputs in (folded(plain, precision)(OLD, SIDE), found):
+        for fast, right in zip(outputs, expected, strict=True):
+            assert (fast is None) == (right is None)
+            if right is not None:
+                assert fast.dtype == torch.float32
+                assert (fast - right).norm() <= tolerance * right.norm()
+    assert all(torch.equal(value, before[name]) for name, value in plain.state_dict().items())
+
+
+def test_nothing_but_the_outputs_of_a_folded_form_stays_in_single_precision() -> None:
+    model = folded(both("fastfill")[0], "bf16")
+    single = {name.rpartition(".")[0] for name, value in model.named_parameters() if value.dtype == torch.float32}
+    assert single == {"mixer.2.linear", "uncertainty_head.linear"}
+    assert not any(isinstance(module, nn.BatchNorm1d) for module in model.modules())
 
 
 @torch.no_grad()

@@ -70,14 +70,6 @@ def test_equals_the_published_convolutions(arch: str, training: bool) -> None:
     torch.testing.assert_close(model(old.flatten(1), side.flatten(1)).embedding, expected.flatten(1))
 
 
-def test_affine_baselines_multiply_old_and_side_information_side_by_side() -> None:
-    model = build_transformation("ridge", old_embedding_dim=6, new_embedding_dim=8, side_info_dim=10)
-    old, side = torch.randn(4, 6, 1, 1), torch.randn(4, 10, 1, 1)
-    weight, bias = model.get_parameter("affine.weight"), model.get_parameter("affine.bias")
-    expected = old.flatten(1) @ weight[:, :6].T + side.flatten(1) @ weight[:, 6:].T + bias
-    torch.testing.assert_close(model(old, side).embedding, expected)
-
-
 @pytest.mark.parametrize("new_dim", [6, 8])
 def test_the_residual_mlp_adds_to_its_skip(new_dim: int) -> None:
     """The skip is the identity, or linear where the dimensions differ."""
