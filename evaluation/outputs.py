@@ -1,6 +1,5 @@
 """The files of an evaluation: its result as JSON, and plain arrays."""
 
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from data.embeddings import write_embeddings
 from evaluation.config import EvalConfig
-from evaluation.run import Curves, Evaluation, Placing, Quality
+from evaluation.run import Curves, Evaluation
 from retrieval import PerQuery, RetrievalMetrics
 from utils.files import write_array, write_arrays, write_json
 
@@ -29,33 +28,19 @@ def write_outputs(evaluation: Evaluation, config: EvalConfig) -> None:
         ids = query.numbers.cpu().numpy() if query.ids is None else query.ids  # the number of a query is its row's
         write_arrays(params.per_query, per_query_arrays(evaluation.metrics, evaluation.curves, ids))
     if config.output is not None:
-        result = result_json(
-            evaluation.metrics,
-            evaluation.curves,
-            params.interval_level,
-            evaluation.quality,
-            evaluation.class_names,
-            evaluation.placing,
-        )
-        write_json(config.output, result)
+        write_json(config.output, result_json(evaluation, params.interval_level))
 
 
-def result_json(
-    metrics: RetrievalMetrics,
-    curves: Curves,
-    interval_level: float | None,
-    quality: Quality | None = None,
-    class_names: Sequence[str] = (),
-    placing: Placing | None = None,
-) -> dict[str, Any]:
+def result_json(evaluation: Evaluation, interval_level: float | None) -> dict[str, Any]:
     """The result of an evaluation: the metrics before any backfilling and, if there are curves, `backfilling`.
 
     With an `interval_level` there are also `intervals` with that level and [low, high] of each of the metrics; a curve
     has its own (`BackfillingCurve.to_json`). `per_class`, where it was asked for, has for each label the number of
-    queries, the metrics, and the name, where `class_names` has one for every label. `risk_coverage`, where orders were
-    judged, has for each of them the risk-coverage curve of each risk (`RiskCoverage.to_json`). `representatives`, where
-    they were asked for, says whether they were placed.
+    queries, the metrics, and the name, where it has one. `risk_coverage`, where orders were judged, has for each of
+    them the risk-coverage curve of each risk (`RiskCoverage.to_json`). `representatives`, where they were asked for,
+    says whether they were placed.
     """
+    metrics, names = evaluation.metrics, evaluation.class_names
     result: dict[str, Any] = {
         "num_queries": metrics.num_queries,
         "num_skipped": metrics.num_skipped,
@@ -69,20 +54,21 @@ def result_json(
     if metrics.per_class:
         result["per_class"] = {
             str(label): {
-                **({"name": class_names[label]} if class_names else {}),
+                **({"name": names[label]} if names else {}),
                 "num_queries": of_class.num_queries,
                 **of_class.to_json(),
             }
             for label, of_class in metrics.per_class.items()
         }
-    if curves:
-        result["backfilling"] = {name: curve.to_json() for name, curve in curves.items()}
-    if quality:
+    if evaluation.curves:
+        result["backfilling"] = {name: curve.to_json() for name, curve in evaluation.curves.items()}
+    if evaluation.quality:
         result["risk_coverage"] = {
-            order: {risk: curve.to_json() for risk, curve in of_order.items()} for order, of_order in quality.items()
+            order: {risk: curve.to_json() for risk, curve in of_order.items()}
+            for order, of_order in evaluation.quality.items()
         }
-    if placing is not None:
-        result["representatives"] = asdict(placing)
+    if evaluation.placing is not None:
+        result["representatives"] = asdict(evaluation.placing)
     return result
 
 

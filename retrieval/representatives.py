@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from retrieval.ranking.distances import PART_ELEMENTS
-from retrieval.validation import check_embeddings
-from utils.errors import UserError
+from retrieval.validation import check_embeddings, check_same_classes
 
 # Of `class_spread`: galleries of all known classes had 0.97 and more, of half of them or of unknown ones 0.91 and less.
 EVEN_SPREAD = 0.95
@@ -64,9 +63,13 @@ def representatives(
 
 def class_logits(transformed: Tensor, classifier: Tensor, classifier_bias: Tensor | None) -> Iterator[Tensor]:
     """The classifier's logits (c, C) of a part of the items at a time."""
-    bias = None if classifier_bias is None else classifier_bias.float()
     for part in transformed.split(max(1, PART_ELEMENTS // max(classifier.shape))):
-        yield F.linear(part.float(), classifier.float(), bias)  # (c, d) -> (c, C)
+        yield logits_of(part, classifier, classifier_bias)
+
+
+def logits_of(h: Tensor, classifier: Tensor, classifier_bias: Tensor | None) -> Tensor:
+    """(c, d) -> (c, C) float32."""
+    return F.linear(h.float(), classifier.float(), None if classifier_bias is None else classifier_bias.float())
 
 
 def place_representatives(
@@ -78,8 +81,7 @@ def place_representatives(
         UserError: embeddings, classifier and means are not finite or do not fit together.
     """
     check_embeddings(transformed=transformed, classifier=classifier, class_means=class_means)
-    if len(classifier) != len(class_means):
-        raise UserError(f"class_means: are of {len(class_means)} classes, but the classifier knows {len(classifier)}")
+    check_same_classes(classifier, class_means)
     items, classes = representatives(transformed, classifier, classifier_bias)
     placed = transformed.clone()
     placed[items] = class_means[classes].to(placed.dtype)

@@ -51,6 +51,12 @@ def check_same_items(**sets: Tensor) -> None:
             )
 
 
+def check_same_classes(classifier: Tensor, class_means: Tensor) -> None:
+    """Raise a UserError unless both have a row for each class."""
+    if len(classifier) != len(class_means):
+        raise UserError(f"class_means: are of {len(class_means)} classes, but the classifier knows {len(classifier)}")
+
+
 def as_integers(name: str, values: Tensor, embeddings: Tensor) -> Tensor:
     """Labels or ids (n,), checked to be one whole number for each of `embeddings`, as int64 on their device.
 

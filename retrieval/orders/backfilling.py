@@ -10,7 +10,7 @@ from retrieval.orders.evidence import Evidence
 from retrieval.orders.oracle import retrieval_error
 from retrieval.ranking.distances import check_distance, row_parts, unit
 from retrieval.representatives import EVEN_SPREAD, class_spread
-from retrieval.validation import as_integers, check_embeddings, check_finite, check_same_items
+from retrieval.validation import as_integers, check_embeddings, check_finite, check_same_classes, check_same_items
 from utils.config import unknown_choice
 from utils.errors import UserError
 
@@ -37,8 +37,7 @@ def sigma_score(evidence: Evidence) -> Tensor:
             "train with MLP_BN_SIDE_PROJECTION_SIGMA or give a gallery file with `sigma`"
         )
     rows = evidence.log_variance.double().view(len(evidence.log_variance), -1)  # (n,) or (n, sigma_dim)
-    if len(rows) != len(evidence.new):
-        raise UserError(f"sigma: has {len(rows)} rows, but new {len(evidence.new)}; they should be the same items")
+    check_same_items(new=evidence.new, sigma=rows)
     check_finite("sigma", rows)
     return rows.mean(1)
 
@@ -113,8 +112,8 @@ def backfilling_order(
     check_same_items(new=new, transformed=transformed)
     vectors = {"classifier": classifier, "class_means": class_means}
     check_embeddings(new=new, **{key: value for key, value in vectors.items() if value is not None})
-    if classifier is not None and class_means is not None and len(classifier) != len(class_means):
-        raise UserError(f"class_means: are of {len(class_means)} classes, but the classifier knows {len(classifier)}")
+    if classifier is not None and class_means is not None:
+        check_same_classes(classifier, class_means)
     if classifier is not None and classifier_bias is not None and classifier_bias.shape != classifier.shape[:1]:
         raise UserError(f"classifier_bias: should be ({len(classifier)},), got {tuple(classifier_bias.shape)}")
     if labels is not None:

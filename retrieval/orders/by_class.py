@@ -7,11 +7,10 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from retrieval.orders.evidence import Evidence
 from retrieval.ranking.distances import PART_ELEMENTS, unit
-from retrieval.representatives import class_logits
+from retrieval.representatives import class_logits, logits_of
 from utils.errors import UserError
 
 NEIGHBOURS = 10
@@ -78,7 +77,7 @@ def knn_disagreement(evidence: Evidence) -> Tensor:
         if evidence.classifier is None:
             agreement = (theirs == _classes(h, evidence, means).unsqueeze(1)).float()
         else:
-            agreement = _logits(h, evidence).softmax(1).gather(1, theirs)
+            agreement = logits_of(h, evidence.classifier, evidence.classifier_bias).softmax(1).gather(1, theirs)
         scores.append(-agreement.mean(1))
         start += len(h)
     return torch.cat(scores)
@@ -95,12 +94,6 @@ def _placed(vectors: Tensor, evidence: Evidence) -> Tensor:
     return unit(vectors) if evidence.distance == "cosine" else vectors
 
 
-def _logits(h: Tensor, evidence: Evidence) -> Tensor:
-    assert evidence.classifier is not None
-    bias = evidence.classifier_bias
-    return F.linear(h, evidence.classifier.float(), None if bias is None else bias.float())  # (c, d) -> (c, C)
-
-
 def _log_probabilities(order: str, evidence: Evidence) -> Iterator[Tensor]:
     if evidence.classifier is None:
         raise UserError(
@@ -114,6 +107,6 @@ def _log_probabilities(order: str, evidence: Evidence) -> Iterator[Tensor]:
 def _classes(h: Tensor, evidence: Evidence, means: Tensor | None) -> Tensor:
     """The predicted classes (c,) of h (c, d)."""
     if evidence.classifier is not None:
-        return _logits(h, evidence).argmax(1)
+        return logits_of(h, evidence.classifier, evidence.classifier_bias).argmax(1)
     assert means is not None
     return (means.square().sum(1) - 2 * _placed(h, evidence) @ means.T).argmin(1)

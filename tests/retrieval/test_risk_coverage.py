@@ -1,7 +1,5 @@
 """How good an order is: against scipy, plain loops, and what must hold of any order."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,10 +8,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
-from evaluation.outputs import result_json
-from evaluation.tables import correlations
 from retrieval import RiskCoverage, order_quality
-from retrieval.results import RetrievalMetrics
 from retrieval.risk_coverage import alignment_errors, risk_coverage
 from tests.retrieval.oracle import rank_slowly, seeded
 from utils.errors import UserError
@@ -72,21 +67,6 @@ def check(curve: RiskCoverage, order: Tensor, risk_of: dict[int, float]) -> None
     assert curve.random == pytest.approx(np.mean(risks))
     assert curve.aurc["kept"] == pytest.approx(np.mean(means))
     assert curve.spearman == pytest.approx(stats.spearmanr(range(n, 0, -1), risks).statistic)
-
-
-def test_plain_values_and_lines() -> None:
-    found = order_quality(TRANSFORMED, NEW, LABELS, ORDERS, compute_map=False)
-    assert list(found["sigma"]) == ["alignment_error", "cmc_top1"]
-    result = result_json(RetrievalMetrics(60, 0, 60, "l2", {1: 0.5}, None), {}, None, found)
-    json.dumps(result)
-    risk = result["risk_coverage"]["confidence"]["cmc_top1"]
-    assert list(risk) == ["spearman", "coverages", "kept", "oracle", "random", "aurc"]
-    assert correlations(found).splitlines() == [
-        f"rank correlation of the {name} order with 1 - CMC-1: {found[name]['cmc_top1'].spearman:.2f}"
-        for name in ORDERS
-    ]
-    perfect = order_quality(NEW, NEW, torch.zeros(60, dtype=torch.int64), ORDERS)
-    assert correlations(perfect).endswith("the confidence order with 1 - AP: none, as all items have the same")
 
 
 def test_an_order_that_is_none_is_refused() -> None:
