@@ -73,9 +73,9 @@ def test_distance_takes_the_farthest_first() -> None:
     assert backfilling_order("distance", **known).tolist() == [1, 3, 2, 0]
     assert backfilling_order("distance", **known, distance="cosine").tolist() == [3, 2, 0, 1]
     # In half precision their differences would overflow.
-    new = torch.tensor([[60000.0], [-60000.0], [0.0]]).half()
-    transformed = torch.tensor([[-60000.0], [0.0], [0.0]]).half()
-    assert backfilling_order("distance", transformed=transformed, new=new).tolist() == [0, 1, 2]
+    new = torch.tensor([[-60000.0], [60000.0], [0.0]]).half()
+    transformed = torch.tensor([[0.0], [-60000.0], [0.0]]).half()
+    assert backfilling_order("distance", transformed=transformed, new=new).tolist() == [1, 0, 2]
 
 
 def test_sigma_takes_the_most_uncertain_first_and_ties_go_by_index() -> None:
