@@ -6,10 +6,14 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
-from tests.tiny import ENVIRONMENT, OLD_MODEL, TIMEOUT, command_of, succeed, write_configs, write_images
+from models.model_files import describe_backbone, save_model
+from models.resnet import build_backbone
+from tests.tiny import ENVIRONMENT, OLD_MODEL, TIMEOUT, command_of, state_of, succeed, write_configs, write_images
 
 # Epochs enough to be killed in the middle of.
 LONG = {
@@ -25,9 +29,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("trained")
     write_images(folder / "data", classes=6, training=24, validation=8)
     write_configs(folder)
-    succeed("train_backbone.py", "--config", "backbone.yaml", cwd=folder)
+    succeed("train_backbone.py", "--config", "backbone.yaml", cwd=folder, processes=None)
     succeed("train_backbone.py", "--config", "backbone.yaml", *OLD_MODEL, cwd=folder, processes=None)
-    succeed("train_transformation.py", "--config", "transformation.yaml", cwd=folder)
+    succeed("train_transformation.py", "--config", "transformation.yaml", cwd=folder, processes=None)
     return folder
 
 
@@ -46,6 +50,12 @@ def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "AUC, sigma order" in table
     assert table.count("rank correlation of the ") == 2  # sigma and distance
     return folder
+
+
+def write_backbone(path: Path, **changes: int) -> None:
+    """An untrained model file of ours, of 6 classes and 16 dimensions unless `changes` say otherwise."""
+    arguments: dict[str, Any] = {"arch": "ResNet18", "num_classes": 6, "embedding_dim": 16, "width": 0.125, **changes}
+    save_model(path, describe_backbone(build_backbone(**arguments), arguments), config={}, seed=0)
 
 
 def copy_of(trained: Path, folder: Path) -> Path:
@@ -71,8 +81,19 @@ def interrupted(
     folder = copy_of(trained, tmp_path_factory.mktemp("interrupted"))
     for output in folder.glob(f"{OUTPUT[script]}*"):
         output.unlink()
-    kill_after(script, folder, epochs=2, delay=0.0)
+    kill_after(script, folder, epochs=2)
     return script, folder
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(
+    interrupted: tuple[str, Path], trained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Tensor]:
+    """The weights of the interrupted run where nothing interrupts it."""
+    script, _ = interrupted
+    folder = copy_of(trained, tmp_path_factory.mktemp("uninterrupted"))
+    succeed(script, *LONG[script], cwd=folder, processes=None)
+    return state_of(folder / f"{OUTPUT[script]}.pt")
 
 
 def start(script: str, folder: Path, *overrides: str) -> subprocess.Popen[str]:

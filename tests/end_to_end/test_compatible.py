@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from tests.end_to_end.test_bad_input import write_backbone
+from tests.end_to_end.conftest import write_backbone
 from tests.tiny import OLD_MODEL, fail, succeed
 
 SCRIPT = "train_backbone.py"
@@ -32,15 +32,11 @@ def test_old_models_that_will_not_do_are_refused(work: Path) -> None:
     def refuse(*overrides: str) -> str:
         return fail(SCRIPT, "--config", "backbone.yaml", *BCT, *overrides, cwd=work, processes=None)
 
-    where = "bct_params.old_model_path: "
     transformed = "bct_params.old_model_path=checkpoints/old_transformed.pt"
-    assert f"{where}checkpoints/old_transformed.pt has no classifier of its own" in refuse(transformed)
-    message = refuse("arch_params.embedding_dim=8")
-    assert "has embeddings of 16 dimensions, the new model of 8" in message
-    assert "set arch_params.embedding_dim=16" in message
-    assert "bct_params.old_classes: needs the number of classes" in refuse("bct_params.old_classes=7")
-    assert "bct_params.weight: should be at least 0.0" in refuse("bct_params.weight=-1")
-    assert "bct_params.old_model_path: there is no none.pt" in refuse("bct_params.old_model_path=none.pt")
+    assert "old_model_path: checkpoints/old_transformed.pt has no classifier of its own" in refuse(transformed)
+    assert "of 16 dimensions, the new model of 8; set arch_params.embedding_dim=16" in " ".join(
+        refuse("arch_params.embedding_dim=8").split()
+    )
     simclr = ("objective=simclr", "dataset_params.augmentation=null", "label_smoothing=0")
     assert "bct_params: is for objective classification" in refuse(*simclr)
 
@@ -49,4 +45,4 @@ def test_old_models_that_will_not_do_are_refused(work: Path) -> None:
     content = torch.load(work / "checkpoints" / "old.pt", weights_only=True)
     content["provenance"]["config"]["objective"] = "simclr"
     torch.save(content, work / "checkpoints" / "old.pt")
-    assert f"{where}checkpoints/old.pt was trained without labels" in refuse()
+    assert "bct_params.old_model_path: checkpoints/old.pt was trained without labels" in refuse()

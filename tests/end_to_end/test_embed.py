@@ -31,45 +31,26 @@ def embed(folder: Path, *arguments: str, processes: int | None = None) -> str:
 
 
 def test_files_evaluate_as_their_models_do(folder: Path, evaluated: Path) -> None:
+    """The transformed embeddings by the transformed model, and by the transformation of the old ones."""
     embed(folder)
-    gallery = ("model_path=checkpoints/old_transformed.pt", "output_embeddings_path=embeddings/h")
-    assert "embeddings: embeddings/h, (48, 16) float32" in embed(folder, *gallery)
+    transformed = ("model_path=checkpoints/old_transformed.pt", "output_embeddings_path=embeddings/h")
+    assert "embeddings: embeddings/h, (48, 16) float32" in embed(folder, *transformed)
+    embed(folder, "model_path=checkpoints/old.pt", "output_embeddings_path=embeddings/old.npz")
     (folder / "files.yaml").write_text(
         "embeddings_params: {query: embeddings/new.npz, gallery: embeddings/h}\n"
         "eval_params: {backfilling: 3, backfilling_list: [sigma, random, distance]}\n"
     )
-    succeed("eval.py", "--config", "files.yaml", "--output", "files.json", cwd=folder, processes=None)
-    of_files, of_models = (json.loads(path.read_text()) for path in (folder / "files.json", evaluated / "result.json"))
-    for order, curve in of_models["backfilling"].items():
-        assert of_files["backfilling"][order]["auc"] == pytest.approx(curve["auc"], abs=1e-6)
-
-
-def test_old_embeddings_and_a_transformation_evaluate_as_the_transformed_model_does(
-    folder: Path, evaluated: Path
-) -> None:
-    embed(folder)
-    embed(folder, "model_path=checkpoints/old.pt", "output_embeddings_path=embeddings/old.npz")
-    (folder / "files.yaml").write_text(
-        "embeddings_params: {query: embeddings/new.npz, gallery: embeddings/old.npz,"
-        " transformation: checkpoints/transformation.pt}\n"
-        "eval_params: {backfilling: 3, backfilling_list: [sigma]}\n"
-    )
+    of_models = json.loads((evaluated / "result.json").read_text())["backfilling"]
     files = ("--config", "files.yaml", "--output", "files.json")
-    succeed("eval.py", *files, cwd=folder, processes=None)
-    of_files, of_models = (json.loads(path.read_text()) for path in (folder / "files.json", evaluated / "result.json"))
-    expected = of_models["backfilling"]["sigma"]["auc"]
-    assert of_files["backfilling"]["sigma"]["auc"] == pytest.approx(expected, abs=1e-6)
-
-    def refused(value: str) -> str:
-        return fail("eval.py", *files, f"embeddings_params.{value}", cwd=folder, processes=None)
-
-    assert "is a model of images" in refused("transformation=checkpoints/new.pt")
-    embed(folder, "split=training", "output_embeddings_path=embeddings/other.npz")
-    assert "hold different items" in refused("side_info=embeddings/other.npz")
-    wide = torch.zeros(48, 40).numpy()
-    np.savez(folder / "wide.npz", embeddings=wide, labels=np.arange(48) % 6, ids=np.arange(48))
-    expected = "does not take embeddings of dimension 40 with no side-information, but of 16 with no side-information"
-    assert expected in refused("gallery=wide.npz")
+    old, transformation = "embeddings_params.gallery=embeddings/old.npz", "embeddings_params.transformation=checkpoints"
+    for gallery in ((), (old, f"{transformation}/transformation.pt")):
+        succeed("eval.py", *files, *gallery, cwd=folder, processes=None)
+        of_files = json.loads((folder / "files.json").read_text())["backfilling"]
+        assert list(of_files) == list(of_models)
+        for order, curve in of_models.items():
+            assert of_files[order]["auc"] == pytest.approx(curve["auc"], abs=1e-6)
+    refused = fail("eval.py", *files, old, f"{transformation}/new.pt", cwd=folder, processes=None)
+    assert "is a model of images" in refused
 
 
 def test_all_views_and_the_classifier(folder: Path) -> None:
@@ -136,16 +117,10 @@ def test_two_processes_write_the_file_of_one(folder: Path) -> None:
     torch.testing.assert_close(one.embeddings, two.embeddings, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["views=all", "dataset_params.augmentation=crop"], "views: random crops are too many to embed"),
-        (
-            ["model_path=checkpoints/old_transformed.pt", "output_classifier_path=fc.npy"],
-            "output_classifier_path: checkpoints/old_transformed.pt has no classifier",
-        ),
-        (["model_path=checkpoints/transformation.pt"], "is a transformation alone"),
-    ],
-)
-def test_bad_input(folder: Path, arguments: list[str], message: str) -> None:
-    assert message in fail("embed.py", "--config", "embed.yaml", *arguments, cwd=folder, processes=None)
+def test_views_that_are_too_many_and_a_classifier_that_is_not_there(folder: Path) -> None:
+    transformed = ("model_path=checkpoints/old_transformed.pt", "output_classifier_path=fc.npy")
+    for arguments, message in [
+        (("views=all", "dataset_params.augmentation=crop"), "views: random crops are too many to embed"),
+        (transformed, "output_classifier_path: checkpoints/old_transformed.pt has no classifier"),
+    ]:
+        assert message in fail("embed.py", "--config", "embed.yaml", *arguments, cwd=folder, processes=None)

@@ -6,19 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import average_precision_score
 
-from models.model_files import load_model
-from tests.tiny import same_bits, state_of, succeed, write_torchscript
+from tests.tiny import same_bits, state_of, succeed
 
 FIGURES = ["cmc_top1", "cmc_top5", "map"]
 ORDERS = ["sigma", "random", "distance"]
 
 
-def evaluate(folder: Path, *arguments: str, config: str = "eval.yaml") -> dict[str, Any]:
+def evaluate(folder: Path, *arguments: str) -> dict[str, Any]:
     """eval.py's result file."""
-    succeed("eval.py", "--config", config, "--output", "result.json", *arguments, cwd=folder, processes=None)
+    succeed("eval.py", "--config", "eval.yaml", "--output", "result.json", *arguments, cwd=folder, processes=None)
     return read(folder)
 
 
@@ -177,23 +175,6 @@ def test_a_resolved_config_gives_the_same_weights_again(work: Path) -> None:
     assert same_bits(state_of(work / "again.pt"), state_of(work / "checkpoints" / "transformation.pt"))
 
 
-def test_fct_under_its_published_name(work: Path) -> None:
-    train(work, "arch_params.arch=MLP_BN_SIDE_PROJECTION", "objective_params=null")
-    result = evaluate(work, "eval_params.backfilling_list=[random, distance]")
-    assert list(result["backfilling"]) == ["random", "distance"]
-
-
-@pytest.mark.parametrize(("archive", "dim"), [(False, 16), (True, 24)])
-def test_side_information_from_a_model_of_ours_and_from_torchscript(work: Path, archive: bool, dim: int) -> None:
-    path = "checkpoints/new.pt"
-    if archive:
-        path = "side.pt"
-        write_torchscript(work / path, dim)
-    train(work, f"side_info_model_path={path}")
-    assert state_of(work / "checkpoints" / "transformation.pt")["p2.0.0.weight"].shape == (2 * dim, dim)
-    assert len(evaluate(work)["backfilling"]["sigma"]["map"]) == 5
-
-
 def test_embedding_every_epoch_trains_as_embedding_once(work: Path) -> None:
     """Without augmentation there is one view, so the two differ by rounding to half precision alone."""
     # A small rate: with the usual one this tiny training is so unstable that it magnifies any rounding.
@@ -206,23 +187,3 @@ def test_one_log_variance_a_dimension(work: Path) -> None:
     assert len(evaluate(work, "eval_params.embeddings_output_dir=.")["backfilling"]["sigma"]["map"]) == 5
     with np.load(work / "gallery.npz") as file:
         assert file["sigma"].shape == (48, 16)
-
-
-@pytest.mark.parametrize("loss", ["l1", "cosine"])
-def test_the_other_similarities(work: Path, loss: str) -> None:
-    losses = train(work, f"objective_params.similarity_loss.name={loss}", "epochs=4")
-    assert losses[-1] < losses[0]
-
-
-def test_cosine_distance(work: Path, evaluated: Path) -> None:
-    result = evaluate(work, "eval_params.distance_metric_name=cosine")
-    assert result["distance_metric"] == "cosine"
-    assert result["metrics"] != read(evaluated)["metrics"]
-
-
-def test_a_model_file_embeds_images_from_python(trained: Path) -> None:
-    transformed = load_model(trained / "checkpoints" / "old_transformed.pt")
-    with torch.inference_mode():
-        output = transformed(torch.zeros(2, 3, 16, 16))
-    assert output.embedding.shape == (2, 16)
-    assert output.log_variance.shape == (2, 1)

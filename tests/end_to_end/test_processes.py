@@ -45,14 +45,3 @@ def test_a_batch_that_the_processes_do_not_divide_is_refused(work: Path) -> None
         "error: dataset_params.batch_size: 33 is the batch over all processes and cannot be divided by 2" in done.stderr
     )
     assert not list(work.glob("*two*"))
-
-
-def test_one_item_a_process_is_refused_where_batch_normalisation_needs_two(work: Path) -> None:
-    (work / "checkpoints" / "transformation.pt").unlink()
-    arguments = ["--config", "transformation.yaml", "dataset_params.batch_size=2"]
-    done = run_script("train_transformation.py", *arguments, cwd=work, processes=2)
-    assert done.returncode != 0
-    message = "error: dataset_params.batch_size: 2 items a step over 2 processes leave one with 1, and batch"
-    assert message in done.stderr
-    assert "ValueError" not in done.stderr
-    assert not (work / "checkpoints" / "transformation.pt").exists()
