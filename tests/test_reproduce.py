@@ -15,8 +15,8 @@ from PIL import Image
 
 from suites.stages import content_of
 from tests.suites.fake_suite import write_suite
+from tests.tiny import REPOSITORY
 
-REPOSITORY = Path(__file__).parents[1]
 OUTPUTS = ["report.md", "seed_4.json", "backfilling.png", "retrieval_examples.png"]
 
 
@@ -73,7 +73,10 @@ def test_a_suite_of_several_seeds(root: Path, capfd: pytest.CaptureFixture[str])
     assert (folder / "retrieval_examples.png").exists()
 
 
-def test_a_report_elsewhere(root: Path) -> None:
+def test_a_report_elsewhere_and_none_of_a_part(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(root, "only=[data,old]") == 0
+    assert capfd.readouterr().out.endswith("only data, old: done; the report needs every stage, so none is written\n")
+    assert not (root / "results" / "fake" / "report.md").exists()
     assert run(root, "report=docs/mine.md", "plot=areas", "examples=null") == 0
     report = (root / "docs" / "mine.md").read_text()
     assert "](mine_backfilling.png)" in report
@@ -82,26 +85,19 @@ def test_a_report_elsewhere(root: Path) -> None:
     assert (root / "results" / "fake" / "seed_0.json").exists()
 
 
-def test_a_part_of_a_suite_writes_no_report(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(root, "only=[data,old]") == 0
-    assert capfd.readouterr().out.endswith("only data, old: done; the report needs every stage, so none is written\n")
-    assert not (root / "results" / "fake" / "report.md").exists()
-
-
-def test_a_preempted_stage_ends_it_with_the_code_of_preemption(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    (root / "train_backbone.fails").write_text("75")
-    assert run(root) == 75
-    assert capfd.readouterr().err == "stage old was stopped by SIGTERM; run the same command again to go on\n"
-
-
-@pytest.mark.parametrize("code", [1, 2])
-def test_a_failing_stage_ends_it_with_one_line_and_the_code(
-    root: Path, code: int, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (75, "stage old was stopped by SIGTERM; run the same command again to go on\n"),
+        (2, "error: stage old failed (exit code 2); train_backbone.py says why above\n"),
+    ],
+)
+def test_a_stage_that_fails_or_is_preempted_ends_it_with_one_line_and_the_code(
+    root: Path, code: int, message: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     (root / "train_backbone.fails").write_text(str(code))
     assert run(root) == code
-    expected = f"error: stage old failed (exit code {code}); train_backbone.py says why above\n"
-    assert capfd.readouterr().err == expected
+    assert capfd.readouterr().err == message
     assert not (root / "results" / "fake" / "report.md").exists()
 
 
@@ -113,28 +109,21 @@ def test_a_mistake_in_the_suite_is_one_line(root: Path, capfd: pytest.CaptureFix
 
 
 @pytest.mark.parametrize(
-    ("sent", "to_all"),
+    ("sent", "code", "message"),
     [
-        (signal.SIGINT, True),
-        (signal.SIGTERM, False),
-        pytest.param(signal.SIGKILL, False, marks=pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")),
+        (signal.SIGINT, 130, "interrupted; run the same command again to go on\n"),
+        (signal.SIGTERM, 75, "stopped by SIGTERM before the suite was done; run the same command again\n"),
+        pytest.param(signal.SIGKILL, -9, "", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs prctl")),
     ],
 )
-def test_an_interrupt_ends_it_and_its_stage(root: Path, sent: signal.Signals, to_all: bool) -> None:
+def test_an_interrupt_ends_it_and_its_stage(root: Path, sent: signal.Signals, code: int, message: str) -> None:
     """Ctrl-C goes to every process of the terminal; a scheduler's SIGTERM, or SIGKILL, to one."""
     (root / "train_backbone.hangs").touch()
     process = start(root)
-    (os.killpg if to_all else os.kill)(process.pid, sent)
+    (os.killpg if sent == signal.SIGINT else os.kill)(process.pid, sent)
     _, errors = process.communicate(timeout=30)  # its pipe closes only when the stage, of 60 s, is gone too
-    if sent == signal.SIGKILL:
-        assert process.returncode == -signal.SIGKILL
-    else:
-        code, message = {
-            signal.SIGINT: (130, "interrupted; run the same command again to go on\n"),
-            signal.SIGTERM: (75, "stopped by SIGTERM before the suite was done; run the same command again\n"),
-        }[sent]
-        assert process.returncode == code
-        assert errors.endswith(message)
+    assert process.returncode == code
+    assert errors.endswith(message)
     record = json.loads((root / "results" / "fake" / "stages" / "old.record.json").read_text())
     assert record["status"] == "started"
 

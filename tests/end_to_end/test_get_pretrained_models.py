@@ -10,10 +10,12 @@ import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "get_pretrained_models.sh"
+NOWHERE = "http://127.0.0.1:9/models"
 NAMES = ["imagenet_250_simclr.pt", "imagenet_500_simclr.pt", "imagenet_1000_simclr.pt"]
 
 pytestmark = pytest.mark.skipif(
@@ -35,6 +37,7 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files = {name: archive(name) for name in NAMES}
         self.offsets: dict[str, list[int]] = {name: [] for name in NAMES}
+        self.url = f"http://127.0.0.1:{self.server_port}/models"
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -78,23 +81,26 @@ def server() -> Iterator[Server]:
         thread.join()
 
 
+def run(url: str, *command: str, **rest: Any) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"REFILL_MODELS_URL": url, "no_proxy": "127.0.0.1"} | rest.pop("environment", {})
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, **rest)
+
+
 def fetch(folder: Path, url: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    own = {"REFILL_MODELS_URL": url, "REFILL_MODELS_DIR": str(folder), "no_proxy": "127.0.0.1"}
-    return subprocess.run(
-        ["bash", SCRIPT], env=os.environ | own | environment, capture_output=True, text=True, timeout=60
-    )
+    """Run the script, which fetches into `folder`."""
+    return run(url, "bash", str(SCRIPT), environment={"REFILL_MODELS_DIR": str(folder), **environment})
 
 
-def address(server: Server) -> str:
-    return f"http://127.0.0.1:{server.server_port}/models"
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_fetches_all_then_nothing(server: Server, tmp_path: Path) -> None:
-    result = fetch(tmp_path, address(server))
+    result = fetch(tmp_path, server.url)
     assert result.returncode == 0, result.stderr
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == server.files
+    assert contents(tmp_path) == server.files
     assert result.stdout.count("sha256") == 3
-    again = fetch(tmp_path, "http://127.0.0.1:9/gone")
+    again = fetch(tmp_path, NOWHERE)
     assert again.returncode == 0, again.stderr
     assert again.stdout.count("is there already") == 3
 
@@ -126,22 +132,18 @@ def test_sourced_it_fetches_into_the_repository_and_leaves_the_shell_as_it_was(
         {command}
         echo "again $?"
         rm {repository}/checkpoints/{NAMES[1]}
-        REFILL_MODELS_URL=http://127.0.0.1:9/gone
+        REFILL_MODELS_URL={NOWHERE}
         {command}
         echo "gone $?"
         {command} && echo never || echo "or $?"
     """
-    own = {"REFILL_MODELS_URL": address(server), "no_proxy": "127.0.0.1"}
-    shell = subprocess.run(
-        ["bash", "--norc", "-i"], input=commands, env=os.environ | own, capture_output=True, text=True, timeout=120
-    )
+    shell = run(server.url, "bash", "--norc", "-i", input=commands)
     statuses = [line for line in shell.stdout.splitlines() if line.split(" ")[0] in ("first", "again", "gone", "or")]
     assert statuses == ["first 0", "again 0", "gone 2", "or 2"], shell.stderr
     assert (elsewhere / "before").read_text().count("\n") > 50
     assert (elsewhere / "after").read_text() == (elsewhere / "before").read_text()
     assert {path.name for path in elsewhere.iterdir()} == {"before", "after"}
-    fetched = {path.name: path.read_bytes() for path in (repository / "checkpoints").iterdir()}
-    assert fetched == {name: server.files[name] for name in (NAMES[0], NAMES[2])}
+    assert contents(repository / "checkpoints") == {name: server.files[name] for name in (NAMES[0], NAMES[2])}
 
 
 @pytest.mark.parametrize("shell", ["bash", "sh", "zsh"])
@@ -150,20 +152,18 @@ def test_run_by_a_shell_from_another_folder(server: Server, tmp_path: Path, shel
         pytest.skip(f"needs {shell}")
     (tmp_path / "repository").mkdir()
     shutil.copy(SCRIPT, tmp_path / "repository")
-    own = {"REFILL_MODELS_URL": address(server), "no_proxy": "127.0.0.1"}
-    command = [shell, "repository/get_pretrained_models.sh"]
-    result = subprocess.run(command, cwd=tmp_path, env=os.environ | own, capture_output=True, text=True, timeout=60)
+    result = run(server.url, shell, "repository/get_pretrained_models.sh", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert sorted(path.name for path in (tmp_path / "repository" / "checkpoints").iterdir()) == sorted(NAMES)
+    assert contents(tmp_path / "repository" / "checkpoints") == server.files
 
 
 def test_resumes_where_a_download_stopped(server: Server, tmp_path: Path) -> None:
     content = server.files[NAMES[0]]
     (tmp_path / f"{NAMES[0]}.part").write_bytes(content[:1000])
     (tmp_path / f"{NAMES[1]}.part").write_bytes(server.files[NAMES[1]])
-    result = fetch(tmp_path, address(server))
+    result = fetch(tmp_path, server.url)
     assert result.returncode == 0, result.stderr
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == server.files
+    assert contents(tmp_path) == server.files
     assert server.offsets == {NAMES[0]: [1000], NAMES[1]: [], NAMES[2]: [0]}
 
 
@@ -179,9 +179,9 @@ def test_wget_serves_where_curl_is_not_installed(server: Server, tmp_path: Path)
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / f"{NAMES[0]}.part").write_bytes(server.files[NAMES[0]][:1000])
-    result = fetch(folder, address(server), PATH=str(programs))
+    result = fetch(folder, server.url, PATH=str(programs))
     assert result.returncode == 0, result.stderr
-    assert {path.name: path.read_bytes() for path in folder.iterdir()} == server.files
+    assert contents(folder) == server.files
     assert server.offsets[NAMES[0]] == [1000]
 
 
@@ -193,23 +193,20 @@ def damaged(content: bytes) -> bytes:
 @pytest.mark.parametrize("content", [b"<html>a captive portal</html>", damaged(archive(NAMES[1]))])
 def test_a_damaged_file_is_refused_and_removed(server: Server, tmp_path: Path, content: bytes) -> None:
     server.files[NAMES[1]] = content
-    result = fetch(tmp_path, address(server))
+    result = fetch(tmp_path, server.url)
     assert result.returncode == 2
     assert f"{NAMES[1]}: what came from" in result.stderr
     assert "no intact TorchScript archive" in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == [NAMES[0]]
+    assert list(contents(tmp_path)) == [NAMES[0]]
 
 
-def test_a_part_longer_than_the_file_is_refused_and_removed(server: Server, tmp_path: Path) -> None:
+def test_a_part_longer_than_the_file_is_removed_and_offline_it_says_so(server: Server, tmp_path: Path) -> None:
     (tmp_path / f"{NAMES[0]}.part").write_bytes(server.files[NAMES[0]] + b"more")
-    result = fetch(tmp_path, address(server))
-    assert result.returncode == 2
-    assert "the server reports" in result.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_offline_it_says_so(tmp_path: Path) -> None:
-    result = fetch(tmp_path, "http://127.0.0.1:9/models")
-    assert result.returncode == 2
-    assert "cannot reach http://127.0.0.1:9/models/imagenet_250_simclr.pt; is there a network?" in result.stderr
-    assert list(tmp_path.iterdir()) == []
+    for url, message in [
+        (server.url, "the server reports"),
+        (NOWHERE, f"cannot reach {NOWHERE}/imagenet_250_simclr.pt; is there a network?"),
+    ]:
+        result = fetch(tmp_path, url)
+        assert result.returncode == 2
+        assert message in result.stderr
+        assert not contents(tmp_path)

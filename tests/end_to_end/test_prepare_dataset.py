@@ -279,33 +279,23 @@ def take_for_official(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("names", [("train", "val"), ("training", "validation")])
-def test_imagenet_folders_are_linked(tmp_path: Path, names: tuple[str, str]) -> None:
-    source = tmp_path / "ilsvrc"
-    for name in names:
-        write_classes(source / name)
-    arguments = ("--dataset", "imagenet", "--source", "ilsvrc")
-    assert "4 training and 4 validation images" in prepare(tmp_path, *arguments)
-    root = tmp_path / "data_store" / "imagenet-1.0.2" / "data" / "raw"
-    assert (root / "training").resolve() == source / names[0]
-    assert (root / "validation").resolve() == source / names[1]
-    assert list_images(root, "training").classes == WNIDS
-    assert "already prepared" in prepare(tmp_path, *arguments)
-
-
-def test_imagenet_folders_with_what_is_no_part_of_them(tmp_path: Path) -> None:
+def test_imagenet_folders_are_linked_with_what_is_no_part_of_them(tmp_path: Path, names: tuple[str, str]) -> None:
     """And with images below their class folders, as tiny-imagenet's CLASS/images/*.JPEG."""
-    for split in ("train", "val"):
+    for name in names:
         for wnid, files in TRAINING.items():
-            write_files(tmp_path / split / wnid / "images", files | {f"._{wnid}_1.JPEG": b"\0\5\x16\7"})
-        (tmp_path / split / ".ipynb_checkpoints").mkdir()
-        (tmp_path / split / WNIDS[0] / "around").symlink_to("..")
-    (tmp_path / "train" / "@eaDir").mkdir()
+            write_files(tmp_path / name / wnid / "images", files | {f"._{wnid}_1.JPEG": b"\0\5\x16\7"})
+        (tmp_path / name / ".ipynb_checkpoints").mkdir()
+        (tmp_path / name / WNIDS[0] / "around").symlink_to("..")
+    (tmp_path / names[0] / "@eaDir").mkdir()
     output = prepare(tmp_path, *IMAGENET)
     assert "4 training and 4 validation images" in output
-    assert f"{tmp_path}/train: left out hidden images: 2 (n" in output
+    assert f"{tmp_path}/{names[0]}: left out hidden images: 2 (n" in output
     assert "circular folders: 3 (.ipynb_checkpoints, @eaDir, n01440764/around)" in output
-    images = list_images(tmp_path / "raw", "training")
-    assert (images.classes, len(images)) == (WNIDS, 4)
+    for split, name in zip(("training", "validation"), names, strict=True):
+        assert (tmp_path / "raw" / split).resolve() == tmp_path / name
+        images = list_images(tmp_path / "raw", split)
+        assert (images.classes, len(images)) == (WNIDS, 4)
+    assert "already prepared" in prepare(tmp_path, *IMAGENET)
 
 
 @pytest.mark.parametrize("write_labels", [write_devkit, write_kaggle_labels, write_plain_labels])
@@ -331,20 +321,15 @@ def test_the_devkit_needs_scipy_and_says_so(archives: Path, monkeypatch: pytest.
     assert message in refuse(archives, *IMAGENET)
 
 
-@pytest.mark.parametrize(
-    ("numbers", "message"),
-    [
+def test_labels_that_do_not_fit_a_tar_file(archives: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    take_for_official(archives, monkeypatch)
+    for numbers, message in [
         ((1, 3), "the labels of the validation images do not name ILSVRC2012_val_00000002"),
         ((1, 2), "ILSVRC2012_img_val.tar has 3 images, but labels for 2 are given"),
-    ],
-)
-def test_labels_that_do_not_fit_a_tar_file(
-    archives: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[int, ...], message: str
-) -> None:
-    take_for_official(archives, monkeypatch)
-    lines = [f"ILSVRC2012_val_{i:08d}.JPEG {WNIDS[0]}\n" for i in numbers]
-    (archives / "validation_labels.txt").write_text("".join(lines))
-    assert message in refuse(archives, *IMAGENET)
+    ]:
+        lines = [f"ILSVRC2012_val_{i:08d}.JPEG {WNIDS[0]}\n" for i in numbers]
+        (archives / "validation_labels.txt").write_text("".join(lines))
+        assert message in refuse(archives, *IMAGENET)
 
 
 @pytest.mark.parametrize("write_labels", [write_kaggle_labels, write_plain_labels])
