@@ -1,5 +1,6 @@
 """What the end-to-end tests share, so that each model is trained once: a tiny upgrade, finished and interrupted."""
 
+import json
 import os
 import shutil
 import signal
@@ -50,6 +51,22 @@ def evaluated(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert "AUC, sigma order" in table
     assert table.count("rank correlation of the ") == 2  # sigma and distance
     return folder
+
+
+def evaluate(folder: Path, *arguments: str, config: str = "eval.yaml", processes: int | None = None) -> dict[str, Any]:
+    """Run eval.py in `folder` -> its result, which stays there as result.json."""
+    succeed("eval.py", "--config", config, "--output", "result.json", *arguments, cwd=folder, processes=processes)
+    return result_of(folder)
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """The result of an evaluation in `folder`."""
+    return json.loads((folder / "result.json").read_text())
+
+
+def log_of(folder: Path, name: str) -> list[dict[str, float]]:
+    """The log of the training of `name`, a line an epoch."""
+    return [json.loads(line) for line in (folder / f"{name}.log.jsonl").read_text().splitlines()]
 
 
 def write_backbone(path: Path, **changes: int) -> None:

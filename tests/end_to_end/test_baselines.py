@@ -1,6 +1,5 @@
 """The baselines by the same scripts, configs and files as FCT and FastFill."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +8,7 @@ import torch
 
 from models.embedding import embed
 from models.model_files import load_model
+from tests.end_to_end.conftest import evaluate, log_of
 from tests.tiny import fail, same_bits, state_of, succeed, write_torchscript
 
 TRANSFORMATION = """
@@ -31,17 +31,10 @@ def train(folder: Path, *arguments: str, processes: int | None = None) -> str:
     return succeed("train_transformation.py", "--config", "baseline.yaml", *arguments, cwd=folder, processes=processes)
 
 
-def log_of(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "baseline" / "transformation.log.jsonl").read_text().splitlines()]
-
-
 def map_of_gallery(folder: Path, *arguments: str) -> float:
     """mAP before any backfilling, of the transformed old model unless the arguments name another."""
     orders = "eval_params.backfilling_list=[random, distance]"
-    gallery = "gallery_model_path=baseline/old_transformed.pt"
-    command = ["eval.py", "--config", "eval.yaml", "--output", "result.json", orders, gallery, *arguments]
-    succeed(*command, cwd=folder, processes=None)
-    result = json.loads((folder / "result.json").read_text())
+    result = evaluate(folder, orders, "gallery_model_path=baseline/old_transformed.pt", *arguments)
     assert [len(curve["map"]) for curve in result["backfilling"].values()] == [5, 5]
     return result["metrics"]["map"]
 
@@ -58,7 +51,7 @@ def test_a_closed_form_is_fitted_evaluated_and_exported(folder: Path, arch: str)
     output = train(folder, f"arch_params.arch={arch}", "export_formats=[torchscript, pt2]")
     # Each of the 144 images is there twice: as it is, and flipped.
     assert f"{arch}: items 288" in output
-    assert [record["items"] for record in log_of(folder)] == [288]
+    assert [record["items"] for record in log_of(folder, "baseline/transformation")] == [288]
     names = {"transformation.pt", "transformation.config.yaml", "transformation.log.jsonl", "old_transformed.pt"}
     names |= {"old_transformed.torchscript.pt", "old_transformed.pt2", "embeddings"}
     assert {path.name for path in (folder / "baseline").iterdir()} == names
@@ -78,7 +71,7 @@ def test_a_closed_form_is_fitted_evaluated_and_exported(folder: Path, arch: str)
 def test_the_residual_mlp_is_trained_as_fct_is(folder: Path) -> None:
     training = ["arch_params.arch=residual_mlp", "optimizer_params={algorithm: adam, lr: 1e-2}", "epochs=20"]
     train(folder, *training)
-    log = log_of(folder)
+    log = log_of(folder, "baseline/transformation")
     assert len(log) == 20
     assert log[-1]["loss"] < log[0]["loss"] / 2
     assert alignment_error(folder) < alignment_error(folder, "gallery_model_path=checkpoints/old.pt") / 2

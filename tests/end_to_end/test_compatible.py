@@ -1,11 +1,10 @@
 """Backward-compatible training as a user runs it: a new model that queries the old gallery as it is."""
 
-import json
 from pathlib import Path
 
 import torch
 
-from tests.end_to_end.conftest import write_backbone
+from tests.end_to_end.conftest import evaluate, write_backbone
 from tests.tiny import OLD_MODEL, fail, succeed
 
 SCRIPT = "train_backbone.py"
@@ -20,11 +19,10 @@ def test_a_compatible_model_queries_the_old_gallery(work: Path) -> None:
     for overrides in (OLD_MODEL, BCT):
         succeed(SCRIPT, "--config", "backbone.yaml", *overrides, *LONGER, cwd=work, processes=None)
     gallery = ("gallery_model_path=checkpoints/old.pt", "eval_params.backfilling=null")
-    figures = {}
-    for query in ("bct", "new"):
-        arguments = (f"query_model_path=checkpoints/{query}.pt", *gallery, "--output", f"{query}.json")
-        succeed("eval.py", "--config", "eval.yaml", *arguments, cwd=work, processes=None)
-        figures[query] = json.loads((work / f"{query}.json").read_text())["metrics"]
+    figures = {
+        query: evaluate(work, f"query_model_path=checkpoints/{query}.pt", *gallery)["metrics"]
+        for query in ("bct", "new")
+    }
     assert figures["bct"]["map"] > max(0.6, figures["new"]["map"] + 0.1)
 
 

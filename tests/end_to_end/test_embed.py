@@ -10,6 +10,7 @@ import torch
 from data.embeddings import read_embeddings
 from models.model_files import load_model
 from models.resnet import ResNet
+from tests.end_to_end.conftest import evaluate, result_of
 from tests.tiny import fail, state_of, succeed
 from utils.config import parse_yaml
 
@@ -40,16 +41,15 @@ def test_files_evaluate_as_their_models_do(folder: Path, evaluated: Path) -> Non
         "embeddings_params: {query: embeddings/new.npz, gallery: embeddings/h}\n"
         "eval_params: {backfilling: 3, backfilling_list: [sigma, random, distance]}\n"
     )
-    of_models = json.loads((evaluated / "result.json").read_text())["backfilling"]
-    files = ("--config", "files.yaml", "--output", "files.json")
+    of_models = result_of(evaluated)["backfilling"]
     old, transformation = "embeddings_params.gallery=embeddings/old.npz", "embeddings_params.transformation=checkpoints"
     for gallery in ((), (old, f"{transformation}/transformation.pt")):
-        succeed("eval.py", *files, *gallery, cwd=folder, processes=None)
-        of_files = json.loads((folder / "files.json").read_text())["backfilling"]
+        of_files = evaluate(folder, *gallery, config="files.yaml")["backfilling"]
         assert list(of_files) == list(of_models)
         for order, curve in of_models.items():
             assert of_files[order]["auc"] == pytest.approx(curve["auc"], abs=1e-6)
-    refused = fail("eval.py", *files, old, f"{transformation}/new.pt", cwd=folder, processes=None)
+    files = ("--config", "files.yaml", old, f"{transformation}/new.pt")
+    refused = fail("eval.py", *files, cwd=folder, processes=None)
     assert "is a model of images" in refused
 
 

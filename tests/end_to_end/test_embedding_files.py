@@ -1,6 +1,5 @@
 """Transformations of embedding files alone: no model, no image, every method and the choice among them."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from models.model_files import load_model
+from tests.end_to_end.conftest import log_of
 from tests.tiny import fail, same_bits, state_of, succeed
 
 CONFIG = """
@@ -195,9 +195,8 @@ def test_a_zero_vector_of_the_old_gallery_stays_one(folder: Path) -> None:
 
 def test_training_stops_early_and_stays_at_its_best(folder: Path) -> None:
     fit(folder, "method=fct", "epochs=500", "patience=3", "optimizer_params={algorithm: adam, lr: 0.01}")
-    log = [json.loads(line) for line in (folder / "out" / "h.log.jsonl").read_text().splitlines()]
-    losses = [record["held_out_loss"] for record in log]
-    assert len(log) < 500
+    losses = [record["held_out_loss"] for record in log_of(folder, "out/h")]
+    assert len(losses) < 500
     assert losses.index(min(losses)) == len(losses) - 4
     variance = np.load(folder / "new.npz")["embeddings"].var(0).mean()
     assert origin(folder)["held_out"]["fct"]["mse"] == pytest.approx(min(losses) * variance, rel=0.2)
@@ -218,9 +217,8 @@ def test_two_processes_stop_early_together(folder: Path) -> None:
     """BN statistics are each process's own, so each finds another held-out loss; they go by their mean."""
     stopping = ["epochs=60", "patience=1", "optimizer_params={algorithm: adam, lr: 0.05}"]
     fit(folder, "method=fct", *stopping, processes=2)
-    log = [json.loads(line) for line in (folder / "out" / "h.log.jsonl").read_text().splitlines()]
-    losses = [record["held_out_loss"] for record in log]
-    assert len(log) < 60
+    losses = [record["held_out_loss"] for record in log_of(folder, "out/h")]
+    assert len(losses) < 60
     assert losses.index(min(losses)) == len(losses) - 2
     apply(folder)
 

@@ -1,21 +1,19 @@
 """eval.py by orders that ask for more than embeddings: from models, and from files that bring it along."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from tests.end_to_end.conftest import evaluate
 from tests.tiny import fail, succeed
 
 ORDERS = ("confidence", "entropy", "knn_disagreement", "oracle")
 
 
-def evaluate(folder: Path, config: str, *arguments: str) -> dict[str, Any]:
-    command = ["eval.py", "--config", config, "--output", "result.json", *arguments]
-    succeed(*command, cwd=folder, processes=None)
-    return json.loads((folder / "result.json").read_text())["backfilling"]
+def curves(folder: Path, config: str, *arguments: str) -> dict[str, Any]:
+    return evaluate(folder, *arguments, config=config)["backfilling"]
 
 
 @pytest.fixture
@@ -37,18 +35,18 @@ def folder(work: Path, evaluated: Path) -> Path:
 
 def test_models_and_files_give_the_same_curves(folder: Path) -> None:
     orders = f"eval_params.backfilling_list=[{', '.join(ORDERS)}]"
-    of_models = evaluate(folder, "eval.yaml", orders)
-    of_files = evaluate(folder, "files.yaml", orders, "embeddings_params.classifier=classifier.npy")
+    of_models = curves(folder, "eval.yaml", orders)
+    of_files = curves(folder, "files.yaml", orders, "embeddings_params.classifier=classifier.npy")
     assert tuple(of_models) == ORDERS
     assert of_models == of_files
-    random = evaluate(folder, "files.yaml")["random"]
+    random = curves(folder, "files.yaml")["random"]
     assert of_files["oracle"]["auc"]["map"] > random["auc"]["map"]
 
 
 def test_class_means_come_from_a_file(folder: Path) -> None:
     orders = "eval_params.backfilling_list=[class_distance, knn_disagreement]"
-    curves = evaluate(folder, "files.yaml", orders, "embeddings_params.class_means=means.npy")
-    assert list(curves) == ["class_distance", "knn_disagreement"]
+    found = curves(folder, "files.yaml", orders, "embeddings_params.class_means=means.npy")
+    assert list(found) == ["class_distance", "knn_disagreement"]
 
 
 @pytest.mark.parametrize(

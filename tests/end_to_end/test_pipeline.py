@@ -1,41 +1,29 @@
 """The whole way: old and new model, transformation, evaluation from models and from embedding files."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from tests.end_to_end.conftest import evaluate, log_of, result_of
 from tests.tiny import same_bits, state_of, succeed
 
 FIGURES = ["cmc_top1", "cmc_top5", "map"]
 ORDERS = ["sigma", "random", "distance"]
 
 
-def evaluate(folder: Path, *arguments: str) -> dict[str, Any]:
-    """eval.py's result file."""
-    succeed("eval.py", "--config", "eval.yaml", "--output", "result.json", *arguments, cwd=folder, processes=None)
-    return read(folder)
-
-
-def read(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "result.json").read_text())
-
-
 def train(folder: Path, *arguments: str) -> list[float]:
     """Train a transformation -> the loss of each epoch."""
     succeed("train_transformation.py", "--config", "transformation.yaml", *arguments, cwd=folder, processes=None)
-    log = (folder / "checkpoints" / "transformation.log.jsonl").read_text()
-    return [json.loads(line)["loss"] for line in log.splitlines()]
+    return [record["loss"] for record in log_of(folder, "checkpoints/transformation")]
 
 
 # --------------------------------------------------------------------------------------------------------- the result
 
 
 def test_the_result_has_the_shape_that_readers_rely_on(evaluated: Path) -> None:
-    result = read(evaluated)
+    result = result_of(evaluated)
     counts = ["num_queries", "num_skipped", "num_gallery", "distance_metric"]
     assert list(result) == [*counts, "metrics", "backfilling", "risk_coverage"]
     assert list(result["risk_coverage"]) == ["sigma", "distance"]  # a random order needs no judging
@@ -49,6 +37,10 @@ def test_the_result_has_the_shape_that_readers_rely_on(evaluated: Path) -> None:
     assert result["distance_metric"] == "l2"
     assert list(result["metrics"]) == FIGURES
     assert list(result["backfilling"]) == ORDERS
+    array = np.load(evaluated / "curves.npy")  # (orders, points, figures)
+    assert array.tolist() == [
+        np.transpose([one[name] for name in FIGURES]).tolist() for one in result["backfilling"].values()
+    ]
     for curve in result["backfilling"].values():
         assert list(curve) == ["cutoffs", "fractions", *FIGURES, "auc"]
         assert curve["cutoffs"] == [0, 12, 24, 36, 48]
@@ -63,7 +55,7 @@ def test_the_result_has_the_shape_that_readers_rely_on(evaluated: Path) -> None:
 def test_a_curve_ends_at_the_new_model_in_both_roles(evaluated: Path, work: Path) -> None:
     new_new = evaluate(work, "gallery_model_path=checkpoints/new.pt", "eval_params.backfilling=null")
     assert "backfilling" not in new_new
-    for curve in read(evaluated)["backfilling"].values():
+    for curve in result_of(evaluated)["backfilling"].values():
         assert {name: curve[name][-1] for name in FIGURES} == pytest.approx(new_new["metrics"])
 
 
@@ -73,7 +65,7 @@ def test_the_figures_are_scikit_learns(evaluated: Path, point: int) -> None:
         new, labels = file["embeddings"].astype(np.float64), file["labels"]
     with np.load(evaluated / "embeddings" / "gallery.npz") as file:
         gallery, sigma = file["embeddings"].astype(np.float64), file["sigma"]
-    curve = read(evaluated)["backfilling"]["sigma"]
+    curve = result_of(evaluated)["backfilling"]["sigma"]
     backfilled = np.argsort(-sigma[:, 0], kind="stable")[: curve["cutoffs"][point]]
     gallery[backfilled] = new[backfilled]
     expected = []
@@ -87,21 +79,6 @@ def test_the_figures_are_scikit_learns(evaluated: Path, point: int) -> None:
     assert [curve[name][point] for name in FIGURES] == pytest.approx(np.mean(expected, axis=0), abs=1e-6)
 
 
-def test_the_curves_as_an_array_are_those_of_the_result(evaluated: Path) -> None:
-    curves = np.load(evaluated / "curves.npy")
-    result = read(evaluated)["backfilling"]
-    expected = [np.transpose([result[order][name] for name in FIGURES]) for order in ORDERS]
-    assert np.array_equal(curves, expected)
-
-
-def test_embedding_files_give_the_same_figures(evaluated: Path, tmp_path: Path) -> None:
-    (tmp_path / "eval.yaml").write_text(
-        f"eval_params: {{backfilling: 3, backfilling_list: [sigma, random, distance]}}\n"
-        f"embeddings_params: {{query: {evaluated}/embeddings/query.npz, gallery: {evaluated}/embeddings/gallery.npz}}\n"
-    )
-    assert evaluate(tmp_path) == read(evaluated)
-
-
 def test_figures_of_each_query_and_their_intervals_from_mapped_files(evaluated: Path, tmp_path: Path) -> None:
     for name in ("query", "gallery"):
         (tmp_path / name).mkdir()
@@ -113,7 +90,7 @@ def test_figures_of_each_query_and_their_intervals_from_mapped_files(evaluated: 
         "              confidence: 0.9, per_query: queries.npz}\n"
         "embeddings_params: {query: query, gallery: gallery}\n"
     )
-    result, before = evaluate(tmp_path), read(evaluated)
+    result, before = evaluate(tmp_path), result_of(evaluated)
     figures = [*FIGURES, "recall_at_3", "recall_at_10", "precision_at_3"]
     assert list(result["metrics"]) == figures
     assert {name: result["metrics"][name] for name in FIGURES} == before["metrics"]
@@ -161,7 +138,7 @@ def test_config_and_log_stand_beside_the_model(trained: Path) -> None:
         *("transformation.pt", "transformation.config.yaml", "transformation.log.jsonl", "old_transformed.pt"),
         "embeddings",
     }
-    log = [json.loads(line) for line in (trained / "checkpoints" / "new.log.jsonl").read_text().splitlines()]
+    log = log_of(trained, "checkpoints/new")
     assert [record["epoch"] for record in log] == [1, 2]
     assert log[1]["loss"] < log[0]["loss"]
     assert 0 <= log[1]["validation_accuracy"] <= 1

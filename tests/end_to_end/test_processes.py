@@ -1,12 +1,12 @@
 """Two processes by torchrun, on CPUs with gloo, do what one does."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from models.model_files import load_model
 from models.resnet import ResNet
+from tests.end_to_end.conftest import log_of, result_of
 from tests.tiny import run_script, succeed
 
 FIGURES = ["cmc_top1", "cmc_top5", "map"]
@@ -17,7 +17,7 @@ def test_two_processes_evaluate_to_the_figures_of_one(trained: Path, evaluated: 
     arguments = ["--config", "eval.yaml", "--output", "result.json", "dataset_params.batch_size=16"]
     table = succeed("eval.py", *arguments, cwd=work, processes=2)
     assert table.count("AUC, sigma order") == 1
-    one, two = (json.loads((folder / "result.json").read_text()) for folder in (evaluated, work))
+    one, two = result_of(evaluated), result_of(work)
     assert two["num_queries"] == one["num_queries"]
     assert two["metrics"] == pytest.approx(one["metrics"], abs=1e-12)
     for order, curve in one["backfilling"].items():
@@ -30,7 +30,7 @@ def test_two_processes_train_one_model(work: Path) -> None:
         "train_backbone.py", "--config", "backbone.yaml", "output_model_path=two.pt", cwd=work, processes=2
     )
     assert output.count("model: two.pt") == 1
-    log = [json.loads(line) for line in (work / "two.log.jsonl").read_text().splitlines()]
+    log = log_of(work, "two")
     assert [record["epoch"] for record in log] == [1, 2]
     assert log[1]["loss"] < log[0]["loss"]
     assert isinstance(load_model(work / "two.pt"), ResNet)

@@ -1,6 +1,5 @@
 """A refined transformation by the scripts, from the training to the evaluation."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from models.embedding import TransformedModel, embed
 from models.model_files import load_model
 from models.refinement import RefinedTransformation
 from retrieval import EVEN_SPREAD
+from tests.end_to_end.conftest import evaluate, result_of
 from tests.tiny import fail, same_bits, succeed, write_images
 from utils.files import read_torch
 
@@ -33,13 +33,6 @@ def train(folder: Path, *arguments: str) -> RefinedTransformation:
     return model.transformation
 
 
-def evaluate(folder: Path, *arguments: str) -> dict[str, dict[str, float]]:
-    command = ["eval.py", "--config", "eval.yaml", "--output", "result.json", *arguments]
-    succeed(*command, cwd=folder, processes=None)
-    curves = json.loads((folder / "result.json").read_text())["backfilling"]
-    return {order: curve["auc"] for order, curve in curves.items()}
-
-
 def test_trained_evaluated_and_exported_without_a_look_at_the_validation_split(folder: Path) -> None:
     refined = train(folder, "export_formats=[torchscript]")
     content = read_torch(folder / "checkpoints" / "transformation.pt")
@@ -50,7 +43,7 @@ def test_trained_evaluated_and_exported_without_a_look_at_the_validation_split(f
     assert chosen["quality"][str(chosen["strength"])] == max(chosen["quality"].values())
     assert list(chosen["quality"]) == ["0.0", "0.15"]
     orders = "eval_params.backfilling_list=[confidence, entropy, class_distance, knn_disagreement, sigma]"
-    assert len(evaluate(folder, "gallery_model_path=refined.pt", orders)) == 5
+    assert len(evaluate(folder, "gallery_model_path=refined.pt", orders)["backfilling"]) == 5
     images = torch.randn(3, 3, 16, 16)
     with torch.inference_mode():
         embedding, log_variance = embed(load_model(folder / "refined.pt"), images)
@@ -72,7 +65,7 @@ def test_clusters_stand_in_for_classes(folder: Path) -> None:
     refined = train(folder, "refinement_params.clusters=9", "arch_params={arch: ridge}", "objective_params={}")
     assert refined.class_means.shape == (9, 16)
     orders = "eval_params.backfilling_list=[confidence, class_distance]"
-    assert len(evaluate(folder, "gallery_model_path=refined.pt", orders)) == 2
+    assert len(evaluate(folder, "gallery_model_path=refined.pt", orders)["backfilling"]) == 2
 
 
 FILES = """
@@ -108,7 +101,7 @@ def test_from_embedding_files_to_an_evaluation_of_them(folder: Path) -> None:
     for representatives in ("off", "on", "auto"):
         arguments = [*evaluation, f"eval_params.representatives={representatives}"]
         outputs.append(succeed(*arguments, cwd=folder, processes=None))
-        results.append(json.loads((folder / "result.json").read_text()))
+        results.append(result_of(folder))
     plain, placed, auto = results
     assert list(plain["backfilling"]) == ["confidence", "class_distance", "random"]
     assert "representatives" not in plain

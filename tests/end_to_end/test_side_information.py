@@ -1,6 +1,5 @@
 """Side-information trained here: resumed, on two processes, and in the place of the published one."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 
 from models.model_files import load_model
 from models.resnet import ResNet
-from tests.end_to_end.conftest import LONG, OUTPUT, copy_of, kill_after
+from tests.end_to_end.conftest import LONG, OUTPUT, copy_of, kill_after, log_of
 from tests.tiny import fail, same_bits, state_of, succeed
 
 SCRIPT = "train_backbone.py"
@@ -32,8 +31,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(trained: Path, tmp_path: Path) ->
         assert "epoch 5: knn accuracy " in shown or folder == killed
     model = f"{OUTPUT[SCRIPT]}.pt"
     assert same_bits(state_of(killed / model), state_of(whole / model))
-    logs = [(folder / f"{OUTPUT[SCRIPT]}.log.jsonl").read_text().splitlines() for folder in (whole, killed)]
-    for first, second in zip(*(map(json.loads, log) for log in logs), strict=True):
+    for first, second in zip(*(log_of(folder, OUTPUT[SCRIPT]) for folder in (whole, killed)), strict=True):
         assert (first["loss"], first.get("knn_accuracy")) == (second["loss"], second.get("knn_accuracy"))
 
 
@@ -42,8 +40,7 @@ def test_two_processes_train_a_model_that_serves_as_side_information(work: Path)
     arguments = ("--config", "backbone.yaml", *SIMCLR, f"output_model_path={side}")
     output = succeed(SCRIPT, *arguments, cwd=work, processes=2)
     assert output.count("epoch 2: knn accuracy ") == 1
-    log = [json.loads(line) for line in (work / "checkpoints" / "side_info.log.jsonl").read_text().splitlines()]
-    assert 1 / 6 <= log[-1]["knn_accuracy"] <= 1
+    assert 1 / 6 <= log_of(work, "checkpoints/side_info")[-1]["knn_accuracy"] <= 1
     assert isinstance(load_model(work / side), ResNet)
 
     transformation = ("train_transformation.py", "--config", "transformation.yaml")
