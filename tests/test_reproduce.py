@@ -60,17 +60,14 @@ def test_a_suite_from_nothing_to_its_report_and_again(root: Path, capfd: pytest.
 
 
 def test_a_suite_of_several_seeds(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    once = ("stages.old.once=true", "stages.new.once=true")
-    assert run(root, "seeds=[2,5]", *once) == 0
+    assert run(root, "seeds=[2,5]", "stages.old.once=true", "stages.new.once=true") == 0
     output = capfd.readouterr().out
     assert "[8/9] h, seed 5: running\n" in output
     assert "| FCT new/old | no        | random | 45.0 ± 0.0" in output
     folder = root / "results" / "fake"
     assert [json.loads((folder / f"seed_{seed}.json").read_text())["seed"] for seed in (2, 5)] == [2, 5]
-    report = (folder / "report.md").read_text()
-    assert "- Seeds: 2, 5; once, with seed 2, for all: data, old, new, eval_old_old, eval_new_new\n" in report
-    assert "- Data: data_store/fake: not prepared by prepare_dataset.py" in report
-    assert (folder / "retrieval_examples.png").exists()
+    seeds = "- Seeds: 2, 5; once, with seed 2, for all: data, old, new, eval_old_old, eval_new_new\n"
+    assert seeds in (folder / "report.md").read_text()
 
 
 def test_a_report_elsewhere_and_none_of_a_part(root: Path, capfd: pytest.CaptureFixture[str]) -> None:

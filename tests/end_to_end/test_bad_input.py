@@ -34,10 +34,13 @@ def refuse(script: str, *arguments: str, cwd: Path, leaves: tuple[str, ...] = ()
         (BACKBONE, "dataset_params.num_classes=7", "num_classes: 7 classes asked for, data/training has 6"),
         (BACKBONE, "arch_params.num_classes=5", "the classifier has 5 outputs, the training set 6 classes"),
         (TRANSFORMATION, "arch_params.arch=mlp", "arch_params.arch: unknown 'mlp'; (choices: fct, fastfill"),
-        (TRANSFORMATION, "optimizer_params=3", "optimizer_params: should be a section of keys, got 3"),
+        (TRANSFORMATION, "objective_params=null", "objective_params.uncertainty_loss: is missing"),
+        (TRANSFORMATION, "arch_params.sigma_dim=5", "sigma_dim: should be 1 or new_embedding_dim 16, got 5"),
         (EVALUATION, "eval_params.backfilling_list=[sgima]", "unknown 'sgima'; did you mean sigma?"),
         (EVALUATION, "eval_params.recall_at=[5, 0]", "eval_params.recall_at: should be 1 or more each, got [5, 0]"),
         (EVALUATION, "eval_params.interval_level=95", "interval_level: should be between 0 and 1, as 0.95, got 95"),
+        (EVALUATION, "gallery_model_path=checkpoints/old.pt", "order `sigma` needs a gallery with sigma"),
+        (EVALUATION, "eval_params.same_items=true", "is for embeddings_params; models embed the same images"),
         (EVALUATION, "query_model_path=null", "all three, or embeddings_params"),
         (EVALUATION, "embeddings_params.query=a.npz", "embeddings_params.gallery: is missing"),
     ],
@@ -81,75 +84,43 @@ def test_a_file_that_is_no_model_or_one_of_another_kind(work: Path) -> None:
         assert f"{role}: there is no none.pt" in refuse(script, f"{role}=none.pt", cwd=work)
 
 
-def test_a_new_model_without_the_classifier_that_the_loss_needs(work: Path) -> None:
+def test_models_that_do_not_go_with_what_they_are_for(work: Path) -> None:
     write_torchscript(work / "archive.pt", dim=16)
     write_backbone(work / "few.pt", num_classes=4)
-    for path, message in [
-        ("archive.pt", "archive.pt is a TorchScript archive; this place needs a model file written here"),
-        ("checkpoints/old_transformed.pt", "discriminative_loss: needs a new model with a classifier"),
-        ("few.pt", "new_model_path: the new model's classifier has 4 classes, the training set 6"),
-    ]:
-        assert message in refuse(TRANSFORMATION, f"new_model_path={path}", cwd=work)
-
-
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
+    write_backbone(work / "small.pt", embedding_dim=8)
+    for script, arguments, message in [
+        (TRANSFORMATION, ("new_model_path=archive.pt",), "archive.pt is a TorchScript archive; this place needs a"),
+        (TRANSFORMATION, ("new_model_path=checkpoints/old_transformed.pt",), "needs a new model with a classifier"),
+        (TRANSFORMATION, ("new_model_path=few.pt",), "new model's classifier has 4 classes, the training set 6"),
         (
-            ("arch_params.side_info_dim=16", "side_info_model_path=side.pt"),
-            "arch_params.side_info_dim: says 16, the side-information model has 24",
-        ),
-        (("arch_params.sigma_dim=5",), "arch_params.sigma_dim: should be 1 or new_embedding_dim 16, got 5"),
-        (("arch_params.arch=fct",), "objective_params.uncertainty_loss: needs a transformation with uncertainty"),
-        (("objective_params=null",), "objective_params.uncertainty_loss: is missing"),
-        (
-            ("side_info_model_path=side.pt", "export_formats=[pt2]"),
+            TRANSFORMATION,
+            ("side_info_model_path=archive.pt", "export_formats=[pt2]"),
             "export_formats: a model with a TorchScript archive in it can be exported as torchscript only",
         ),
-    ],
-)
-def test_dimensions_and_losses_that_do_not_go_together(work: Path, overrides: tuple[str, ...], message: str) -> None:
-    write_torchscript(work / "side.pt", dim=24)
-    assert message in refuse(TRANSFORMATION, *overrides, cwd=work)
+        (EVALUATION, ("gallery_model_path=small.pt", "eval_params.backfilling=null"), "dimensional"),
+        (EVALUATION, ("gallery_model_path=small.pt", "eval_params.backfilling_list=[random]"), "dimensional"),
+    ]:
+        assert message in refuse(script, *arguments, cwd=work)
 
 
-# ------------------------------------------------------------------------------------------------------ the evaluation
-
-
-def test_a_gallery_of_other_dimensions_or_without_sigma(work: Path) -> None:
-    write_backbone(work / "small.pt", embedding_dim=8)
-    small = "gallery_model_path=small.pt"
-    for backfilling in ("eval_params.backfilling=null", "eval_params.backfilling_list=[random]"):
-        assert "dimensional" in refuse(EVALUATION, small, backfilling, cwd=work)
-    error = refuse(EVALUATION, "gallery_model_path=checkpoints/old.pt", cwd=work)
-    assert "order `sigma` needs a gallery with sigma" in error
-
-
-GOOD = {"embeddings": np.eye(4, dtype=np.float32), "labels": np.array([0, 0, 1, 1])}
-
-
-@pytest.mark.parametrize(
-    ("gallery", "message"),
-    [
-        ({"labels": GOOD["labels"]}, "embeddings_params.gallery: gallery.npz has no array `embeddings`"),
-        (GOOD | {"labels": np.zeros(3, dtype=int)}, "gallery.npz: labels is (3,), embeddings (4, 4)"),
-        ({"embeddings": GOOD["embeddings"]}, "needs `labels`"),
-        (
-            GOOD | {"embeddings": GOOD["embeddings"] * np.nan},
-            "query.npz, gallery.npz: transformed: 4 of 4 rows hold NaN or infinity, the first is row 0",
-        ),
-        (GOOD | {"ids": np.array([0, 7, 7, 1])}, "gallery.npz: 1 ids occur more than once, the first is 7"),
-    ],
-)
-def test_embedding_files_that_do_not_do(tmp_path: Path, gallery: dict[str, np.ndarray], message: str) -> None:
-    np.savez(tmp_path / "query.npz", **GOOD)  # type: ignore[arg-type]
+def test_embedding_files_that_do_not_do(tmp_path: Path) -> None:
+    embeddings, labels = np.eye(4, dtype=np.float32), np.array([0, 0, 1, 1])
+    np.savez(tmp_path / "query.npz", embeddings=embeddings, labels=labels)
     (tmp_path / "eval.yaml").write_text(
         "embeddings_params: {query: query.npz, gallery: gallery.npz}\n"
         "eval_params: {backfilling: 1, backfilling_list: [random]}\n"
     )
     assert "embeddings_params.gallery: there is no gallery.npz" in refuse(EVALUATION, cwd=tmp_path)
-    np.savez(tmp_path / "gallery.npz", **gallery)  # type: ignore[arg-type]
-    assert message in refuse(EVALUATION, "--output", "result.json", cwd=tmp_path)
+    for arrays, message in [
+        ({"embeddings": embeddings, "labels": labels[:3]}, "gallery.npz: labels is (3,), embeddings (4, 4)"),
+        ({"embeddings": embeddings}, "needs `labels`"),
+        (
+            {"embeddings": embeddings * np.nan, "labels": labels},
+            "query.npz, gallery.npz: transformed: 4 of 4 rows hold NaN or infinity, the first is row 0",
+        ),
+    ]:
+        np.savez(tmp_path / "gallery.npz", **arrays)  # type: ignore[arg-type]
+        assert message in refuse(EVALUATION, cwd=tmp_path)
 
 
 # -------------------------------------------------------------------------------------------- the outputs and the disk
@@ -260,18 +231,8 @@ def test_a_full_disk_at_any_file(work: Path, script: str, file: str, overrides: 
     assert not list(work.rglob("*.tmp"))
 
 
-# ------------------------------------------------------------------------------------------------------------ the loss
-
-
 def test_a_loss_that_is_not_finite(work: Path) -> None:
-    leaves: tuple[str, ...] = ("checkpoints/x.config.yaml",)
     overrides = ("output_model_path=checkpoints/x.pt", "optimizer_params.lr=1e30")
-    error = refuse(BACKBONE, *overrides, cwd=work, leaves=leaves)
+    error = refuse(BACKBONE, *overrides, cwd=work, leaves=("checkpoints/x.config.yaml",))
     assert "error: the loss is not finite by step " in error
     assert " of epoch 1; no checkpoint yet; lower the learning rate" in error
-    whole = "dataset_params.batch_size=144"  # one step an epoch: its loss is that of the weights before it
-    leaves = (*leaves, "checkpoints/x.log.jsonl", "checkpoints/x.checkpoint.pt")
-    (work / "checkpoints" / "x.config.yaml").unlink()
-    error = refuse(BACKBONE, *overrides, whole, cwd=work, leaves=leaves)
-    assert "the loss is not finite by step 1 of epoch 2" in error
-    assert "the last good checkpoint is checkpoints/x.checkpoint.pt (epoch 1)" in error

@@ -78,8 +78,6 @@ def test_queries_that_are_other_photos_than_the_gallery(tmp_path: Path) -> None:
     result, _ = evaluate(tmp_path, OTHER)
     assert list(result["metrics"].values()) == expected(query, one_each)
     assert result["num_skipped"] == 0
-    message = "eval_params.backfilling: needs queries and gallery of the same items"
-    assert message in refuse(tmp_path, OTHER, "eval_params.backfilling=1")
 
 
 @pytest.fixture
@@ -144,7 +142,6 @@ def test_a_part_of_the_gallery_as_queries(upgrade: tuple[Arrays, Arrays], tmp_pa
     write(tmp_path, q=part, g=gallery)
     assert figures(tmp_path) == expected(part, gallery, some)
     assert "eval_params.backfilling: needs queries and gallery of the same items" in refuse(tmp_path, *CURVE)
-    assert "eval_params.same_items=false contradicts that" in refuse(tmp_path, OTHER)
 
 
 def test_side_information_is_joined_to_the_gallery(upgrade: tuple[Arrays, Arrays], tmp_path: Path) -> None:
@@ -171,13 +168,3 @@ def test_side_information_is_joined_to_the_gallery(upgrade: tuple[Arrays, Arrays
     assert message in refuse(tmp_path, *given)
     message = "with no side-information, but of 5 with side-information of 5"
     assert f"t.pt does not take embeddings of dimension 5 {message}" in refuse(tmp_path, given[0])
-
-
-def test_models_embed_the_same_images(tmp_path: Path) -> None:
-    (tmp_path / "e.yaml").write_text(
-        "query_model_path: m.pt\ngallery_model_path: m.pt\n"
-        "dataset_params: {name: cifar100, data_root: data, batch_size: 32}\n"
-    )
-    (tmp_path / "m.pt").write_text("")
-    error = refuse(tmp_path, SAME)
-    assert "eval_params.same_items: is for embeddings_params; models embed the same images" in error

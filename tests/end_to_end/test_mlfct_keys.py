@@ -119,14 +119,10 @@ def test_values_are_read_as_they_were_meant() -> None:
         0.875,
     )
     first = build(TransformationConfig, parse_yaml(FIRST_TRANSFORMATION), source="first")
-    assert first.switch_mode_to_eval
-    assert first.optimizer_params is not None
-    assert first.optimizer_params.lr == 5e-4
     assert (first.objective_params.discriminative_loss, first.objective_params.uncertainty_loss) == (None, None)
-    params = build(EvalConfig, parse_yaml(TEXTS["imagenet_old_new"]), source="eval").eval_params
-    assert (params.distance_metric_name, params.per_class, params.backfilling) == ("l2", False, None)
-    unfilled = EVALUATION.replace("backfilling: 2", "backfilling: null")
-    assert build(EvalConfig, parse_yaml(unfilled), source="eval").eval_params.backfilling is None
+    for text in (TEXTS["imagenet_old_new"], EVALUATION.replace("backfilling: 2", "backfilling: null")):
+        params = build(EvalConfig, parse_yaml(text), source="eval").eval_params
+        assert (params.distance_metric_name, params.per_class, params.backfilling) == ("l2", False, None)
 
 
 def test_they_run_from_the_backbones_to_the_curve(folder: Path) -> None:
@@ -163,17 +159,14 @@ def test_the_first_release_runs_from_the_transformation_to_its_six_evaluations(f
     assert cosine["metrics"] != found["metrics"]
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
+def test_both_spellings_of_the_distance_only_if_they_agree(folder: Path) -> None:
+    (folder / "both.yaml").write_text(EVALUATION.replace("distance_metric_name: l2", "distance_metric: cosine"))
+    for name, message in [
         ("l2", "both.yaml: eval_params.distance_metric_name: is 'l2', and distance_metric"),
         ("cosine", "there is no checkpoints/new.pt"),
-    ],
-)
-def test_both_spellings_of_the_distance_only_if_they_agree(folder: Path, name: str, message: str) -> None:
-    (folder / "both.yaml").write_text(EVALUATION.replace("distance_metric_name: l2", "distance_metric: cosine"))
-    arguments = ("--config", "both.yaml", f"eval_params.distance_metric_name={name}")
-    assert message in fail("eval.py", *arguments, cwd=folder, processes=None)
+    ]:
+        arguments = ("--config", "both.yaml", f"eval_params.distance_metric_name={name}")
+        assert message in fail("eval.py", *arguments, cwd=folder, processes=None)
 
 
 def test_quiet_it_prints_the_figures_unless_a_file_has_them(folder: Path) -> None:
