@@ -149,6 +149,12 @@ output_transformation_path: checkpoints/transformation.pt
 output_transformed_old_model_path: checkpoints/old_transformed.pt
 """
 
+EMBEDDING = """
+model_path: checkpoints/new.pt
+dataset_params: {name: cifar100, data_root: data, batch_size: 32, image_size: 16, augmentation: flip}
+output_embeddings_path: embeddings/new.npz
+"""
+
 EVALUATION = """
 query_model_path: checkpoints/new.pt
 gallery_model_path: checkpoints/old_transformed.pt
@@ -158,9 +164,10 @@ dataset_params: {name: cifar100, data_root: data, batch_size: 32, image_size: 16
 
 
 def write_configs(folder: Path) -> None:
-    """Write the tiny configs backbone.yaml, transformation.yaml and eval.yaml."""
+    """Write the tiny configs backbone.yaml, transformation.yaml, embed.yaml and eval.yaml."""
     (folder / "backbone.yaml").write_text(BACKBONE)
     (folder / "transformation.yaml").write_text(TRANSFORMATION)
+    (folder / "embed.yaml").write_text(EMBEDDING)
     (folder / "eval.yaml").write_text(EVALUATION)
 
 

@@ -9,18 +9,11 @@ import pytest
 from tests.end_to_end.conftest import evaluate
 from tests.tiny import same_bits, state_of, succeed, write_configs
 
-EMBED = """
-model_path: checkpoints/new.pt
-dataset_params: {name: cifar100, data_root: data, batch_size: 32, image_size: 16}
-output_embeddings_path: embedded.npz
-"""
-
 
 @pytest.fixture
 def littered(trained: Path, tmp_path: Path) -> Path:
     """The shared images among what does not belong to them, without those of a class for validation, with another's."""
     write_configs(tmp_path)
-    (tmp_path / "embed.yaml").write_text(EMBED)
     shutil.copytree(trained / "data", tmp_path / "data")
     image = trained / "data" / "training" / "0" / "000.png"
     for split in ("training", "validation"):
@@ -58,6 +51,6 @@ def test_the_labels_of_both_splits_mean_the_same_classes(trained: Path, littered
     ):
         output = succeed("embed.py", "--config", "embed.yaml", *arguments, cwd=littered, processes=None)
         assert ("lacks, numbered after its classes: 1 (00)" in output) == (6 in labels)
-        assert sorted(np.load(littered / "embedded.npz")["labels"].tolist()) == labels
+        assert sorted(np.load(littered / "embeddings" / "new.npz")["labels"].tolist()) == labels
     result = evaluate(littered, "gallery_model_path=checkpoints/new.pt", "eval_params.backfilling=null")
     assert result["num_queries"] == len(of_validation)

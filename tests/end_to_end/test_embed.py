@@ -14,49 +14,37 @@ from tests.end_to_end.conftest import evaluate, result_of
 from tests.tiny import fail, state_of, succeed
 from utils.config import parse_yaml
 
-EMBED = """
-model_path: checkpoints/new.pt
-dataset_params: {name: cifar100, data_root: data, batch_size: 32, image_size: 16, augmentation: flip}
-output_embeddings_path: embeddings/new.npz
-"""
+
+def embed(work: Path, *arguments: str, processes: int | None = None) -> str:
+    return succeed("embed.py", "--config", "embed.yaml", *arguments, cwd=work, processes=processes)
 
 
-@pytest.fixture
-def folder(work: Path) -> Path:
-    (work / "embed.yaml").write_text(EMBED)
-    return work
-
-
-def embed(folder: Path, *arguments: str, processes: int | None = None) -> str:
-    return succeed("embed.py", "--config", "embed.yaml", *arguments, cwd=folder, processes=processes)
-
-
-def test_files_evaluate_as_their_models_do(folder: Path, evaluated: Path) -> None:
+def test_files_evaluate_as_their_models_do(work: Path, evaluated: Path) -> None:
     """The transformed embeddings by the transformed model, and by the transformation of the old ones."""
-    embed(folder)
+    embed(work)
     transformed = ("model_path=checkpoints/old_transformed.pt", "output_embeddings_path=embeddings/h")
-    assert "embeddings: embeddings/h, (48, 16) float32" in embed(folder, *transformed)
-    embed(folder, "model_path=checkpoints/old.pt", "output_embeddings_path=embeddings/old.npz")
-    (folder / "files.yaml").write_text(
+    assert "embeddings: embeddings/h, (48, 16) float32" in embed(work, *transformed)
+    embed(work, "model_path=checkpoints/old.pt", "output_embeddings_path=embeddings/old.npz")
+    (work / "files.yaml").write_text(
         "embeddings_params: {query: embeddings/new.npz, gallery: embeddings/h}\n"
         "eval_params: {backfilling: 3, backfilling_list: [sigma, random, distance]}\n"
     )
     of_models = result_of(evaluated)["backfilling"]
     old, transformation = "embeddings_params.gallery=embeddings/old.npz", "embeddings_params.transformation=checkpoints"
     for gallery in ((), (old, f"{transformation}/transformation.pt")):
-        of_files = evaluate(folder, *gallery, config="files.yaml")["backfilling"]
+        of_files = evaluate(work, *gallery, config="files.yaml")["backfilling"]
         assert list(of_files) == list(of_models)
         for order, curve in of_models.items():
             assert of_files[order]["auc"] == pytest.approx(curve["auc"], abs=1e-6)
     files = ("--config", "files.yaml", old, f"{transformation}/new.pt")
-    refused = fail("eval.py", *files, cwd=folder, processes=None)
+    refused = fail("eval.py", *files, cwd=work, processes=None)
     assert "is a model of images" in refused
 
 
-def test_all_views_and_the_classifier(folder: Path) -> None:
+def test_all_views_and_the_classifier(work: Path) -> None:
     files = ("output_embeddings_path=embeddings/views", "output_classifier_path=embeddings/classifier.npy")
-    embed(folder, "split=training", "views=all", "embedding_dtype=float16", *files)
-    views = read_embeddings(folder / "embeddings" / "views", where="views")
+    embed(work, "split=training", "views=all", "embedding_dtype=float16", *files)
+    views = read_embeddings(work / "embeddings" / "views", where="views")
     count = 6 * 24
     assert views.embeddings.dtype == torch.float16
     assert views.ids is not None
@@ -64,28 +52,28 @@ def test_all_views_and_the_classifier(folder: Path) -> None:
     assert views.labels is not None
     assert views.labels.tolist() == 2 * [label for label in range(6) for _ in range(24)]
 
-    model = load_model(folder / "checkpoints" / "new.pt")
+    model = load_model(work / "checkpoints" / "new.pt")
     assert isinstance(model, ResNet)
-    assert np.array_equal(np.load(folder / "embeddings" / "classifier.npy"), model.fc.weight.flatten(1).detach())
-    embed(folder, "split=training", "output_embeddings_path=embeddings/first.npz")
-    first = read_embeddings(folder / "embeddings" / "first.npz", where="first").embeddings
+    assert np.array_equal(np.load(work / "embeddings" / "classifier.npy"), model.fc.weight.flatten(1).detach())
+    embed(work, "split=training", "output_embeddings_path=embeddings/first.npz")
+    first = read_embeddings(work / "embeddings" / "first.npz", where="first").embeddings
     torch.testing.assert_close(views.embeddings[:count].float(), first, rtol=2e-3, atol=1e-4)
     assert not torch.allclose(views.embeddings[count:].float(), first, rtol=1e-2)
 
 
-def test_a_transformation_of_files_is_the_one_of_the_models(folder: Path) -> None:
+def test_a_transformation_of_files_is_the_one_of_the_models(work: Path) -> None:
     """With nothing held out the recipe is the papers', as from models and images."""
     for model in ("old", "new"):
         embed(
-            folder,
+            work,
             f"model_path=checkpoints/{model}.pt",
             *("split=training", "embedding_dtype=float16", f"output_embeddings_path=embeddings/{model}_training"),
             *(["output_classifier_path=embeddings/classifier.npy"] if model == "new" else []),
         )
     images = ("--config", "transformation.yaml", "dataset_params.augmentation=none", "cache_embeddings=memory")
-    succeed("train_transformation.py", *images, "precision=fp32", cwd=folder, processes=None)
-    of_models = state_of(folder / "checkpoints" / "transformation.pt")
-    recipe = parse_yaml((folder / "transformation.yaml").read_text())
+    succeed("train_transformation.py", *images, "precision=fp32", cwd=work, processes=None)
+    of_models = state_of(work / "checkpoints" / "transformation.pt")
+    recipe = parse_yaml((work / "transformation.yaml").read_text())
     kept = ("optimizer_params", "lr_policy_params", "objective_params", "epochs", "switch_mode_to_eval")
     fit = {name: recipe[name] for name in kept} | {
         "old": "embeddings/old_training",
@@ -97,30 +85,30 @@ def test_a_transformation_of_files_is_the_one_of_the_models(folder: Path) -> Non
         "batch_size": 32,
         "output": "checkpoints/of_files.pt",
     }
-    (folder / "files.yaml").write_text(json.dumps(fit))
+    (work / "files.yaml").write_text(json.dumps(fit))
     files = ("--config", "files.yaml", "precision=fp32")
-    succeed("fit_embeddings.py", *files, cwd=folder, processes=None)
-    of_files = state_of(folder / "checkpoints" / "of_files.pt")
+    succeed("fit_embeddings.py", *files, cwd=work, processes=None)
+    of_files = state_of(work / "checkpoints" / "of_files.pt")
     for name, weights in of_models.items():
         torch.testing.assert_close(of_files[name], weights, rtol=1e-4, atol=1e-5)
-    auto = fail("fit_embeddings.py", *files, "method=auto", cwd=folder, processes=None)
+    auto = fail("fit_embeddings.py", *files, "method=auto", cwd=work, processes=None)
     assert "auto chooses by held-out pairs" in auto
-    before = fail("train_transformation.py", *images, "embeddings_params.old=old.npz", cwd=folder, processes=None)
+    before = fail("train_transformation.py", *images, "embeddings_params.old=old.npz", cwd=work, processes=None)
     assert "embeddings_params: embedding files have a script of their own now: python fit_embeddings.py" in before
 
 
-def test_two_processes_write_the_file_of_one(folder: Path) -> None:
-    embed(folder)
-    embed(folder, "output_embeddings_path=embeddings/two.npz", processes=2)
-    one, two = (read_embeddings(folder / "embeddings" / f"{name}.npz", where=name) for name in ("new", "two"))
+def test_two_processes_write_the_file_of_one(work: Path) -> None:
+    embed(work)
+    embed(work, "output_embeddings_path=embeddings/two.npz", processes=2)
+    one, two = (read_embeddings(work / "embeddings" / f"{name}.npz", where=name) for name in ("new", "two"))
     assert np.array_equal(one.ids, two.ids)  # type: ignore[arg-type]
     torch.testing.assert_close(one.embeddings, two.embeddings, rtol=1e-5, atol=1e-6)
 
 
-def test_views_that_are_too_many_and_a_classifier_that_is_not_there(folder: Path) -> None:
+def test_views_that_are_too_many_and_a_classifier_that_is_not_there(work: Path) -> None:
     transformed = ("model_path=checkpoints/old_transformed.pt", "output_classifier_path=fc.npy")
     for arguments, message in [
         (("views=all", "dataset_params.augmentation=crop"), "views: random crops are too many to embed"),
         (transformed, "output_classifier_path: checkpoints/old_transformed.pt has no classifier"),
     ]:
-        assert message in fail("embed.py", "--config", "embed.yaml", *arguments, cwd=folder, processes=None)
+        assert message in fail("embed.py", "--config", "embed.yaml", *arguments, cwd=work, processes=None)

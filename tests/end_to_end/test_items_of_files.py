@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import average_precision_score
 
 from models.baselines import RidgeTransformation
 from models.model_files import describe_transformation, save_model
+from tests.retrieval.oracle import evaluate_slowly
 from tests.tiny import fail, succeed
 
 SAID = "q.npz and g.npz have no ids, and the same labels: item i of both is taken for the same one"
@@ -43,14 +43,13 @@ def write(folder: Path, **files: Arrays) -> None:
 
 def expected(query: Arrays, gallery: Arrays, same: np.ndarray | None = None) -> Any:
     """CMC-1, CMC-5 and mAP by a plain loop; `same[i]`: the gallery row that query i is."""
-    found = []
-    for i, (row, label) in enumerate(zip(query["embeddings"], query["labels"], strict=True)):
-        others = np.arange(len(gallery["labels"])) != (-1 if same is None else same[i])
-        distance = np.square(gallery["embeddings"].astype(np.float64) - row).sum(1)[others]
-        relevant = gallery["labels"][others] == label
-        nearest = relevant[np.argsort(distance, kind="stable")]
-        found.append([nearest[0], nearest[:5].any(), average_precision_score(relevant, -distance)])
-    return pytest.approx(np.mean(found, axis=0).tolist())
+    rows = np.arange(len(gallery["labels"]))
+    queries = len(rows) + np.arange(len(query["labels"])) if same is None else same
+    (of_query, query_labels), (of_gallery, gallery_labels) = (
+        (torch.from_numpy(arrays["embeddings"]), torch.from_numpy(arrays["labels"])) for arrays in (query, gallery)
+    )
+    ids = (torch.from_numpy(queries), torch.from_numpy(rows))
+    return pytest.approx(list(evaluate_slowly(of_query, of_gallery, query_labels, gallery_labels, *ids).values()))
 
 
 def test_queries_that_are_other_photos_than_the_gallery(tmp_path: Path) -> None:

@@ -23,12 +23,7 @@ def folder(work: Path, evaluated: Path) -> Path:
     (work / "files.yaml").write_text(
         "embeddings_params: {query: kept/query.npz, gallery: kept/gallery.npz}\neval_params: {backfilling: 3}\n"
     )
-    (work / "embed.yaml").write_text(
-        "model_path: checkpoints/new.pt\n"
-        "dataset_params: {name: cifar100, data_root: data, batch_size: 32, image_size: 16}\n"
-        "output_embeddings_path: new.npz\noutput_classifier_path: classifier.npy\n"
-    )
-    succeed("embed.py", "--config", "embed.yaml", cwd=work, processes=None)
+    succeed("embed.py", "--config", "embed.yaml", "output_classifier_path=classifier.npy", cwd=work, processes=None)
     np.save(work / "means.npy", np.random.default_rng(0).random((6, 16), np.float32))
     return work
 

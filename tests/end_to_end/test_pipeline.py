@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sklearn.metrics import average_precision_score
+import torch
 
 from tests.end_to_end.conftest import evaluate, log_of, result_of
+from tests.retrieval.oracle import evaluate_slowly
 from tests.tiny import same_bits, state_of, succeed
 
 FIGURES = ["cmc_top1", "cmc_top5", "map"]
@@ -61,22 +62,13 @@ def test_a_curve_ends_at_the_new_model_in_both_roles(evaluated: Path, work: Path
 
 @pytest.mark.parametrize("point", [0, 2, 4])
 def test_the_figures_are_scikit_learns(evaluated: Path, point: int) -> None:
-    with np.load(evaluated / "embeddings" / "query.npz") as file:
-        new, labels = file["embeddings"].astype(np.float64), file["labels"]
-    with np.load(evaluated / "embeddings" / "gallery.npz") as file:
-        gallery, sigma = file["embeddings"].astype(np.float64), file["sigma"]
+    new, gallery = (dict(np.load(evaluated / "embeddings" / f"{name}.npz")) for name in ("query", "gallery"))
     curve = result_of(evaluated)["backfilling"]["sigma"]
-    backfilled = np.argsort(-sigma[:, 0], kind="stable")[: curve["cutoffs"][point]]
-    gallery[backfilled] = new[backfilled]
-    expected = []
-    for query in range(len(new)):
-        others = np.arange(len(new)) != query
-        # Squared, and rounded to float32 once, as the engine's are: so are ties the same.
-        distance = np.square(gallery - new[query]).sum(axis=1)[others].astype(np.float32)
-        relevant = labels[others] == labels[query]
-        nearest = relevant[np.argsort(distance, kind="stable")]
-        expected.append([nearest[0], nearest[:5].any(), average_precision_score(relevant, -distance)])
-    assert [curve[name][point] for name in FIGURES] == pytest.approx(np.mean(expected, axis=0), abs=1e-6)
+    backfilled = np.argsort(-gallery["sigma"][:, 0], kind="stable")[: curve["cutoffs"][point]]
+    gallery["embeddings"][backfilled] = new["embeddings"][backfilled]
+    query, mixed = torch.from_numpy(new["embeddings"]), torch.from_numpy(gallery["embeddings"])
+    expected = evaluate_slowly(query, mixed, torch.from_numpy(new["labels"]))
+    assert {name: curve[name][point] for name in FIGURES} == pytest.approx(expected, abs=1e-6)
 
 
 def test_figures_of_each_query_and_their_intervals_from_mapped_files(evaluated: Path, tmp_path: Path) -> None:

@@ -81,9 +81,6 @@ output: refined.pt
 
 
 def test_from_embedding_files_to_an_evaluation_of_them(folder: Path) -> None:
-    (folder / "embed.yaml").write_text(
-        "dataset_params: {name: cifar100, data_root: data, batch_size: 32, image_size: 16, augmentation: flip}\n"
-    )
     for name in ("old", "new"):
         model = ["embed.py", "--config", "embed.yaml", f"model_path=checkpoints/{name}.pt"]
         training = ["split=training", "views=all", f"output_embeddings_path={name}"]
