@@ -75,9 +75,11 @@ def write_backbone(path: Path, **changes: int) -> None:
     save_model(path, describe_backbone(build_backbone(**arguments), arguments), config={}, seed=0)
 
 
-def copy_of(trained: Path, folder: Path) -> Path:
-    """A folder to write to, with everything that `trained` has."""
+def copy_of(trained: Path, folder: Path, without: str = "") -> Path:
+    """A folder to write to, with everything that `trained` has, but for what the script `without` has written there."""
     shutil.copytree(trained / "checkpoints", folder / "checkpoints")
+    for output in folder.glob(f"{OUTPUT[without]}*") if without else ():
+        output.unlink()
     (folder / "data").symlink_to(trained / "data")
     write_configs(folder)
     return folder
@@ -95,9 +97,7 @@ def interrupted(
 ) -> tuple[str, Path]:
     """A script, and a folder in which it was killed after its first epochs; not to be written to."""
     script: str = request.param
-    folder = copy_of(trained, tmp_path_factory.mktemp("interrupted"))
-    for output in folder.glob(f"{OUTPUT[script]}*"):
-        output.unlink()
+    folder = copy_of(trained, tmp_path_factory.mktemp("interrupted"), without=script)
     kill_after(script, folder, epochs=2)
     return script, folder
 

@@ -55,10 +55,7 @@ def test_many_kills(script: str, trained: Path, tmp_path: Path, request: pytest.
     if not kills:
         pytest.skip("a stress test: pytest tests/end_to_end -k many_kills --kills 20")
     draw, length = random.Random(f"{script} 0"), f"epochs={8 * kills if script == 'train_backbone.py' else 60 * kills}"
-    whole, killed = copy_of(trained, tmp_path / "whole"), copy_of(trained, tmp_path / "killed")
-    for folder in (whole, killed):
-        for output in folder.glob(f"{OUTPUT[script]}*"):
-            output.unlink()
+    whole, killed = (copy_of(trained, tmp_path / name, without=script) for name in ("whole", "killed"))
     done = []
     for number in range(kills):
         if number % 3 == 0:

@@ -18,10 +18,7 @@ SIMCLR = (
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(trained: Path, tmp_path: Path) -> None:
-    whole, killed = copy_of(trained, tmp_path / "whole"), copy_of(trained, tmp_path / "killed")
-    for folder in (whole, killed):
-        for output in folder.glob(f"{OUTPUT[SCRIPT]}*"):
-            output.unlink()
+    whole, killed = (copy_of(trained, tmp_path / name, without=SCRIPT) for name in ("whole", "killed"))
     kill_after(SCRIPT, killed, *SIMCLR, epochs=2, delay=0.01)
     state = torch.load(killed / f"{OUTPUT[SCRIPT]}.checkpoint.pt", weights_only=True)["state"]["model"]
     assert {name.partition(".")[0] for name in state} == {"backbone", "head"}
