@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from suites.scripts import SCHEMAS
+from suites.stages import content_of
 from tests.tiny import ENVIRONMENT, REPOSITORY, command_of, same_bits, succeed
 from upgrade.config import UpgradeConfig
 from utils.config import build, read_config, read_yaml
@@ -25,6 +26,7 @@ DATA = (
     *("dataset_params.num_workers=0", "dataset_params.max_unreadable=0.1"),
 )
 BACKBONE = ("arch_params.arch=ResNet18", "arch_params.num_classes=4", "arch_params.width=0.125", "epochs=1")
+BACKBONES = {name: (*BACKBONE, f"dataset_params.num_classes={n}") for name, n in (("old", 2), ("new", 4))}
 SUITE = tuple(
     f"overrides.{override}"
     for override in (*DATA, "dataset_params.num_classes=4", "arch_params.inner_dim=64", "epochs=1")
@@ -49,29 +51,29 @@ def write_photographs(root: Path) -> None:
                     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-def set_up(folder: Path) -> str:
-    """Photographs, both models, and the ImageNet suite of what follows by FastFill -> what the trainings print."""
-    write_photographs(folder / "images")
-    output = ""
-    for name, classes in (("old", 2), ("new", 4)):
-        arguments = ("--config", str(CONFIGS / f"imagenet_backbone_{name}.yaml"), *DATA, *BACKBONE)
-        own = f"dataset_params.num_classes={classes}"
-        output += succeed("train_backbone.py", *arguments, own, cwd=folder, processes=None)
+def write_core_of_suite(path: Path, *without: str) -> None:
+    """The ImageNet suite by FastFill alone: the other methods' stages only repeat what its stages do."""
     suite = read_config(CONFIGS / "suites" / "imagenet.yaml")
     suite["use"] = ["old_old", "new_new", "fastfill"]
-    suite["stages"] |= dict.fromkeys(["backbone_old", "backbone_new", "backbone_side_info"])
-    (folder / "suite.yaml").write_text(json.dumps(suite))
-    return output
+    suite["stages"] |= dict.fromkeys(["backbone_side_info", *without])
+    path.write_text(json.dumps(suite))
 
 
 def reproduce(folder: Path, suite: str, *overrides: str) -> str:
     """Run a suite, whose stages are processes of their own, within this process, whose signals are not its own."""
+    content_of.cache_clear()  # as in a fresh process
     with mock.patch("signal.signal"):
         return succeed("reproduce.py", "--config", suite, *overrides, cwd=folder, processes=None)
 
 
 def test_the_imagenet_suite_end_to_end(tmp_path: Path) -> None:
-    output = set_up(tmp_path)
+    """The two models are trained within this process, by their configs; what follows, by the suite."""
+    write_photographs(tmp_path / "images")
+    write_core_of_suite(tmp_path / "suite.yaml", "backbone_old", "backbone_new")
+    output = ""
+    for name, own in BACKBONES.items():
+        arguments = ("--config", str(CONFIGS / f"imagenet_backbone_{name}.yaml"), *DATA, *own)
+        output += succeed("train_backbone.py", *arguments, cwd=tmp_path, processes=None)
     assert "unreadable image, left out (1 of 20 so far): images/training/n03/2.JPEG" in output
     assert "unreadable image, left out (1 of 12 so far): images/validation/n03/2.JPEG" in output
     assert reproduce(tmp_path, "suite.yaml", *SUITE).count(": done in ") == 4
@@ -96,9 +98,11 @@ def test_many_kills_of_a_suite(tmp_path: Path, request: pytest.FixtureRequest) -
         pytest.skip("a stress test: pytest tests/end_to_end -k many_kills --kills 20")
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for folder in (whole, killed):
-        set_up(folder)
+        write_photographs(folder / "images")
+        write_core_of_suite(folder / "suite.yaml")
     draw, moments = random.Random(0), []
-    command = command_of("reproduce.py", "--config", "suite.yaml", *SUITE)
+    own = [f"stages.backbone_{name}.overrides.{key}" for name, keys in BACKBONES.items() for key in keys]
+    command = command_of("reproduce.py", "--config", "suite.yaml", *SUITE, *own)
     for _ in range(kills):
         process = subprocess.Popen(
             command, cwd=killed, env=os.environ | ENVIRONMENT, stdout=subprocess.DEVNULL, start_new_session=True
@@ -109,7 +113,7 @@ def test_many_kills_of_a_suite(tmp_path: Path, request: pytest.FixtureRequest) -
         process.wait()
     results = []
     for folder in (whole, killed):
-        reproduce(folder, "suite.yaml", *SUITE)
+        reproduce(folder, "suite.yaml", *SUITE, *own)
         results.append(json.loads((folder / "results" / "imagenet" / "seed_0.json").read_text())["evaluations"])
         assert not list((folder / "results").rglob("*.tmp"))
     assert results[0] == results[1]
