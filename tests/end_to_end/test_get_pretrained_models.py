@@ -86,9 +86,11 @@ def run(url: str, *command: str, **rest: Any) -> subprocess.CompletedProcess[str
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, **rest)
 
 
-def fetch(folder: Path, url: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the script, which fetches into `folder`."""
-    return run(url, "bash", str(SCRIPT), environment={"REFILL_MODELS_DIR": str(folder), **environment})
+def fetch(folder: Path, url: str, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the script, which fetches into `folder` and must end with the exit code `code`."""
+    done = run(url, "bash", str(SCRIPT), environment={"REFILL_MODELS_DIR": str(folder), **environment})
+    assert done.returncode == code, done.stderr
+    return done
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -96,13 +98,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def test_fetches_all_then_nothing(server: Server, tmp_path: Path) -> None:
-    result = fetch(tmp_path, server.url)
-    assert result.returncode == 0, result.stderr
+    assert fetch(tmp_path, server.url).stdout.count("sha256") == 3
     assert contents(tmp_path) == server.files
-    assert result.stdout.count("sha256") == 3
-    again = fetch(tmp_path, NOWHERE)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("is there already") == 3
+    assert fetch(tmp_path, NOWHERE).stdout.count("is there already") == 3
 
 
 # Prints what a shell has of its own; what changes with every command is left out.
@@ -161,8 +159,7 @@ def test_resumes_where_a_download_stopped(server: Server, tmp_path: Path) -> Non
     content = server.files[NAMES[0]]
     (tmp_path / f"{NAMES[0]}.part").write_bytes(content[:1000])
     (tmp_path / f"{NAMES[1]}.part").write_bytes(server.files[NAMES[1]])
-    result = fetch(tmp_path, server.url)
-    assert result.returncode == 0, result.stderr
+    fetch(tmp_path, server.url)
     assert contents(tmp_path) == server.files
     assert server.offsets == {NAMES[0]: [1000], NAMES[1]: [], NAMES[2]: [0]}
 
@@ -179,8 +176,7 @@ def test_wget_serves_where_curl_is_not_installed(server: Server, tmp_path: Path)
     folder = tmp_path / "models"
     folder.mkdir()
     (folder / f"{NAMES[0]}.part").write_bytes(server.files[NAMES[0]][:1000])
-    result = fetch(folder, server.url, PATH=str(programs))
-    assert result.returncode == 0, result.stderr
+    fetch(folder, server.url, PATH=str(programs))
     assert contents(folder) == server.files
     assert server.offsets[NAMES[0]] == [1000]
 
@@ -193,8 +189,7 @@ def damaged(content: bytes) -> bytes:
 @pytest.mark.parametrize("content", [b"<html>a captive portal</html>", damaged(archive(NAMES[1]))])
 def test_a_damaged_file_is_refused_and_removed(server: Server, tmp_path: Path, content: bytes) -> None:
     server.files[NAMES[1]] = content
-    result = fetch(tmp_path, server.url)
-    assert result.returncode == 2
+    result = fetch(tmp_path, server.url, code=2)
     assert f"{NAMES[1]}: what came from" in result.stderr
     assert "no intact TorchScript archive" in result.stderr
     assert list(contents(tmp_path)) == [NAMES[0]]
@@ -206,7 +201,6 @@ def test_a_part_longer_than_the_file_is_removed_and_offline_it_says_so(server: S
         (server.url, "the server reports"),
         (NOWHERE, f"cannot reach {NOWHERE}/imagenet_250_simclr.pt; is there a network?"),
     ]:
-        result = fetch(tmp_path, url)
-        assert result.returncode == 2
+        result = fetch(tmp_path, url, code=2)
         assert message in result.stderr
         assert not contents(tmp_path)
