@@ -162,7 +162,7 @@ def test_glyphs_again_and_after_a_kill(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(list_images(root, "training", num_classes=50).classes) == 50
 
     assert "already prepared" in prepare(tmp_path, *GLYPHS, "--seed", "5")
-    assert "delete the folder or choose another --output" in refuse(tmp_path, *GLYPHS, "--seed", "6", processes=1)
+    assert "delete the folder or choose another --output" in refuse(tmp_path, *GLYPHS, "--seed", "6")
 
     command = command_of(SCRIPT, *GLYPHS, "--seed", "5", "--train-per-class", "40", "--output", "killed")
     process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
