@@ -10,7 +10,7 @@ import torch
 
 from models.baselines import RidgeTransformation
 from models.model_files import describe_transformation, save_model
-from tests.retrieval.oracle import evaluate_slowly
+from tests.retrieval.oracle import mean_figures, rank_slowly
 from tests.tiny import fail, succeed
 
 SAID = "q.npz and g.npz have no ids, and the same labels: item i of both is taken for the same one"
@@ -49,7 +49,8 @@ def expected(query: Arrays, gallery: Arrays, same: np.ndarray | None = None) -> 
         (torch.from_numpy(arrays["embeddings"]), torch.from_numpy(arrays["labels"])) for arrays in (query, gallery)
     )
     ids = (torch.from_numpy(queries), torch.from_numpy(rows))
-    return pytest.approx(list(evaluate_slowly(of_query, of_gallery, query_labels, gallery_labels, *ids).values()))
+    ranked = rank_slowly(of_query, of_gallery, query_labels, gallery_labels, *ids)
+    return pytest.approx(list(mean_figures(ranked).values()))
 
 
 def test_queries_that_are_other_photos_than_the_gallery(tmp_path: Path) -> None:
