@@ -23,7 +23,7 @@ OUTPUTS = {
     "imagenet": "data_store/imagenet-1.0.2/data/raw",
     "glyphs": "data_store/glyphs",
 }
-GLYPHS_PARAMETERS = {"seed": 0, "train_per_class": 200, "validation_per_class": 50}
+GLYPHS_PARAMETERS = {"seed": 0, "train_per_class": 150, "validation_per_class": 40}
 LOCAL_SPLIT = "local, split not verified"
 
 

@@ -26,7 +26,7 @@ class DatasetParams:
         maximum=0.5,
     )
     num_workers: int = key(4, doc="processes that decode images; imagenet only, others fit in memory", minimum=0)
-    image_size: int | None = key(None, doc="pixels a side; cifar100 and imagenet: 224, glyphs: 32", minimum=1)
+    image_size: int | None = key(None, doc="pixels a side; cifar100 and imagenet: 224, glyphs: 24", minimum=1)
     augmentation: Literal["none", "flip", "crop", "crop_flip", "resized_crop_flip"] | None = key(
         None, doc="random training transform; cifar100: flip, imagenet: resized_crop_flip, glyphs: crop"
     )

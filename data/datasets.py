@@ -34,7 +34,7 @@ PRESETS = {
     "cifar100": Preset(image_size=224, augmentation="flip", in_memory=True, simclr=SIMCLR_SMALL),
     "imagenet": Preset(image_size=224, augmentation="resized_crop_flip", in_memory=False, simclr=SIMCLR),
     # A mirrored glyph is another glyph.
-    "glyphs": Preset(image_size=32, augmentation="crop", in_memory=True, simclr=replace(SIMCLR_SMALL, flip=False)),
+    "glyphs": Preset(image_size=24, augmentation="crop", in_memory=True, simclr=replace(SIMCLR_SMALL, flip=False)),
 }
 
 

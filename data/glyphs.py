@@ -12,6 +12,7 @@ rendered changes it.
 
 import multiprocessing
 import os
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +24,7 @@ from data.preparation import encode_png, write_files
 Split = Literal["training", "validation"]
 Job = tuple[int, Split, int, int]  # seed, split, label, number of images
 
-SIZE = 32  # pixels a side
+SIZE = 24  # pixels a side
 NUM_CLASSES = 100
 CLASSES_PER_FAMILY = 5
 
@@ -57,10 +58,12 @@ STROKE_TEXTURE = (0.0, 0.1)
 DISTRACTOR_PROBABILITY = 0.8
 OCCLUDER_PROBABILITY = 0.6
 OCCLUDER_SIDE = (0.25, 0.6)
-BLUR = (0.0, 0.9)  # standard deviation in pixels
-NOISE = (0.04, 0.14)  # standard deviation
+BLUR = (0.0, 0.7)  # standard deviation in pixels
+NOISE = (0.03, 0.11)  # standard deviation
 
 _CENTRES = ((np.arange(SIZE) + 0.5) * (2 / SIZE) - 1).astype(np.float32)
+_T = np.linspace(0, 1, SEGMENTS_PER_STROKE + 1)
+_BERNSTEIN = np.stack([(1 - _T) ** 2, 2 * _T * (1 - _T), _T**2], axis=1)  # control points -> points of a stroke
 _PIXELS_Y, _PIXELS_X = (axis.reshape(1, -1) for axis in np.meshgrid(_CENTRES, _CENTRES, indexing="ij"))
 
 
@@ -69,6 +72,7 @@ def class_name(label: int) -> str:
     return f"{label:0{len(str(NUM_CLASSES - 1))}d}"
 
 
+@cache
 def class_strokes(seed: int, label: int) -> np.ndarray:
     """The prototype of a class: control points (strokes, 3, 2), the family's strokes first."""
     family = _generator("family", seed, label // CLASSES_PER_FAMILY)
@@ -145,7 +149,7 @@ def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     chance for epochs before it learns anything, which is no part of the lesson."""
     while True:
         background, foreground = rng.uniform(size=(2, 3))
-        if foreground.mean() - background.mean() >= MIN_CONTRAST:
+        if (foreground - background).sum() >= 3 * MIN_CONTRAST:
             return background, foreground
 
 
@@ -170,9 +174,7 @@ def _texture(rng: np.random.Generator, strength: tuple[float, float]) -> np.ndar
 
 def _coverage(strokes: np.ndarray, half_width: float) -> np.ndarray:
     """How much of each pixel (SIZE, SIZE, 1) lies within `half_width` of the strokes; anti-aliased."""
-    t = np.linspace(0, 1, SEGMENTS_PER_STROKE + 1)
-    bernstein = np.stack([(1 - t) ** 2, 2 * t * (1 - t), t**2], axis=1)  # (points, 3)
-    points = (bernstein @ strokes).astype(np.float32)  # (strokes, points, 2)
+    points = (_BERNSTEIN @ strokes).astype(np.float32)  # (strokes, points, 2)
     (x, y), (to_x, to_y) = (
         points[:, :-1].reshape(-1, 2).T[..., None],
         np.diff(points, axis=1).reshape(-1, 2).T[..., None],

@@ -43,12 +43,12 @@ def test_only_the_second_half_of_the_classes_is_tinted(monkeypatch: pytest.Monke
 def test_strokes_cover_the_pixels_that_they_pass() -> None:
     horizontal = np.array([[[-0.5, 0.0], [0.0, 0.0], [0.5, 0.0]]])
     coverage = glyphs._coverage(horizontal, half_width=0.125)[..., 0]
-    # Four of 32 rows lie within 0.125 of y = 0; x runs from pixel 8 to pixel 23, and the ends are round.
-    assert (coverage[14:18, 8:24] > 0.4).all()
-    assert not coverage[:13].any()
-    assert not coverage[19:].any()
-    assert not coverage[:, :5].any()
-    assert not coverage[:, 27:].any()
+    # Four of 24 rows lie within 0.125 of y = 0; x runs from pixel 6 to pixel 17, and the ends are round.
+    assert (coverage[10:14, 6:18] > 0.4).all()
+    assert not coverage[:10].any()
+    assert not coverage[14:].any()
+    assert not coverage[:, :4].any()
+    assert not coverage[:, 20:].any()
     assert np.allclose(coverage, coverage[:, ::-1])
 
 
