@@ -26,4 +26,4 @@ class EmbedConfig:
         "first", doc="the image as in evaluation, or every view that the training transform can draw, one after another"
     )
     embedding_dtype: Literal["float32", "float16"] = key("float32", doc="of the numbers in the file")
-    precision: Precision = key("fp32", doc="of the model; bf16 moves a metric by up to 0.3 points")
+    precision: Precision = key("fp32", doc="of the model; bf16 moves a metric by up to 0.5 points")
