@@ -25,8 +25,7 @@ def main() -> None:
     with process_group() as world:
         if world.is_main:
             check_outputs(config)
-        query, gallery, classes = query_and_gallery(config, world)
-        evaluation = evaluate_retrieval(query, gallery, classes, config, world)
+        evaluation = evaluate_retrieval(query_and_gallery(config, world), config, world)
         if world.is_main:
             write_outputs(evaluation, config)
             if config.eval_params.verbose or config.output is None:  # else the figures would be lost

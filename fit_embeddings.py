@@ -12,7 +12,8 @@ import torch
 from data.paired_embeddings import read_paired_embeddings
 from models.export import check_formats, export_model
 from models.model_files import load_model, save_model
-from retrieval import retrieval_quality, upgrade_quality
+from retrieval import choose_calibration, retrieval_quality, upgrade_quality
+from trainers.transformation.calibration import with_calibration
 from trainers.transformation.config import AUTO, FitConfig
 from trainers.transformation.division import divide
 from trainers.transformation.fitting import fit, provenance
@@ -38,6 +39,7 @@ def main() -> None:
             Run(config.output, config, world)  # the config beside the output
         best = choose(fitted)
         description = describe_with_refinement(best.transformation, best.arguments, material, upgrade_quality, world)
+        description = with_calibration(description, data.held_out, choose_calibration, world)
         if world.is_main:
             print(comparison(fitted), end="")
             origin = provenance(config, data, fitted)

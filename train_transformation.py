@@ -24,12 +24,13 @@ from models.model_files import (
     save_model,
 )
 from models.transformations import build_transformation, transformation_arguments
-from retrieval import upgrade_quality
+from retrieval import choose_calibration, upgrade_quality
 from trainers.loop import train
+from trainers.transformation.calibration import with_calibration
 from trainers.transformation.closed_forms import fit_closed_form
 from trainers.transformation.config import TransformationConfig
 from trainers.transformation.losses import build_objective, check_classes, check_classifier
-from trainers.transformation.pairs import build_pairs
+from trainers.transformation.pairs import build_pairs, hold_out
 from trainers.transformation.refinement import describe_with_refinement, material_of_pairs
 from trainers.transformation.task import TransformationTask
 from utils.config import load_config, to_dict
@@ -78,13 +79,15 @@ def train_transformation(config: TransformationConfig, world: World, preemption:
     contents = contents_of(config.dataset_params, world, training=images)
     run = Run(config.output_transformation_path, config, world, contents)
     pairs = build_pairs(models, images, config, run.precision, world)
-    material = material_of_pairs(pairs, config.refinement_params, classifier)
+    held_out = hold_out(pairs, config)
+    material = material_of_pairs(pairs, held_out, config.refinement_params, classifier)
     if isinstance(transformation, AffineTransformation):
         fit_closed_form(transformation, config.arch_params.arch, pairs, run, world)
     else:
         task = TransformationTask(transformation, objective, pairs, config, run.precision, world)
         train(task, transformation, config.loop, run, world, preemption)
     fitted = describe_with_refinement(transformation, arguments, material, upgrade_quality, world)
+    fitted = with_calibration(fitted, held_out, choose_calibration, world)
     if world.is_main:
         transformed = describe_transformed(descriptions["old"], descriptions.get("side_info"), fitted)
         for path, description in (

@@ -49,6 +49,11 @@ class EvalParams:
     embeddings_output_dir: str | None = key(
         None, doc="also keep the embeddings: query.npz and gallery.npz in this folder", path="output"
     )
+    calibration: Literal["auto", "off"] | float = key(
+        "auto",
+        doc="by how much transformed items stand back where others are re-embedded, as a constant on their squared "
+        "distances or a factor on their cosines; auto: as the transformation's file says, if it does",
+    )
     representatives: Literal["off", "auto", "on"] = key(
         "off",
         doc="move the clearest item of each class to the class's mean, once the orders have looked at the gallery; "

@@ -1,6 +1,7 @@
 """The queries and the gallery of an evaluation: from models and images, or from embedding files."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -12,7 +13,7 @@ from evaluation.config import EmbeddingsParams, EvalConfig
 from evaluation.files import ClassVectors, read_class_vectors, read_query_and_gallery
 from evaluation.subsets import take_subset
 from models.embedding import TransformedModel
-from models.model_files import build_model, check_inputs, classifier_of, load_model, read_description
+from models.model_files import build_model, calibration_of, check_inputs, classifier_of, read_description
 from models.refinement import RefinedTransformation
 from models.transformed import Transformation
 from utils.distributed import World
@@ -21,15 +22,28 @@ from utils.errors import UserError
 TRANSFORMED_AT_ONCE = 1 << 14  # items
 
 
-def query_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, EmbeddingSet, ClassVectors]:
-    """What an evaluation compares, by models and images or by embedding files, and what is known of the classes.
+Calibrations = Mapping[str, Mapping[str, float]]  # of the gallery's transformation, by distance, as its file has them
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What an evaluation compares, and what is known of it."""
+
+    query: EmbeddingSet
+    gallery: EmbeddingSet
+    classes: ClassVectors
+    calibrations: Calibrations
+
+
+def query_and_gallery(config: EvalConfig, world: World) -> Compared:
+    """What an evaluation compares, by models and images or by embedding files.
 
     Raises:
         UserError: a file that is missing, cannot be read or does not fit the others.
     """
     files, params = config.embeddings_params, config.eval_params
     if files is None:
-        query, gallery, classes = embed_queries_and_gallery(config, world)
+        compared = embed_queries_and_gallery(config, world)
     else:
         query, gallery, side_info, by_place = read_query_and_gallery(files, params, world.device)
         if by_place and world.is_main:
@@ -37,17 +51,17 @@ def query_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, E
                 f"{files.query} and {files.gallery} have no ids, and the same labels: item i of both is taken for "
                 "the same one, which a query never retrieves (else set eval_params.same_items=false)"
             )
-        gallery, classes = gallery_in_new_space(gallery, side_info, files, world)
+        compared = Compared(query, *gallery_in_new_space(gallery, side_info, files, world))
     if params.subset is not None:
-        query, gallery = take_subset(query, gallery, params.subset, config.seed)
-    return query, gallery, classes
+        query, gallery = take_subset(compared.query, compared.gallery, params.subset, config.seed)
+        compared = replace(compared, query=query, gallery=gallery)
+    return compared
 
 
-def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[EmbeddingSet, EmbeddingSet, ClassVectors]:
+def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
     """Embed the validation split of all classes as query set, by the query model, and as gallery, by the gallery model.
 
-    The ids are the images' positions in the list of the split; unreadable images are in neither set. The third is what
-    the models know of the classes, and their names.
+    The ids are the images' positions in the list of the split; unreadable images are in neither set.
 
     Raises:
         UserError: a model file or the data set cannot be read.
@@ -57,10 +71,10 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
     assert config.dataset_params is not None
     description = read_description(config.query_model_path, where="query_model_path", transformation=False)
     query_model = freeze(build_model(description, where="query_model_path"), world)
-    gallery_model = query_model
+    gallery_model, of_gallery = query_model, description
     if config.gallery_model_path != config.query_model_path:
-        gallery_model = load_model(config.gallery_model_path, where="gallery_model_path", transformation=False)
-        gallery_model = freeze(gallery_model, world)
+        of_gallery = read_description(config.gallery_model_path, where="gallery_model_path", transformation=False)
+        gallery_model = freeze(build_model(of_gallery, where="gallery_model_path"), world)
     images = open_images(config.dataset_params, "validation", world, seed=config.seed, all_classes=True)
     embedded, ids = embed_images(
         {"query": query_model, "gallery": gallery_model},
@@ -77,19 +91,21 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> tuple[Embeddi
     )
     classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None
     classes = classes or ClassVectors(classifier_of(query_model, description))
-    return query, gallery, replace(classes, names=images.classes)
+    return Compared(query, gallery, replace(classes, names=images.classes), calibration_of(of_gallery))
 
 
 def gallery_in_new_space(
     gallery: EmbeddingSet, side_info: torch.Tensor | None, files: EmbeddingsParams, world: World
-) -> tuple[EmbeddingSet, ClassVectors]:
+) -> tuple[EmbeddingSet, ClassVectors, Calibrations]:
     """Put a gallery of old embeddings through the transformation that `embeddings_params` names, if any.
 
-    Zero vectors stay zero, and a line says how many there are. The second is what is known of the classes: of a refined
-    transformation, else of the files.
+    Zero vectors stay zero, and a line says how many there are.
 
     Args:
         side_info: (n, d_side) of the gallery's items, if there is any.
+
+    Returns:
+        The gallery; what is known of the classes, of a refined transformation, else of the files; the calibrations.
 
     Raises:
         UserError: the file holds no transformation, or embeddings or side-information do not fit it; see also
@@ -97,7 +113,7 @@ def gallery_in_new_space(
     """
     classes = read_class_vectors(files, gallery.embeddings.device)
     if files.transformation is None:
-        return gallery, classes
+        return gallery, classes, {}
     where = "embeddings_params.transformation"
     description = read_description(files.transformation, where=where)
     transformation = build_model(description, where=where)
@@ -122,7 +138,7 @@ def gallery_in_new_space(
         embeddings=torch.cat([part.embedding for part in parts]),
         log_variance=torch.cat(log_variances) if log_variances else None,
     )
-    return in_new_space, _classes_of(transformation) or classes
+    return in_new_space, _classes_of(transformation) or classes, calibration_of(description)
 
 
 def _classes_of(transformation: Transformation) -> ClassVectors | None:

@@ -38,7 +38,7 @@ def result_json(evaluation: Evaluation, interval_level: float | None) -> dict[st
     has its own (`BackfillingCurve.to_json`). `per_class`, where it was asked for, has for each label the number of
     queries, the metrics, and the name, where it has one. `risk_coverage`, where orders were judged, has for each of
     them the risk-coverage curve of each risk (`RiskCoverage.to_json`). `representatives`, where they were asked for,
-    says whether they were placed.
+    says whether they were placed; `calibration`, where the curves have one, which.
     """
     metrics, names = evaluation.metrics, evaluation.class_names
     result: dict[str, Any] = {
@@ -67,6 +67,8 @@ def result_json(evaluation: Evaluation, interval_level: float | None) -> dict[st
             order: {risk: curve.to_json() for risk, curve in of_order.items()}
             for order, of_order in evaluation.quality.items()
         }
+    if evaluation.calibration is not None:
+        result["calibration"] = asdict(evaluation.calibration)
     if evaluation.placing is not None:
         result["representatives"] = asdict(evaluation.placing)
     return result

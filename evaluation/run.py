@@ -9,11 +9,13 @@ import torch
 from tqdm import tqdm
 
 from data.embeddings import EmbeddingSet
-from evaluation.config import EvalConfig
+from evaluation.config import EvalConfig, EvalParams
 from evaluation.files import ClassVectors
+from evaluation.items import Calibrations, Compared
 from retrieval import (
     EVEN_SPREAD,
     BackfillingCurve,
+    Calibration,
     Progress,
     RetrievalMetrics,
     RiskCoverage,
@@ -49,29 +51,30 @@ class Evaluation:
     class_names: Sequence[str]  # by label; empty where there are none
     metrics: RetrievalMetrics  # before any backfilling
     curves: Curves
+    calibration: Calibration | None  # of the curves
     quality: Quality
     placing: Placing | None  # None where no representatives were asked for
 
 
-def evaluate_retrieval(
-    query: EmbeddingSet, gallery: EmbeddingSet, classes: ClassVectors, config: EvalConfig, world: World
-) -> Evaluation:
+def evaluate_retrieval(compared: Compared, config: EvalConfig, world: World) -> Evaluation:
     """Compute what the config asks for; every process calls it with the same items, and all get the same figures.
 
     Raises:
         UserError: an order or the representatives need what is not known, or labels or embeddings that cannot be
             evaluated; of embedding files, it names them.
     """
+    query, gallery, classes = compared.query, compared.gallery, compared.classes
     try:
         orders = backfilling_orders(query, gallery, classes, config)
         gallery, placing = with_representatives(gallery, classes, config.eval_params.representatives)
-        metrics, curves = metrics_and_curves(query, gallery, orders, config, world)
+        calibration = calibration_for(config.eval_params, compared.calibrations) if orders else None
+        metrics, curves = metrics_and_curves(query, gallery, orders, calibration, config, world)
         quality = judge_orders(query, gallery, orders, config, world)
     except UserError as error:
         files = config.embeddings_params
         source = "" if files is None else f"embeddings_params: {files.query}, {files.gallery}: "
         raise UserError(f"{source}{error}") from None
-    return Evaluation(query, gallery, classes.names, metrics, curves, quality, placing)
+    return Evaluation(query, gallery, classes.names, metrics, curves, calibration, quality, placing)
 
 
 def backfilling_orders(
@@ -123,8 +126,27 @@ def with_representatives(
     return gallery, placing
 
 
+def calibration_for(params: EvalParams, recorded: Calibrations) -> Calibration | None:
+    """The calibration that an evaluation is asked for, if any.
+
+    Raises:
+        UserError: a number that is none for the distance.
+    """
+    distance, wanted = params.distance_metric_name, params.calibration
+    if isinstance(wanted, float):
+        return Calibration(distance, wanted)
+    if wanted == "off" or distance not in recorded:
+        return None
+    return Calibration(distance, recorded[distance]["value"])
+
+
 def metrics_and_curves(
-    query: EmbeddingSet, gallery: EmbeddingSet, orders: Mapping[str, torch.Tensor], config: EvalConfig, world: World
+    query: EmbeddingSet,
+    gallery: EmbeddingSet,
+    orders: Mapping[str, torch.Tensor],
+    calibration: Calibration | None,
+    config: EvalConfig,
+    world: World,
 ) -> tuple[RetrievalMetrics, Curves]:
     """The metrics before any backfilling and the curve of each order."""
     params = config.eval_params
@@ -147,6 +169,8 @@ def metrics_and_curves(
         if not orders:
             return evaluate(query.embeddings, gallery.embeddings, query.labels, gallery.labels, **shared), {}
         new, transformed = query.embeddings, gallery.embeddings
+        if calibration is not None:
+            new, transformed = calibration.exact(new), calibration.transformed(transformed)
         assert params.backfilling is not None
         points = cutoffs(len(gallery), params.backfilling)
         curves = backfilling_curve(

@@ -16,6 +16,9 @@ def tables(evaluation: Evaluation, interval_level: float | None) -> str:
             f"no representatives: the gallery spreads over {placing.class_spread:.0%} of the known classes, less than "
             f"{EVEN_SPREAD:.0%}"
         )
+    if (calibration := evaluation.calibration) is not None:
+        what = "squared distances grow by" if calibration.distance == "l2" else "cosines are multiplied by"
+        parts.append(f"calibrated: transformed items' {what} {calibration.value:.4g}")
     parts.append(table(evaluation.metrics, evaluation.curves, interval_level))
     if evaluation.metrics.per_class:
         parts.append(class_table(evaluation.metrics, evaluation.class_names))

@@ -220,6 +220,11 @@ def classifier_of(model: nn.Module, description: Description) -> torch.Tensor | 
     return model.fc.weight.flatten(1)  # (C, d, 1, 1) -> (C, d)
 
 
+def calibration_of(description: Description) -> dict[str, dict[str, float]]:
+    """What is recorded of a transformation, or of a transformed model's: distance -> `value`, and what that reached."""
+    return description.get("calibration") or description.get("transformation", {}).get("calibration") or {}
+
+
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     try:
         model.load_state_dict(state)

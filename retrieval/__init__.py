@@ -6,6 +6,7 @@ curves = backfilling_curve(new, h_old, new, labels, orders={"distance": order}, 
 curves["distance"].auc.to_json()
 """
 
+from retrieval.calibration import Calibration, choose_calibration
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders.backfilling import ORDERS, backfilling_order
 from retrieval.quality import recall_of_nearest, retrieval_quality, upgrade_quality
@@ -18,12 +19,14 @@ __all__ = [
     "EVEN_SPREAD",
     "ORDERS",
     "BackfillingCurve",
+    "Calibration",
     "PerQuery",
     "Progress",
     "RetrievalMetrics",
     "RiskCoverage",
     "backfilling_curve",
     "backfilling_order",
+    "choose_calibration",
     "class_spread",
     "cutoffs",
     "evaluate",

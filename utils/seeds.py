@@ -17,6 +17,7 @@ class Stream(IntEnum):
     CLUSTERS = 5  # where k-means begins
     SUBSET = 6  # items of an evaluation
     BOOTSTRAP = 7  # resamples of a prediction
+    CALIBRATION = 8  # mixed galleries to choose a calibration by
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, *more: int) -> torch.Generator:

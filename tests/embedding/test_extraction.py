@@ -28,7 +28,7 @@ def test_only_dimensions_are_called_misfits(tmp_path: Path) -> None:
     save_model(path, describe_transformation(RidgeTransformation(**DIMS), {"arch": "ridge", **DIMS}), config={}, seed=0)
     files = EmbeddingsParams(query="q.npz", gallery="g.npz", transformation=path)
     gallery, side_info = EmbeddingSet(torch.randn(5, 3)), torch.randn(5, 2)
-    transformed, _ = gallery_in_new_space(gallery, side_info, files, World())
+    transformed, *_ = gallery_in_new_space(gallery, side_info, files, World())
     assert transformed.embeddings.shape == (5, 4)
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: an illegal access")):
         with (

@@ -93,6 +93,13 @@ class HowToFit:
         None,
         doc="pull h towards class means, by a strength chosen on held-out training items; none: h as it is",
     )
+    calibration_held_out: float = key(
+        0.0,
+        doc="share of the training items kept from the training to calibrate h for mixed galleries on, where nothing "
+        "else is held out; 0: no calibration then",
+        minimum=0.0,
+        maximum=0.5,
+    )
     mixup: float | None = key(
         None,
         doc="mix each item with another of its batch, by a share drawn from Beta(mixup, mixup); none: as they are",
@@ -105,6 +112,12 @@ class HowToFit:
     compile: Compile = key("auto", doc=COMPILE_DOC)
     resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
+
+    @property
+    def kept_from_training(self) -> float:
+        """The share of the training items that a refinement and a calibration are chosen on."""
+        params = self.refinement_params
+        return self.calibration_held_out if params is None else params.held_out
 
     def _check_losses(self, arch: str) -> None:
         """Raise ValueError where `arch` is a closed form, and more than the mean squared error is asked of it."""

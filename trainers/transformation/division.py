@@ -49,9 +49,7 @@ def split(paired: PairedEmbeddings, config: FitConfig) -> tuple[PairedEmbeddings
     count, odd = divmod(len(paired), config.views)
     if odd:
         raise UserError(f"views: the {len(paired)} rows are not {config.views} views of each item")
-    share = config.held_out
-    if not share and config.refinement_params is not None:
-        share = config.refinement_params.held_out
+    share = config.held_out or config.kept_from_training
     order = torch.randperm(count, generator=generator(config.seed, Stream.HELD_OUT))
     rest = max(FEWEST_HELD_OUT, round(share * count)) if share else 0
     held, kept = order[:rest].sort().values, order[rest:].sort().values

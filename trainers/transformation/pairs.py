@@ -11,8 +11,9 @@ from torch import nn
 from data.images import ImageSet, shuffled_batches
 from embedding.cache import EmbeddingCache
 from models.embedding import embed
-from trainers.transformation.config import TransformationConfig
+from trainers.transformation.config import HowToFit, TransformationConfig
 from utils.distributed import World
+from utils.errors import UserError
 from utils.precision import Resolved, autocast
 from utils.seeds import Stream, generator
 
@@ -196,3 +197,19 @@ def build_pairs(
         precision=precision,
         world=world,
     )
+
+
+def hold_out(pairs: Pairs, params: HowToFit) -> PairBatch | None:
+    """Take what a refinement and a calibration are chosen on out of `pairs`, before any training; None for neither.
+
+    Raises:
+        UserError: the pairs are not kept.
+    """
+    if not params.kept_from_training:
+        return None
+    if not isinstance(pairs, PairsInMemory):
+        key = "calibration_held_out" if params.refinement_params is None else "refinement_params"
+        raise UserError(
+            f"{key}: needs embeddings that are computed once; set cached_views, and leave cache_embeddings=off out"
+        )
+    return pairs.set_aside(params.kept_from_training)

@@ -31,26 +31,23 @@ class Material(NamedTuple):
 
 
 def material_of_pairs(
-    pairs: Pairs, params: RefinementParams | None, classifier: torch.Tensor | None
+    pairs: Pairs, held_out: PairBatch | None, params: RefinementParams | None, classifier: torch.Tensor | None
 ) -> Material | None:
-    """Take what the refinement needs out of `pairs`, before any training; None where no refinement is asked for.
+    """What the refinement needs, of pairs from which the `held_out` ones are gone; None where none is asked for.
 
     Args:
         classifier: (C, d_new) weight of the new model's, as `check_classifier` found it.
 
     Raises:
-        UserError: the pairs are not kept, or the classifier does not know all of their classes.
+        UserError: the classifier does not know all of the pairs' classes.
     """
     if params is None:
         return None
-    if not isinstance(pairs, PairsInMemory):
-        raise UserError(
-            "refinement_params: needs embeddings that are computed once; set cached_views, and leave "
-            "cache_embeddings=off out"
-        )
+    assert isinstance(pairs, PairsInMemory)
+    assert held_out is not None
     classifier = classifier if params.clusters is None else None
     check_classes(classifier, pairs.views[0].labels, needed_by="refinement_params")
-    return Material(params, pairs.set_aside(params.held_out), pairs, classifier)
+    return Material(params, held_out, pairs, classifier)
 
 
 def material_of_files(data: FittingData, params: RefinementParams | None) -> Material | None:

@@ -15,7 +15,7 @@ from trainers.transformation.centroids import class_means, k_means
 from trainers.transformation.config import FitConfig, HowToFit, RefinementParams
 from trainers.transformation.division import divide
 from trainers.transformation.losses import check_classifier
-from trainers.transformation.pairs import PairsInMemory, StreamedPairs, View
+from trainers.transformation.pairs import PairsInMemory, StreamedPairs, View, hold_out
 from trainers.transformation.refinement import Material, known_classes, material_of_files, material_of_pairs, refine
 from utils.distributed import World
 from utils.errors import UserError
@@ -43,7 +43,8 @@ def identity() -> AffineTransformation:
 
 
 def material_of_classes(params: RefinementParams) -> Material:
-    found = material_of_pairs(pairs_in_memory(), params, MEANS)
+    pairs = pairs_in_memory()
+    found = material_of_pairs(pairs, pairs.set_aside(params.held_out), params, MEANS)
     assert found is not None
     return found
 
@@ -114,14 +115,16 @@ def test_k_means_finds_clusters_and_its_variance() -> None:
 
 
 def test_what_a_refinement_cannot_be_made_from() -> None:
-    assert material_of_pairs(pairs_in_memory(), None, MEANS) is None
+    pairs = pairs_in_memory()
+    assert material_of_pairs(pairs, None, None, MEANS) is None
     check_classifier(HowToFit(refinement_params=RefinementParams(clusters=3)), None)
     check_classifier(HowToFit(refinement_params=RefinementParams()), MEANS)
     with pytest.raises(UserError, match="classifier has 2 classes, the training set 4; refinement_params needs"):
-        material_of_pairs(pairs_in_memory(), RefinementParams(), MEANS[:2])
+        material_of_pairs(pairs, pairs.set_aside(0.1), RefinementParams(), MEANS[:2])
     streamed = StreamedPairs({}, [], batch_size=4, precision="fp32", world=World())  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="refinement_params: needs embeddings that are computed once; set cached_views"):
-        material_of_pairs(streamed, RefinementParams(), MEANS)
+    for keys in ({"refinement_params": RefinementParams()}, {"calibration_held_out": 0.1}):
+        with pytest.raises(UserError, match=f"{next(iter(keys))}: needs embeddings that are computed once; set cached"):
+            hold_out(streamed, HowToFit(**keys))  # type: ignore[arg-type]
     many = material_of_classes(RefinementParams(clusters=1000))
     with pytest.raises(UserError, match=r"refinement_params.clusters: 1000 are more than the 72 training embeddings"):
         refine(identity(), many, upgrade_quality, World())
