@@ -1,17 +1,16 @@
 """Applying a batch: new embeddings with their ids, checked as a whole, swapped into the gallery as a whole."""
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from data.lengths import about_zeros
-from upgrade.faiss_index import INDEX, write_updated_index
 from upgrade.gallery import ORDER, RE_EMBEDDED, Gallery
 from upgrade.order import count_of, write_shorter_order
 from upgrade.rows import Array, RowFile, check_finite, parts_of
+from upgrade.served_index import INDEX, write_updated_index
 from upgrade.sources import Source, open_source, stated_space
 from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length
 from upgrade.transactions import FILES, set_manifest, transaction
@@ -70,8 +69,7 @@ def apply_batch(gallery: Gallery, path: str) -> Applied:
             ids = np.sort(gallery.rows("ids").take(rows))
             write_shorter_order(files / ORDER, gallery.rows("order"), ids)
         if manifest.has_index:
-            changes = changes_of(gallery, rows, after)
-            write_updated_index(files / INDEX, gallery.folder / INDEX, changes)
+            write_updated_index(files / INDEX, gallery, rows, after, next_state)
         items = len(np.unique(rows))
         newly = re_embedded - manifest.re_embedded
         last = {"step": "apply", "at": timestamp(), "batch": str(path), "items": items, "newly_re_embedded": newly}
@@ -86,13 +84,6 @@ def copy_rows(source: RowFile, path: Path) -> RowFile:
     """A copy of an `.npy` file, to be written to."""
     shutil.copyfile(source.path, path)
     return RowFile.open(path)
-
-
-def changes_of(gallery: Gallery, rows: Array, vectors: RowFile) -> Iterator[tuple[Array, Array]]:
-    """The ids and next embeddings of rows (m,), a part at a time."""
-    ids = gallery.rows("ids")
-    for start, stop in parts_of(len(rows)):
-        yield ids.take(rows[start:stop]), vectors.read(start, stop)
 
 
 def _checked_rows(gallery: Gallery, batch: Source) -> tuple[Array, str | None]:

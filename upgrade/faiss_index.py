@@ -1,7 +1,6 @@
-"""FAISS indexes: read as a source of embeddings, and kept beside a gallery as an `IndexIDMap2` of the same vectors."""
+"""FAISS indexes as a source of embeddings."""
 
 import importlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from upgrade.rows import Array, HeldRows, Rows
 from utils.errors import UserError
 
 SUFFIXES = (".faiss", ".index")
-INDEX = "gallery.faiss"
 
 
 def load_faiss(where: str) -> Any:
@@ -82,35 +80,3 @@ def open_index(path: Path, where: str) -> tuple[Rows, Rows]:
     except RuntimeError:
         raise refusal from None
     return IndexVectors(inner, keys, index), HeldRows(keys if outer_ids is None else outer_ids[keys])
-
-
-def write_index(path: Path, vectors: Rows, ids: Rows, parts: Iterable[tuple[int, int]], *, cosine: bool) -> None:
-    """Write an `IndexIDMap2` of exact search over all rows; float16 vectors are kept as such.
-
-    Args:
-        vectors: (n, d) float16 or float32.
-        ids: (n,) int64.
-        parts: the (start, stop) of the parts in which the rows are read.
-        cosine: inner product instead of L2, for vectors of length 1.
-    """
-    faiss = load_faiss("faiss")
-    metric = faiss.METRIC_INNER_PRODUCT if cosine else faiss.METRIC_L2
-    if vectors.dtype == np.float16:
-        flat = faiss.IndexScalarQuantizer(vectors.shape[1], faiss.ScalarQuantizer.QT_fp16, metric)
-    else:
-        flat = faiss.IndexFlat(vectors.shape[1], metric)
-    index = faiss.IndexIDMap2(flat)
-    for start, stop in parts:
-        index.add_with_ids(vectors.read(start, stop).astype(np.float32), ids.read(start, stop))
-    faiss.write_index(index, str(path))
-
-
-def write_updated_index(path: Path, source: Path, changes: Iterable[tuple[Array, Array]]) -> None:
-    """Write to `path` the index at `source` with some vectors changed: (ids (m,), vectors (m, d)) at a time."""
-    faiss = load_faiss("faiss")
-    index = faiss.read_index(str(source))
-    for ids, vectors in changes:
-        ids, first = np.unique(ids, return_index=True)
-        index.remove_ids(ids)
-        index.add_with_ids(vectors[first].astype(np.float32), ids)
-    faiss.write_index(index, str(path))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.model_files import Description, build_model, read_description
+from models.model_files import Description, build_model, calibration_of, read_description
 from models.transformed import Transformation
 from upgrade.config import UpgradeConfig
 from upgrade.manifest import Manifest, Origin, Refit
@@ -79,8 +79,14 @@ def open_inputs(config: UpgradeConfig, world: World) -> Inputs:
         has_sigma=has_sigma,
         has_index=config.faiss,
         tool=tool_versions(),
+        calibration=calibration_value(description, normalised),
     )
     return Inputs(old, side_info, transformation, manifest)
+
+
+def calibration_value(description: Description, normalised: bool) -> float | None:
+    """What a transformation's file says of the calibration of galleries of its space; None if nothing."""
+    return calibration_of(description).get("cosine" if normalised else "l2", {}).get("value")
 
 
 def _is_normalised(config: UpgradeConfig, description: Description) -> bool:

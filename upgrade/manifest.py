@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from retrieval import Calibration
 from upgrade.sources import MANIFEST
 from utils.errors import UserError
 from utils.files import write_json
 
-FORMAT, VERSION = "refill-gallery", 2
-READABLE = (1, 2)  # 1 knows no refit
+FORMAT, VERSION = "refill-gallery", 3
+READABLE = (1, 2, 3)  # 1 knows no refit, 2 no calibration
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,16 @@ class Manifest:
     tool: dict[str, Any]  # version, git revision, torch
     stage: Literal["transforming", "ready"] = "transforming"
     transformed_sha256: str | None = None  # of the chunks' hashes, as transform or a refit wrote them
+    calibration: float | None = None  # of the transformation, for cosine where `normalised`, else for l2
     refit: Refit | None = None
     batches: int = 0
     re_embedded: int = 0
     last: dict[str, Any] = field(default_factory=dict)  # the last step: its name, time and numbers
+
+    def calibrated(self) -> Calibration | None:
+        """By how much transformed items stand back from re-embedded ones, if that is known."""
+        distance = "cosine" if self.normalised else "l2"
+        return None if self.calibration is None else Calibration(distance, self.calibration)
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json` into `folder`, atomically."""

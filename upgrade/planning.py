@@ -28,8 +28,8 @@ METRICS = {"recall": "recall@{k} of what the new model retrieves", "map": "mAP"}
 class Sample:
     """Pairs of old and new embeddings of m items that the transformation has not seen."""
 
-    transformed: Tensor  # (m, d)
-    new: Tensor  # (m, d)
+    transformed: Tensor  # (m, d), calibrated (m, d + 1)
+    new: Tensor  # the same
     sigma: Tensor | None  # (m,)
     labels: Tensor | None  # (m,)
 
@@ -161,9 +161,13 @@ def read_sample(config: UpgradeConfig, manifest: Manifest) -> Sample:
     inputs = [arrays[name] for name in ("old", "side_info") if name in arrays]
     where = f"plan_params.old: {params.old}, drawn and transformed by {transformation_path}"
     vectors, sigma = transform_rows(transformation, inputs, manifest, torch.device("cpu"), where, 0)
+    transformed, new = torch.from_numpy(vectors).float(), torch.from_numpy(arrays["new"]).float()
+    calibration = manifest.calibrated()
+    if calibration is not None:
+        transformed, new = calibration.transformed(transformed), calibration.exact(new)
     return Sample(
-        torch.from_numpy(vectors).float(),
-        torch.from_numpy(arrays["new"]).float(),
+        transformed,
+        new,
         None if sigma is None else torch.from_numpy(sigma),
         torch.from_numpy(arrays["labels"]) if "labels" in arrays else None,
     )

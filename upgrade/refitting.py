@@ -17,21 +17,22 @@ from tqdm import tqdm
 from data.paired_embeddings import PairedEmbeddings
 from models.model_files import Description, build_model, save_model
 from models.transformed import Transformation
-from retrieval import retrieval_quality, upgrade_quality
+from retrieval import choose_calibration, retrieval_quality, upgrade_quality
+from trainers.transformation.calibration import with_calibration
 from trainers.transformation.division import batch_of, fitting_data
 from trainers.transformation.fitting import fit, outcome
 from trainers.transformation.refinement import describe_with_refinement, material_of_files
 from trainers.transformation.selection import choose, configs_of
 from upgrade.batches import copy_rows
 from upgrade.config import UpgradeConfig
-from upgrade.faiss_index import INDEX, write_index
 from upgrade.gallery import JOURNAL, ORDER, RE_EMBEDDED, REFIT, TRANSFORMED, Gallery, remove
-from upgrade.inputs import Inputs, present_transformation, reopen_inputs
+from upgrade.inputs import Inputs, calibration_value, present_transformation, reopen_inputs
 from upgrade.journal import entries_after
 from upgrade.manifest import Refit
 from upgrade.order import write_order
 from upgrade.refit_pairs import FirstFit, divided_pairs, read_first_fit
 from upgrade.rows import RowFile, parts_of
+from upgrade.served_index import INDEX, write_index
 from upgrade.transactions import FILES, set_manifest, transaction
 from upgrade.transform import CHUNKS, digest_of, transformed_chunks
 from utils.config import to_dict
@@ -78,6 +79,7 @@ def refit_gallery(config: UpgradeConfig, gallery: Gallery, world: World, preempt
     fitted = {method: fit(one, data, retrieval_quality, world, preemption) for method, one in configs_of(own).items()}
     best = choose(fitted)
     description = describe_with_refinement(best.transformation, best.arguments, material, upgrade_quality, world)
+    description = with_calibration(description, data.held_out, choose_calibration, world)
     refitted = cast(Transformation, build_model(description, where=REFIT))
     (measure, before), (_, after) = (_quality(one, pairs.compared, world) for one in (inputs.transformation, refitted))
     origin = "the sample" if first.lost is None and pairs.held_out is not None else "the gallery"
@@ -124,7 +126,8 @@ def _commit(
     world: World,
 ) -> None:
     """Write everything that changes with the transformation, and commit it."""
-    manifest = gallery.manifest
+    normalised = gallery.manifest.normalised
+    manifest = replace(gallery.manifest, calibration=calibration_value(description, normalised))
     with transaction(gallery.folder) as prepared:
         files = prepared / FILES
         path = files / TRANSFORMATION
@@ -135,8 +138,7 @@ def _commit(
             sigma = RowFile.open(files / "sigma.npy") if manifest.has_sigma else None
             write_order(files / ORDER, gallery, gallery.rows("state"), seed=config.seed, sigma=sigma)
         if manifest.has_index:
-            embeddings, parts = RowFile.open(files / "embeddings.npy"), parts_of(manifest.rows, manifest.chunk_rows)
-            write_index(files / INDEX, embeddings, gallery.rows("ids"), parts, cosine=manifest.normalised)
+            write_index(files / INDEX, replace(gallery, manifest=manifest), RowFile.open(files / "embeddings.npy"))
         number = 1 if manifest.refit is None else manifest.refit.number + 1
         refit = Refit(number, TRANSFORMATION, sha256_of(path))
         step = {"step": "refit", "at": timestamp(), **last}

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import numpy as np
 
-from upgrade.batches import changes_of, copy_rows
-from upgrade.faiss_index import INDEX, write_updated_index
+from upgrade.batches import copy_rows
 from upgrade.gallery import ORDER, RE_EMBEDDED, Gallery, remove
 from upgrade.inputs import sample_digest
 from upgrade.journal import entries_after
 from upgrade.order import count_of, write_order
 from upgrade.rows import RowFile, parts_of
+from upgrade.served_index import INDEX, write_updated_index
 from upgrade.sources import open_source
 from upgrade.transactions import FILES, set_manifest, transaction
 from utils.errors import UserError
@@ -49,7 +49,7 @@ def roll_back(gallery: Gallery, batches: int, *, seed: int) -> int:
         if (gallery.folder / ORDER).exists():
             write_order(files / ORDER, gallery, state, seed=seed)
         if manifest.has_index:
-            write_updated_index(files / INDEX, gallery.folder / INDEX, changes_of(gallery, rows, after))
+            write_updated_index(files / INDEX, gallery, rows, after, state)
         last = {"step": "rollback", "at": timestamp(), "to": batches, "items": len(rows)}
         re_embedded = count_of(state, RE_EMBEDDED)
         set_manifest(

@@ -39,6 +39,9 @@ def status(folder: Path) -> str:
         *(f"  {name:12} {count:>15,}  {100 * count / manifest.rows:6.2f} %" for name, count in counts.items()),
         f"  on the disk  {_bytes(folder):>15,}  bytes, {manifest.batches} batches in the journal",
     ]
+    if manifest.calibration is not None:
+        what = "times the cosines" if manifest.normalised else "more than the squared distances"
+        lines.append(f"  calibration  {manifest.calibration:>15.4g}  {what} of transformed items")
     if manifest.refit is not None:
         lines.append(f"  refits       {manifest.refit.number:>15,}  kept; the transformation is {manifest.refit.path}")
     if manifest.last:

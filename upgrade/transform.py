@@ -16,12 +16,12 @@ from tqdm import tqdm
 
 from models.folding import folded
 from upgrade.config import UpgradeConfig
-from upgrade.faiss_index import INDEX, write_index
 from upgrade.gallery import TRANSFORMED, Gallery, locked, remove
 from upgrade.inputs import Inputs, memory_named, open_inputs, read_checked
 from upgrade.lookup import write_ids
 from upgrade.manifest import Manifest, difference, read_manifest
 from upgrade.rows import Array, RowFile, check_finite, parts_of
+from upgrade.served_index import INDEX, write_index
 from upgrade.sources import MANIFEST
 from upgrade.spaces import are_zero, unit_rows
 from upgrade.transactions import finish_pending
@@ -243,9 +243,8 @@ def _finish(folder: Path, manifest: Manifest) -> Manifest:
     write_json(folder / CHUNKS, hashes)
     gallery = Gallery(folder, manifest)
     if manifest.has_index:
-        parts = parts_of(manifest.rows, manifest.chunk_rows)
         temporary = folder / f".{INDEX}.tmp"
-        write_index(temporary, gallery.rows("embeddings"), gallery.rows("ids"), parts, cosine=manifest.normalised)
+        write_index(temporary, gallery, gallery.rows("embeddings"))
         temporary.replace(folder / INDEX)
     last: dict[str, Any] = {"step": "transform", "at": timestamp(), "rows": manifest.rows}
     zeros = [json.loads(path.read_text()) for path in sorted((folder / PROGRESS).glob(f"*{ZEROS}"))]

@@ -124,8 +124,8 @@ def test_the_same_seed_chooses_the_same() -> None:
 def test_average_overlap_counts_what_both_lists_have_at_each_depth(one: list[int], other: list[int]) -> None:
     depths = [1, 2, 5]
     wanted = sum(len(set(one[:k]) & set(other[:k])) / k for k in depths) / len(depths)
-    lists = (torch.tensor([items[:5]]) for items in (one, other))
-    assert float(average_overlap(*lists, m=8, depths=depths)) == pytest.approx(wanted)
+    found, expected = (torch.tensor([items[:5]]) for items in (one, other))
+    assert float(average_overlap(found, expected, 8, depths)) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(
