@@ -24,7 +24,7 @@ def result(
     class_names: Sequence[str] = (),
 ) -> dict[str, Any]:
     items = EmbeddingSet(NEW, None, LABELS)
-    evaluation = Evaluation(items, items, class_names, metrics, curves or {}, quality or {}, placing=None)
+    evaluation = Evaluation(items, items, class_names, metrics, curves or {}, None, quality or {}, None)
     return json.loads(json.dumps(result_json(evaluation, level)))
 
 

@@ -124,7 +124,7 @@ def test_what_a_refinement_cannot_be_made_from() -> None:
     streamed = StreamedPairs({}, [], batch_size=4, precision="fp32", world=World())  # type: ignore[arg-type]
     for keys in ({"refinement_params": RefinementParams()}, {"calibration_held_out": 0.1}):
         with pytest.raises(UserError, match=f"{next(iter(keys))}: needs embeddings that are computed once; set cached"):
-            hold_out(streamed, HowToFit(**keys))  # type: ignore[arg-type]
+            hold_out(streamed, HowToFit(**keys))
     many = material_of_classes(RefinementParams(clusters=1000))
     with pytest.raises(UserError, match=r"refinement_params.clusters: 1000 are more than the 72 training embeddings"):
         refine(identity(), many, upgrade_quality, World())
