@@ -4,7 +4,7 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ precision: fp32
 """
 
 
-def write_transformation(path: Path, arch: str = "fastfill", **options: int) -> nn.Module:
-    """A transformation with random weights and batch statistics; returns it in eval mode."""
+def write_transformation(
+    path: Path, arch: str = "fastfill", calibration: Mapping[str, float] | None = None, **options: int
+) -> nn.Module:
+    """A transformation with random weights and batch statistics, perhaps calibrated; returns it in eval mode."""
     torch.manual_seed(0)
     dims = {"old_embedding_dim": OLD_DIM, "new_embedding_dim": NEW_DIM, "side_info_dim": OLD_DIM, "inner_dim": 16}
     arguments: dict[str, Any] = {"arch": arch, **dims, **options}
@@ -44,7 +46,10 @@ def write_transformation(path: Path, arch: str = "fastfill", **options: int) -> 
         if isinstance(module, nn.BatchNorm1d):
             for name, low, high in (("running_mean", -0.2, 0.2), ("running_var", 0.5, 2.0), ("weight", 0.5, 2.0)):
                 nn.init.uniform_(getattr(module, name), low, high)
-    save_model(path, describe_transformation(model, arguments), config={}, seed=0)
+    description = describe_transformation(model, arguments)
+    if calibration is not None:
+        description["calibration"] = {distance: {"value": value} for distance, value in calibration.items()}
+    save_model(path, description, config={}, seed=0)
     return model.eval()
 
 
@@ -138,7 +143,7 @@ def make_case(folder: Path, *, unit: bool = False) -> Case:
     if unit:
         old, new = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (old, new))
     folder.mkdir(exist_ok=True)
-    recorded = {"normalised": True} if unit else {}
+    recorded: dict[str, Any] = {"normalised": True} if unit else {}
     write_transformation(folder / "transformation.pt", "fastfill", **recorded)
     (folder / "upgrade.yaml").write_text(CONFIG)
     case = Case(folder, old, new.astype(np.float16))

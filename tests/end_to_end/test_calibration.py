@@ -1,0 +1,78 @@
+"""A transformation is calibrated when it is fitted, and its mixed galleries are judged with that."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from retrieval import Calibration, backfilling_curve, backfilling_order, cutoffs
+from tests.retrieval.test_calibration import clusters
+from tests.tiny import fail, succeed
+
+FIT = "{old: old.npz, new: new.npz, method: ridge, held_out: 0.4, output: h.pt}"
+EVALUATION = """
+embeddings_params: {query: new.npz, gallery: old.npz, transformation: h.pt}
+eval_params: {backfilling: 3}
+output: result.json
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    new, known, labels = clusters()
+    for name, embeddings in (("new", new), ("old", known[:, :8] @ torch.randn(8, 6, generator=torch.manual_seed(1)))):
+        np.savez(tmp_path / f"{name}.npz", embeddings=embeddings.numpy(), labels=labels.numpy())
+    (tmp_path / "fit.yaml").write_text(FIT)
+    (tmp_path / "eval.yaml").write_text(EVALUATION)
+    return tmp_path
+
+
+def result(folder: Path, *arguments: str) -> dict[str, Any]:
+    succeed("eval.py", "--config", "eval.yaml", *arguments, cwd=folder)
+    return json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_curves_are_those_of_the_calibrated_gallery_and_say_so(folder: Path, distance: str) -> None:
+    printed = succeed("fit_embeddings.py", "--config", "fit.yaml", cwd=folder)
+    value = torch.load(folder / "h.pt", weights_only=True)["calibration"][distance]["value"]
+    assert f"calibration, {distance}: {value:.4g};" in printed
+    metric = f"eval_params.distance_metric_name={distance}"
+    calibrated = result(folder, metric, "eval_params.embeddings_output_dir=kept")
+    assert calibrated["calibration"] == {"distance": distance, "value": value}
+
+    new, h = (torch.from_numpy(np.load(folder / f"kept/{name}.npz")["embeddings"]) for name in ("query", "gallery"))
+    calibration = Calibration(distance, value)
+    curve = backfilling_curve(
+        calibration.exact(new),
+        calibration.transformed(h),
+        calibration.exact(new),
+        torch.from_numpy(np.load(folder / "new.npz")["labels"]),
+        orders={"random": backfilling_order("random", transformed=h, new=new)},
+        cutoffs=cutoffs(len(new), 3),
+        distance=distance,
+    )["random"]
+    assert calibrated["backfilling"]["random"]["map"] == pytest.approx(curve.to_json()["map"])
+
+    plain = result(folder, metric, "eval_params.calibration=off")
+    assert "calibration" not in plain
+    of_plain, of_calibrated = (found["backfilling"]["random"]["map"] for found in (plain, calibrated))
+    assert of_calibrated[0] == pytest.approx(of_plain[0])
+    assert of_calibrated[-1] == pytest.approx(of_plain[-1])
+    assert sum(of_calibrated) > sum(of_plain)
+    assert result(folder, metric, f"eval_params.calibration={value}")["backfilling"] == calibrated["backfilling"]
+    assert "calibration" not in result(folder, metric, "eval_params.backfilling=null")  # nothing is mixed
+
+
+def test_a_number_that_is_no_calibration_is_refused(folder: Path) -> None:
+    arguments = ("embeddings_params.transformation=null", "embeddings_params.gallery=new.npz")
+    error = fail("eval.py", "--config", "eval.yaml", *arguments, "eval_params.calibration=-1.0", cwd=folder)
+    assert "calibration: a constant on squared distances should be 0 or more, got -1.0" in error
+
+
+def test_where_little_is_held_out_nothing_is_calibrated(folder: Path) -> None:
+    succeed("fit_embeddings.py", "--config", "fit.yaml", "held_out=0.1", cwd=folder)
+    assert "calibration" not in torch.load(folder / "h.pt", weights_only=True)

@@ -1,0 +1,78 @@
+"""A calibrated upgrade: what an index serves, what `plan` predicts, and what a refit changes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from retrieval import Calibration, backfilling_order, cutoffs
+from tests.upgrade.conftest import BATCHES, IDS, Case, make_case, make_refittable, prepared, write_transformation
+from upgrade.prediction import predict_recall
+
+CALIBRATIONS = {"l2": 2.25, "cosine": 0.6}
+
+
+@pytest.fixture(params=[False, True], ids=["l2", "cosine"])
+def calibrated(tmp_path: Path, request: pytest.FixtureRequest) -> Case:
+    """A case whose transformation has calibrations for both distances; new embeddings of length 1 in one of them."""
+    case = make_case(tmp_path, unit=request.param)
+    recorded: dict[str, Any] = {"normalised": True} if request.param else {}
+    write_transformation(tmp_path / "transformation.pt", "fastfill", CALIBRATIONS, **recorded)
+    return case
+
+
+def calibration_of(case: Case) -> Calibration:
+    distance = "cosine" if case.json("manifest")["normalised"] else "l2"
+    return Calibration(distance, CALIBRATIONS[distance])
+
+
+def served(case: Case) -> np.ndarray:
+    """What the index must hold, by the files."""
+    embeddings = torch.from_numpy(case.array("embeddings").astype(np.float32))
+    return calibration_of(case).mixed(embeddings, torch.from_numpy(case.array("state") == 1)).numpy()
+
+
+def test_the_index_has_the_coordinate_whatever_happens_to_a_row(calibrated: Case) -> None:
+    faiss = pytest.importorskip("faiss")
+
+    def check() -> None:
+        index = faiss.read_index(str(calibrated.folder / "upgraded/gallery.faiss"))
+        assert np.allclose(index.reconstruct_batch(IDS), served(calibrated), atol=2e-3)  # it keeps float16
+
+    prepared(calibrated, "faiss=True")
+    check()
+    for batch in BATCHES:
+        calibrated.run("apply", "--batch", batch)
+        check()
+    assert f"{calibration_of(calibrated).value:.4g}" in calibrated.run("status", "--verify")
+    calibrated.run("rollback", "--to", "1")
+    check()
+
+
+def test_the_plan_is_that_of_the_calibrated_mix(calibrated: Case) -> None:
+    calibrated.run("transform")
+    rows = np.arange(200)
+    np.savez(calibrated.folder / "pairs_old.npz", embeddings=calibrated.old[rows])
+    np.savez(calibrated.folder / "pairs_new.npz", embeddings=calibrated.new[rows])
+    calibrated.run("plan", "plan_params.old=pairs_old.npz", "plan_params.new=pairs_new.npz", "plan_params.points=3")
+    curve = calibrated.json("plan/plan")["curves"]["random"]
+
+    transformed, new = (
+        torch.from_numpy(values[rows].astype(np.float32)) for values in (calibrated.array("embeddings"), calibrated.new)
+    )
+    transformed, new = calibration_of(calibrated).transformed(transformed), calibration_of(calibrated).exact(new)
+    orders = {"random": backfilling_order("random", transformed=transformed, new=new)}
+    wanted = predict_recall(new, transformed, orders=orders, cutoffs=cutoffs(200, 3), k=10, confidence=0.95, seed=0)
+    assert curve["values"] == pytest.approx(wanted["random"].values)
+
+
+def test_a_refit_brings_its_own_calibration(tmp_path: Path) -> None:
+    case = prepared(make_refittable(tmp_path, "held_out=0.5", pairs=210))
+    first = torch.load(tmp_path / "transformation.pt", weights_only=True)["calibration"]
+    assert case.json("manifest")["calibration"] == first["l2"]["value"]
+    case.run("apply", "--batch", "first.npz", "refit=True")
+    assert case.json("manifest")["refit"] is not None
+    second = torch.load(tmp_path / "upgraded/transformation.pt", weights_only=True)["calibration"]
+    assert case.json("manifest")["calibration"] == second["l2"]["value"] != first["l2"]["value"]
