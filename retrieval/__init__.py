@@ -12,7 +12,7 @@ from retrieval.orders.backfilling import ORDERS, backfilling_order
 from retrieval.quality import recall_of_nearest, retrieval_quality, upgrade_quality
 from retrieval.ranking.engine import Progress
 from retrieval.representatives import EVEN_SPREAD, class_spread, place_representatives
-from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics
+from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics, regret
 from retrieval.risk_coverage import RiskCoverage, order_quality
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "order_quality",
     "place_representatives",
     "recall_of_nearest",
+    "regret",
     "retrieval_quality",
     "upgrade_quality",
 ]

@@ -79,6 +79,29 @@ class RetrievalMetrics(Counts):
         }
 
 
+class Regret(NamedTuple):
+    """By how much a curve falls, at most, where backfilling should have helped; 0 where it does not fall."""
+
+    below_end: float
+    """Below the lower one of its ends: a part of the backfilling made retrieval worse than none or all of it."""
+    below_chord: float
+    """Below the straight line between its ends: an item brought less than the average item."""
+
+
+def regret(fractions: Sequence[float], values: Sequence[float]) -> Regret:
+    """The regret of a curve with these values at rising fractions from 0 to 1.
+
+    >>> regret([0, 0.5, 1], [0.25, 0.125, 0.5])
+    Regret(below_end=0.125, below_chord=0.25)
+    """
+    first, last = values[0], values[-1]
+    chord = [(1 - fraction) * first + fraction * last for fraction in fractions]
+    return Regret(
+        max(0.0, min(first, last) - min(values)),
+        max(0.0, *(line - value for line, value in zip(chord, values, strict=True))),
+    )
+
+
 @dataclass(frozen=True)
 class BackfillingCurve(Counts):
     """The metrics while a gallery is backfilled in one order: a point for each cut-off."""

@@ -67,9 +67,14 @@ def tables(summary: Summary) -> str:
     if summary.backfilling:
         lines += ["## Area under the backfilling curve", ""]
         lines += [*_figures_table(summary.backfilling, backfilling=True), ""]
+        lines += ["## Regret", "", *_regret_table(summary.backfilling), ""]
     lines += ["In percent" + (f", {SPREAD.format(len(summary.seeds))}." if len(summary.seeds) > 1 else ".")]
     if summary.backfilling:
-        lines[-1] += " Gain recovered: (AUC - old/old) / (new/new - old/old)."
+        lines[-1] += (
+            " Gain recovered: (AUC - old/old) / (new/new - old/old). Regret: how far a curve falls, at most, below the "
+            "lower one of its ends, where a part of the backfilling is worse than none, and below the straight line "
+            "between them."
+        )
     return "\n".join(lines)
 
 
@@ -114,6 +119,17 @@ def _figures_table(rows: list[Row], backfilling: bool) -> list[str]:
             gains = row.gain_recovered or {}
             cells += [percent(gains.get(name)) for name in GAIN_METRICS]
         body.append(cells)
+    return table(header, body)
+
+
+def _regret_table(rows: list[Row]) -> list[str]:
+    header = ["case", "side-info", "order"]
+    header += [f"below {line}, {name}" for line in ("the lower end", "the line") for name in METRICS.values()]
+    body = []
+    for row in rows:
+        found = [row.regrets.get(name, (None, None)) for name in METRICS]
+        figures = [percent(regret[line]) for line in (0, 1) for regret in found]
+        body.append([row.case, SIDE_INFO[row.side_info], row.order or NO_FIGURE, *figures])
     return table(header, body)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any
 
+from retrieval import regret
 from suites.results import GAIN_METRICS, METRICS, Results
 from utils.errors import UserError
 
@@ -46,6 +47,7 @@ class Row:
     gain_recovered: Figures | None = None
     fractions: list[float] = field(default_factory=list)  # of the gallery backfilled, at each point of the curves
     curves: dict[str, list[Figure]] = field(default_factory=dict)  # metric -> its points
+    regrets: dict[str, tuple[Figure, Figure]] = field(default_factory=dict)  # metric -> below its lower end, its chord
     risks: dict[str, Risk] = field(default_factory=dict)  # kind of risk -> how the order does by it; empty: not judged
 
 
@@ -135,8 +137,18 @@ def _row(table: str, index: int, results: list[Results]) -> Row:
             for name in GAIN_METRICS
             if all(curve[name] is not None for curve in curves)
         },
+        regrets={
+            name: _regret(fractions, [curve[name] for curve in curves])
+            for name in METRICS
+            if all(curve[name] is not None for curve in curves)
+        },
         risks={name: _risk([of_seed[name] for of_seed in judged], stage) for name in _shared_keys(judged)},
     )
+
+
+def _regret(fractions: list[float], curves: list[list[float]]) -> tuple[Figure, Figure]:
+    below_end, below_chord = zip(*(regret(fractions, values) for values in curves), strict=True)
+    return _figure(below_end), _figure(below_chord)
 
 
 def _risk(curves: list[dict[str, Any]], stage: str) -> Risk:

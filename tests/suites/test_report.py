@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from suites.planning import plan
 from suites.report import report, tables
-from suites.results import collect_results
+from suites.results import METRICS, collect_results
 from suites.stages import Record
 from suites.summary import over_seeds, summarise
 from tests.suites.fake_suite import EVERY_STAGE, evaluation, read_suite
@@ -91,6 +91,15 @@ def test_without_map(evaluations: dict[str, Any]) -> None:
     _, fct, _ = cells(tables(summarise(results_of(evaluations))), AREAS)
     assert fct[7] == "-"
     assert fct[9:] == ["62.5", "-"]
+
+
+def test_regret_is_how_far_a_curve_falls_below_its_lower_end_and_its_line(evaluations: dict[str, Any]) -> None:
+    curve = evaluations["eval_new_old"]["backfilling"]["random"]
+    curve |= {"cmc_top1": [0.5, 0.4, 0.6], "cmc_top5": [0.5, 0.52, 0.6], "map": [0.5, 0.7, 0.6]}
+    header, fct, side_info = cells(report(results_of(evaluations), {}), "Regret")
+    assert header[3:] == [f"below {line}, {m}" for line in ("the lower end", "the line") for m in METRICS.values()]
+    assert fct[3:] == ["10.0", "0.0", "0.0", "15.0", "3.0", "0.0"]
+    assert side_info[3:] == ["-"] * 6
 
 
 def test_a_row_with_baselines_of_its_own(evaluations: dict[str, Any]) -> None:
