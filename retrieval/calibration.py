@@ -26,9 +26,9 @@ from utils.seeds import Stream, generator
 
 STEPS = 20  # of the values to choose among: shares of e up to all of it, and factors down to 1 / STEPS
 SHARES = (0.25, 0.5, 0.75)  # of the gallery, re-embedded, in the mixes to choose by
-MAX_ITEMS, MAX_QUERIES = 20_000, 500  # to choose by
+MAX_ITEMS, MAX_QUERIES = 20_000, 1000  # to choose by
 DEPTHS = (1, 2, 5, 10, 20, 50, 100, 200, 500)
-RELATIVE_DEPTH = 0.02  # the deepest counts this share of the items, or MIN_DEPTH
+RELATIVE_DEPTH = 0.01  # the deepest counts this share of the items, or MIN_DEPTH: who searches, looks no deeper
 MIN_DEPTH = 10
 FEWEST = 100  # items to choose by: fewer show nothing but chance
 QUERIES_AT_ONCE = 64
@@ -81,7 +81,7 @@ def choose_calibration(new: Tensor, transformed: Tensor, distance: str = "l2", *
     """Choose the calibration with which random mixes agree best with a gallery of new embeddings alone, without labels.
 
     Agreement is the average overlap (Webber et al., ACM TOIS 2010) of the items that a query finds in the mix and among
-    new embeddings: |both| / k, a mean over depths k that grow by a constant factor, up to 2 % of the items; over mixes
+    new embeddings: |both| / k, a mean over depths k that grow by a constant factor, up to 1 % of the items; over mixes
     of which a quarter, half and three quarters are re-embedded, drawn for each query anew; and over queries.
 
     Args:
@@ -106,11 +106,12 @@ def choose_calibration(new: Tensor, transformed: Tensor, distance: str = "l2", *
     new, transformed = new[items].float(), transformed[items].float()
     candidates = _candidates(new, transformed, distance)
     agreements = _agreements(new, transformed, candidates, distance, random)
-    best = int(agreements.argmax())  # of equal ones the mildest
+    alike = _no_worse_than_the_best(agreements)
+    chosen = 0 if alike[0] else int(alike.nonzero().double().mean().round())  # the middle one; none where that will do
     return {
-        "value": candidates[best].value,
-        "agreement": float(agreements[best]),
-        "uncalibrated": float(agreements[0]),
+        "value": candidates[chosen].value,
+        "agreement": float(agreements[:, chosen].mean()),
+        "uncalibrated": float(agreements[:, 0].mean()),
     }
 
 
@@ -125,11 +126,11 @@ def _candidates(new: Tensor, transformed: Tensor, distance: str) -> list[Calibra
 def _agreements(
     new: Tensor, transformed: Tensor, candidates: list[Calibration], distance: str, random: torch.Generator
 ) -> Tensor:
-    """The agreement of each candidate, (len(candidates),) float64 on the CPU."""
+    """The agreement of each query's mixes by each candidate, (queries, candidates) float64 on the CPU."""
     m = len(new)
     depths = [k for k in DEPTHS if k <= max(MIN_DEPTH, RELATIVE_DEPTH * m)]
-    total = torch.zeros(len(candidates), dtype=torch.float64)
     queries = torch.arange(min(m, MAX_QUERIES), device=new.device)
+    agreements = torch.zeros(len(queries), len(candidates), dtype=torch.float64)
     for part in queries.split(QUERIES_AT_ONCE):
         exact, old = (_distances(new[part], gallery, distance) for gallery in (new, transformed))  # (c, m)
         for distances in (exact, old):
@@ -140,8 +141,17 @@ def _agreements(
             stood_back = calibration.stood_back(old)
             for share in SHARES:
                 found = torch.where(draws < share, exact, stood_back).topk(depths[-1], largest=False).indices
-                total[number] += average_overlap(found, wanted, m, depths).sum().cpu()
-    return total / (len(SHARES) * len(queries))
+                agreements[part.cpu(), number] += average_overlap(found, wanted, m, depths).cpu() / len(SHARES)
+    return agreements
+
+
+def _no_worse_than_the_best(agreements: Tensor) -> Tensor:
+    """Which candidates cannot be told from the best: by less than a standard error of the difference over queries.
+
+    (queries, candidates) -> (candidates,) bool.
+    """
+    behind = agreements[:, [int(agreements.mean(0).argmax())]] - agreements
+    return behind.mean(0) <= behind.std(0) / len(behind) ** 0.5
 
 
 def _distances(query: Tensor, gallery: Tensor, distance: str) -> Tensor:
