@@ -39,7 +39,8 @@ def main() -> None:
             Run(config.output, config, world)  # the config beside the output
         best = choose(fitted)
         description = describe_with_refinement(best.transformation, best.arguments, material, upgrade_quality, world)
-        description = with_calibration(description, data.held_out, choose_calibration, world)
+        held_out = data.held_out if config.calibrates else None
+        description = with_calibration(description, held_out, choose_calibration, world)
         if world.is_main:
             print(comparison(fitted), end="")
             origin = provenance(config, data, fitted)

@@ -87,7 +87,7 @@ def train_transformation(config: TransformationConfig, world: World, preemption:
         task = TransformationTask(transformation, objective, pairs, config, run.precision, world)
         train(task, transformation, config.loop, run, world, preemption)
     fitted = describe_with_refinement(transformation, arguments, material, upgrade_quality, world)
-    fitted = with_calibration(fitted, held_out, choose_calibration, world)
+    fitted = with_calibration(fitted, held_out if config.calibrates else None, choose_calibration, world)
     if world.is_main:
         transformed = describe_transformed(descriptions["old"], descriptions.get("side_info"), fitted)
         for path, description in (

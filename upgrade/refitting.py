@@ -79,7 +79,7 @@ def refit_gallery(config: UpgradeConfig, gallery: Gallery, world: World, preempt
     fitted = {method: fit(one, data, retrieval_quality, world, preemption) for method, one in configs_of(own).items()}
     best = choose(fitted)
     description = describe_with_refinement(best.transformation, best.arguments, material, upgrade_quality, world)
-    description = with_calibration(description, data.held_out, choose_calibration, world)
+    description = with_calibration(description, data.held_out if own.calibrates else None, choose_calibration, world)
     refitted = cast(Transformation, build_model(description, where=REFIT))
     (measure, before), (_, after) = (_quality(one, pairs.compared, world) for one in (inputs.transformation, refitted))
     origin = "the sample" if first.lost is None and pairs.held_out is not None else "the gallery"

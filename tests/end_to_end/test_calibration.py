@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from retrieval import Calibration, backfilling_curve, backfilling_order, cutoffs
+from tests.end_to_end.conftest import evaluate
 from tests.retrieval.test_calibration import clusters
-from tests.tiny import fail, succeed
+from tests.tiny import fail, succeed, write_images
 
 FIT = "{old: old.npz, new: new.npz, method: ridge, held_out: 0.4, output: h.pt}"
 EVALUATION = """
@@ -76,3 +77,15 @@ def test_a_number_that_is_no_calibration_is_refused(folder: Path) -> None:
 def test_where_little_is_held_out_nothing_is_calibrated(folder: Path) -> None:
     succeed("fit_embeddings.py", "--config", "fit.yaml", "held_out=0.1", cwd=folder)
     assert "calibration" not in torch.load(folder / "h.pt", weights_only=True)
+
+
+def test_a_model_of_images_brings_the_calibration_of_its_transformation(work: Path) -> None:
+    write_images(work / "more", classes=6, training=40, validation=5)
+    arguments = ("dataset_params.data_root=more", "arch_params={arch: ridge}", "objective_params={}")
+    command = ("train_transformation.py", "--config", "transformation.yaml", *arguments)
+    outputs = ("output_transformation_path=h.pt", "output_transformed_old_model_path=calibrated.pt")
+    succeed(*command, *outputs, "calibration_held_out=0.5", cwd=work)
+    value = torch.load(work / "h.pt", weights_only=True)["calibration"]["l2"]["value"]
+    found = evaluate(work, "gallery_model_path=calibrated.pt", "eval_params.backfilling_list=[random]")
+    assert found["calibration"] == {"distance": "l2", "value": value}
+    assert "calibration" not in torch.load(work / "checkpoints/transformation.pt", weights_only=True)  # not asked for

@@ -95,8 +95,8 @@ class HowToFit:
     )
     calibration_held_out: float = key(
         0.0,
-        doc="share of the training items kept from the training to calibrate h for mixed galleries on, where nothing "
-        "else is held out; 0: no calibration then",
+        doc="calibrate h for mixed galleries, on so large a share of the training items, kept from the training; "
+        "on those of a refinement where there is one; 0: no calibration, but of fit_embeddings.py on its `held_out`",
         minimum=0.0,
         maximum=0.5,
     )
@@ -112,6 +112,11 @@ class HowToFit:
     compile: Compile = key("auto", doc=COMPILE_DOC)
     resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether h is calibrated."""
+        return self.calibration_held_out > 0
 
     @property
     def kept_from_training(self) -> float:
@@ -243,6 +248,11 @@ class FitConfig(HowToFit, PairedFiles):
             raise ValueError(f"side_info: {self.method} maps the old embedding alone; leave it out, or use ridge")
         if kind is not None and self.sigma_dim is not None and not kind.has_uncertainty:
             raise ValueError(f"sigma_dim: {self.method} has no uncertainty; use fastfill or leave it out")
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether h is calibrated: wherever pairs are held out."""
+        return self.held_out > 0 or super().calibrates
 
     @property
     def arch_params(self) -> TransformationArch:
