@@ -135,13 +135,19 @@ def _agreements(
         exact, old = (_distances(new[part], gallery, distance) for gallery in (new, transformed))  # (c, m)
         for distances in (exact, old):
             distances[torch.arange(len(part)), part] = torch.inf
-        wanted = exact.topk(depths[-1], largest=False).indices
+        order = torch.arange(depths[-1], device=new.device).expand(len(part), -1)
+        places = torch.full_like(exact, depths[-1], dtype=torch.int64)
+        places.scatter_(1, exact.topk(depths[-1], largest=False).indices, order)
         draws = torch.rand(len(part), m, generator=random).to(new.device)
-        for number, calibration in enumerate(candidates):
-            stood_back = calibration.stood_back(old)
-            for share in SHARES:
-                found = torch.where(draws < share, exact, stood_back).topk(depths[-1], largest=False).indices
-                agreements[part.cpu(), number] += average_overlap(found, wanted, m, depths).cpu() / len(SHARES)
+        for share in SHARES:
+            # Whatever the calibration, the first of a mix are among the first of either kind.
+            re_embedded = exact.masked_fill(draws >= share, torch.inf).topk(depths[-1], largest=False)
+            others = old.masked_fill(draws < share, torch.inf).topk(depths[-1], largest=False)
+            items = torch.cat([re_embedded.indices, others.indices], dim=1)
+            for number, calibration in enumerate(candidates):
+                mix = torch.cat([re_embedded.values, calibration.stood_back(others.values)], dim=1)
+                found = items.gather(1, mix.topk(depths[-1], largest=False).indices)
+                agreements[part.cpu(), number] += average_overlap(found, places, depths).cpu() / len(SHARES)
     return agreements
 
 
@@ -161,10 +167,13 @@ def _distances(query: Tensor, gallery: Tensor, distance: str) -> Tensor:
     return torch.cdist(query, gallery).square()
 
 
-def average_overlap(found: Tensor, wanted: Tensor, m: int, depths: list[int]) -> Tensor:
-    """The mean over `depths` k of |first k of found, first k of wanted| / k; lists (c, D) of items below m -> (c,)."""
-    c, depth = found.shape
-    order = torch.arange(depth, device=found.device)
-    place = torch.full((c, m), depth, device=found.device).scatter_(1, found, order.expand(c, -1))
-    needed = torch.maximum(place.gather(1, wanted), order)  # an item is in both lists from the depth after this on
+def average_overlap(found: Tensor, places: Tensor, depths: list[int]) -> Tensor:
+    """The mean over `depths` k of |first k of found, first k of another list| / k, (c,).
+
+    Args:
+        found: lists (c, D) of items below m.
+        places: the place of every item in the other list, (c, m); D or more where it is not there.
+    """
+    order = torch.arange(found.shape[1], device=found.device)
+    needed = torch.maximum(places.gather(1, found), order)  # an item is in both lists from the depth after this on
     return torch.stack([(needed < k).double().sum(1) / k for k in depths]).mean(0)

@@ -124,8 +124,8 @@ def test_the_same_seed_chooses_the_same() -> None:
 def test_average_overlap_counts_what_both_lists_have_at_each_depth(one: list[int], other: list[int]) -> None:
     depths = [1, 2, 5]
     wanted = sum(len(set(one[:k]) & set(other[:k])) / k for k in depths) / len(depths)
-    found, expected = (torch.tensor([items[:5]]) for items in (one, other))
-    assert float(average_overlap(found, expected, 8, depths)) == pytest.approx(wanted)
+    places = torch.tensor([[other.index(item) for item in range(8)]])
+    assert float(average_overlap(torch.tensor([one[:5]]), places, depths)) == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def operations(model: nn.Module, inputs: Tensor, *, training: bool) -> float:
 
 
 def test_the_trainings_take_at_most_sixteen_trillion_operations() -> None:
-    suite = build(SuiteConfig, expand(read_config(QUICKSTART), QUICKSTART), source=QUICKSTART)
+    suite = build(SuiteConfig, expand(read_config(QUICKSTART), str(QUICKSTART)), source=QUICKSTART)
     items_per_class, total, dims = GLYPHS_PARAMETERS["train_per_class"], 0.0, {}
     stages = [stage for stage in resolve(suite, ROOT) if stage.script.startswith("train_")]
     assert [stage.name.partition("_")[0] for stage in stages] == ["backbone", "backbone", "fct", "fastfill"]
