@@ -58,10 +58,10 @@ class Calibration:
         return cls(distance, 1.0 if distance == "cosine" else 0.0)
 
     def transformed(self, embeddings: Tensor) -> Tensor:
-        """Transformed items (n, d) -> (n, d + 1), as an index holds them; of length 1 for cosine."""
+        """Transformed items (n, d) -> (n, d + 1) float32, as an index holds them; of length 1 for cosine."""
         if self.distance == "l2":
-            return F.pad(embeddings, (0, 1), value=self.value**0.5)
-        return F.pad(self.value * unit(embeddings), (0, 1), value=(1 - self.value**2) ** 0.5)
+            return F.pad(embeddings.float(), (0, 1), value=self.value**0.5)
+        return F.pad(self.value * unit(embeddings.float()), (0, 1), value=(1 - self.value**2) ** 0.5)
 
     def exact(self, embeddings: Tensor) -> Tensor:
         """Queries and re-embedded items (n, d) -> (n, d + 1), as an index holds and is asked for them."""

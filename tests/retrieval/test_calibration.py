@@ -39,6 +39,13 @@ def test_the_coordinate_multiplies_the_cosines_of_transformed_items() -> None:
     assert torch.equal(calibration.exact(new)[:, :-1], new)
 
 
+@pytest.mark.parametrize("distance", ["l2", "cosine"])
+def test_half_precision_is_not_lost_on_the_way(distance: str) -> None:
+    _, h, _ = clusters()
+    calibration = Calibration(distance, 0.7)
+    assert torch.equal(calibration.transformed(h.half()), calibration.transformed(h.half().float()))
+
+
 def test_a_zero_vector_stays_far_from_every_query() -> None:
     items = Calibration("cosine", 0.7).transformed(torch.zeros(1, 4))
     assert torch.equal(items[:, :-1], torch.zeros(1, 4))
