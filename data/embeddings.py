@@ -29,6 +29,7 @@ class EmbeddingSet:
     log_variance: torch.Tensor | None = None  # (n,) or (n, d)
     # (n,) int64, of the two sets of an evaluation: items of the same number are the same item.
     numbers: torch.Tensor | None = None
+    re_embedded: torch.Tensor | None = None  # (n,) bool, of a gallery in the middle of its upgrade
 
     def __len__(self) -> int:
         return len(self.embeddings)

@@ -1,6 +1,5 @@
 """The queries and the gallery of an evaluation: from models and images, or from embedding files."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -10,7 +9,7 @@ from data.embeddings import EmbeddingSet
 from data.lengths import about_zeros, lengths_of, zeros_kept
 from embedding.extraction import embed_images, freeze
 from evaluation.config import EmbeddingsParams, EvalConfig
-from evaluation.files import ClassVectors, read_class_vectors, read_query_and_gallery
+from evaluation.files import Calibrations, ClassVectors, read_class_vectors, read_query_and_gallery
 from evaluation.subsets import take_subset
 from models.embedding import TransformedModel
 from models.model_files import build_model, calibration_of, check_inputs, classifier_of, read_description
@@ -20,9 +19,6 @@ from utils.distributed import World
 from utils.errors import UserError
 
 TRANSFORMED_AT_ONCE = 1 << 14  # items
-
-
-Calibrations = Mapping[str, Mapping[str, float]]  # of the gallery's transformation, by distance, as its file has them
 
 
 @dataclass(frozen=True)
@@ -45,13 +41,14 @@ def query_and_gallery(config: EvalConfig, world: World) -> Compared:
     if files is None:
         compared = embed_queries_and_gallery(config, world)
     else:
-        query, gallery, side_info, by_place = read_query_and_gallery(files, params, world.device)
+        query, gallery, side_info, by_place, of_mix = read_query_and_gallery(files, params, world.device)
         if by_place and world.is_main:
             print(
                 f"{files.query} and {files.gallery} have no ids, and the same labels: item i of both is taken for "
                 "the same one, which a query never retrieves (else set eval_params.same_items=false)"
             )
-        compared = Compared(query, *gallery_in_new_space(gallery, side_info, files, world))
+        gallery, classes, calibrations = gallery_in_new_space(gallery, side_info, files, world)
+        compared = Compared(query, gallery, classes, calibrations or of_mix)
     if params.subset is not None:
         query, gallery = take_subset(compared.query, compared.gallery, params.subset, config.seed)
         compared = replace(compared, query=query, gallery=gallery)

@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from data.embeddings import EmbeddingSet
 from evaluation.config import EvalConfig, EvalParams
-from evaluation.files import ClassVectors
-from evaluation.items import Calibrations, Compared
+from evaluation.files import Calibrations, ClassVectors
+from evaluation.items import Compared
 from retrieval import (
     EVEN_SPREAD,
     BackfillingCurve,
@@ -67,7 +67,8 @@ def evaluate_retrieval(compared: Compared, config: EvalConfig, world: World) -> 
     try:
         orders = backfilling_orders(query, gallery, classes, config)
         gallery, placing = with_representatives(gallery, classes, config.eval_params.representatives)
-        calibration = calibration_for(config.eval_params, compared.calibrations) if orders else None
+        is_mixed = bool(orders) or gallery.re_embedded is not None
+        calibration = calibration_for(config.eval_params, compared.calibrations) if is_mixed else None
         metrics, curves = metrics_and_curves(query, gallery, orders, calibration, config, world)
         quality = judge_orders(query, gallery, orders, config, world)
     except UserError as error:
@@ -166,11 +167,15 @@ def metrics_and_curves(
             "world": world,
             "progress": progress,
         }
-        if not orders:
-            return evaluate(query.embeddings, gallery.embeddings, query.labels, gallery.labels, **shared), {}
         new, transformed = query.embeddings, gallery.embeddings
         if calibration is not None:
-            new, transformed = calibration.exact(new), calibration.transformed(transformed)
+            new = calibration.exact(new)
+            if gallery.re_embedded is None:
+                transformed = calibration.transformed(transformed)
+            else:
+                transformed = calibration.mixed(transformed, gallery.re_embedded)
+        if not orders:
+            return evaluate(new, transformed, query.labels, gallery.labels, **shared), {}
         assert params.backfilling is not None
         points = cutoffs(len(gallery), params.backfilling)
         curves = backfilling_curve(

@@ -1,5 +1,6 @@
 """A calibrated upgrade: what an index serves, what `plan` predicts, and what a refit changes."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval import Calibration, backfilling_order, cutoffs
-from tests.upgrade.conftest import BATCHES, IDS, Case, make_case, make_refittable, prepared, write_transformation
+from retrieval import Calibration, backfilling_order, cutoffs, evaluate
+from tests.tiny import succeed
+from tests.upgrade.conftest import BATCHES, IDS, Case, N, make_case, make_refittable, prepared, write_transformation
 from upgrade.prediction import predict_recall
 
 CALIBRATIONS = {"l2": 2.25, "cosine": 0.6}
@@ -66,6 +68,32 @@ def test_the_plan_is_that_of_the_calibrated_mix(calibrated: Case) -> None:
     orders = {"random": backfilling_order("random", transformed=transformed, new=new)}
     wanted = predict_recall(new, transformed, orders=orders, cutoffs=cutoffs(200, 3), k=10, confidence=0.95, seed=0)
     assert curve["values"] == pytest.approx(wanted["random"].values)
+
+
+def test_the_gallery_is_judged_as_it_is_served(calibrated: Case) -> None:
+    labels = np.arange(N) % 5
+    calibrated.write_old(labels=labels)
+    prepared(calibrated)
+    calibrated.run("apply", "--batch", "first.npz")
+    np.savez(calibrated.folder / "new.npz", embeddings=calibrated.new, ids=IDS, labels=labels)
+    distance = calibration_of(calibrated).distance
+    config = "{embeddings_params: {query: new.npz, gallery: upgraded}, eval_params: {distance_metric_name: %s}}"
+    (calibrated.folder / "eval.yaml").write_text(config % distance)
+    succeed("eval.py", "--config", "eval.yaml", "--output", "result.json", cwd=calibrated.folder)
+    found = json.loads((calibrated.folder / "result.json").read_text())
+    new = torch.from_numpy(calibrated.new.astype(np.float32))
+    wanted = evaluate(
+        calibration_of(calibrated).exact(new),
+        torch.from_numpy(served(calibrated)),
+        torch.from_numpy(labels),
+        distance=distance,
+    )
+    assert found["metrics"] == pytest.approx(wanted.to_json())
+    assert found["calibration"] == {"distance": distance, "value": CALIBRATIONS[distance]}
+    plain = evaluate(
+        new, torch.from_numpy(calibrated.array("embeddings")).float(), torch.from_numpy(labels), distance=distance
+    )
+    assert plain.mean_average_precision != pytest.approx(wanted.mean_average_precision)
 
 
 def test_a_refit_brings_its_own_calibration(tmp_path: Path) -> None:
