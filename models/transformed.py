@@ -1,5 +1,6 @@
 """What every transformation takes and gives."""
 
+from abc import ABC, abstractmethod
 from typing import ClassVar, NamedTuple, cast
 
 import torch
@@ -16,7 +17,7 @@ class Transformed(NamedTuple):
     log_variance: torch.Tensor | None  # (B, sigma_dim); None from a transformation without uncertainty
 
 
-class Transformation(nn.Module):
+class Transformation(nn.Module, ABC):
     """h(old embedding, side-information) -> new embedding.
 
     A subclass implements `transform` and declares what it makes of its inputs.
@@ -61,12 +62,12 @@ class Transformation(nn.Module):
         h, log_variance = self.transform(self.standards["old"](old), side_info)
         return Transformed(cast(Standardisation, self.standards["new"]).inverse(h), log_variance)
 
+    @abstractmethod
     def transform(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
         """As `forward`, of (B, d) inputs, with h as it is and a log variance of the transformation's own or none.
 
         Inputs and h are standardised where there are `standards`.
         """
-        raise NotImplementedError
 
 
 def joined(old: torch.Tensor, side_info: torch.Tensor | None) -> torch.Tensor:

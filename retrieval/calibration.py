@@ -52,11 +52,6 @@ class Calibration:
         if self.distance == "l2" and not 0 <= self.value < float("inf"):
             raise UserError(f"calibration: a constant on squared distances should be 0 or more, got {self.value}")
 
-    @classmethod
-    def none(cls, distance: str) -> "Calibration":
-        """The one that changes nothing."""
-        return cls(distance, 1.0 if distance == "cosine" else 0.0)
-
     def transformed(self, embeddings: Tensor) -> Tensor:
         """Transformed items (n, d) -> (n, d + 1) float32, as an index holds them; of length 1 for cosine."""
         if self.distance == "l2":

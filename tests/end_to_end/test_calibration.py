@@ -74,8 +74,9 @@ def test_a_number_that_is_no_calibration_is_refused(folder: Path) -> None:
     assert "calibration: a constant on squared distances should be 0 or more, got -1.0" in error
 
 
-def test_where_little_is_held_out_nothing_is_calibrated(folder: Path) -> None:
-    succeed("fit_embeddings.py", "--config", "fit.yaml", "held_out=0.1", cwd=folder)
+def test_where_little_is_held_out_nothing_is_calibrated_and_that_is_said(folder: Path) -> None:
+    printed = succeed("fit_embeddings.py", "--config", "fit.yaml", "held_out=0.1", cwd=folder)
+    assert "not calibrated: 60 pairs are held out" in printed
     assert "calibration" not in torch.load(folder / "h.pt", weights_only=True)
 
 

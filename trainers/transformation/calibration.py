@@ -22,9 +22,13 @@ Choose = Callable[[torch.Tensor, torch.Tensor, str], dict[str, float]]
 def with_calibration(description: Description, held_out: PairBatch | None, choose: Choose, world: World) -> Description:
     """The description of a transformation with its calibration for each distance, chosen on the held-out pairs.
 
-    As it is where nothing, or too little, is held out.
+    As it is where nothing is held out, and, which a line says, where that is too little.
     """
-    if held_out is None or len(held_out.new) < FEWEST_PAIRS:
+    if held_out is None:
+        return description
+    if len(held_out.new) < FEWEST_PAIRS:
+        if world.is_main:
+            print(f"not calibrated: {len(held_out.new)} pairs are held out, and fewer than {FEWEST_PAIRS} show little")
         return description
     transformation = cast(Transformation, build_model(description, where="transformation")).to(world.device)
     h = zeros_kept(transformation(held_out.old, held_out.side_info).embedding.float(), held_out.old)
