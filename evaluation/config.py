@@ -79,6 +79,11 @@ class EvalParams:
         for name, ranks in (("recall_at", self.recall_at), ("precision_at", self.precision_at)):
             if any(k < 1 for k in ranks):
                 raise ValueError(f"{name}: should be 1 or more each, got {ranks}")
+        if isinstance(self.calibration, float):
+            cosine = self.distance_metric_name == "cosine"
+            if self.calibration < 0 or (cosine and not 0 < self.calibration <= 1):
+                allowed = "a factor on cosines above 0 and at most 1" if cosine else "a constant of 0 or more"
+                raise ValueError(f"calibration: should be auto, off or {allowed}, got {self.calibration}")
         if self.interval_level is not None and not 0 < self.interval_level < 1:
             raise ValueError(f"interval_level: should be between 0 and 1, as 0.95, got {self.interval_level}")
 

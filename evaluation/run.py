@@ -128,11 +128,7 @@ def with_representatives(
 
 
 def calibration_for(params: EvalParams, recorded: Calibrations) -> Calibration | None:
-    """The calibration that an evaluation is asked for, if any.
-
-    Raises:
-        UserError: a number that is none for the distance.
-    """
+    """The calibration that an evaluation is asked for, if any."""
     distance, wanted = params.distance_metric_name, params.calibration
     if isinstance(wanted, float):
         return Calibration(distance, wanted)

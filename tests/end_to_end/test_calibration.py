@@ -68,10 +68,16 @@ def test_curves_are_those_of_the_calibrated_gallery_and_say_so(folder: Path, dis
     assert "calibration" not in result(folder, metric, "eval_params.backfilling=null")  # nothing is mixed
 
 
-def test_a_number_that_is_no_calibration_is_refused(folder: Path) -> None:
-    arguments = ("embeddings_params.transformation=null", "embeddings_params.gallery=new.npz")
-    error = fail("eval.py", "--config", "eval.yaml", *arguments, "eval_params.calibration=-1.0", cwd=folder)
-    assert "calibration: a constant on squared distances should be 0 or more, got -1.0" in error
+@pytest.mark.parametrize(
+    ("distance", "value", "allowed"),
+    [("l2", "-1", "a constant of 0 or more"), ("cosine", "1.5", "a factor on cosines"), ("cosine", "0", "a factor")],
+)
+def test_a_number_that_is_no_calibration_is_refused_before_any_work(
+    folder: Path, distance: str, value: str, allowed: str
+) -> None:
+    arguments = (f"eval_params.distance_metric_name={distance}", f"eval_params.calibration={value}")
+    error = fail("eval.py", "--config", "eval.yaml", *arguments, cwd=folder)  # h.pt is not there: nothing was read
+    assert f"eval.yaml: eval_params.calibration: should be auto, off or {allowed}" in error
 
 
 def test_where_little_is_held_out_nothing_is_calibrated_and_that_is_said(folder: Path) -> None:
