@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def result(folder: Path, *arguments: str) -> dict[str, Any]:
-    succeed("eval.py", "--config", "eval.yaml", *arguments, cwd=folder)
+    succeed("eval.py", "--config", "eval.yaml", *arguments, cwd=folder, processes=None)
     return json.loads((folder / "result.json").read_text())
 
 
@@ -81,7 +81,7 @@ def test_a_number_that_is_no_calibration_is_refused_before_any_work(
 
 
 def test_where_little_is_held_out_nothing_is_calibrated_and_that_is_said(folder: Path) -> None:
-    printed = succeed("fit_embeddings.py", "--config", "fit.yaml", "held_out=0.1", cwd=folder)
+    printed = succeed("fit_embeddings.py", "--config", "fit.yaml", "held_out=0.1", cwd=folder, processes=None)
     assert "not calibrated: 60 pairs are held out" in printed
     assert "calibration" not in torch.load(folder / "h.pt", weights_only=True)
 
