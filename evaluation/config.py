@@ -54,6 +54,11 @@ class EvalParams:
         doc="by how much transformed items stand back where others are re-embedded, as a constant on their squared "
         "distances or a factor on their cosines; auto: as the transformation's file says, if it does",
     )
+    two_fields: Literal["reciprocal_ranks", "standardised"] | None = key(
+        None,
+        doc="of a gallery of the old model, without a transformation: backfill into a second field, let each model's "
+        "query rank its field, and merge by reciprocal rank fusion or by distances standardised in each field",
+    )
     representatives: Literal["off", "auto", "on"] = key(
         "off",
         doc="move the clearest item of each class to the class's mean, once the orders have looked at the gallery; "
@@ -84,6 +89,13 @@ class EvalParams:
             if self.calibration < 0 or (cosine and not 0 < self.calibration <= 1):
                 allowed = "a factor on cosines above 0 and at most 1" if cosine else "a constant of 0 or more"
                 raise ValueError(f"calibration: should be auto, off or {allowed}, got {self.calibration}")
+        if self.two_fields is not None:
+            if self.backfilling is None or self.backfilling_list != ["random"]:
+                raise ValueError("two_fields: needs `backfilling`, and a backfilling_list of `random` alone")
+            if self.representatives != "off":
+                raise ValueError("two_fields: goes without representatives")
+            if self.per_class or self.per_query is not None or self.interval_level is not None:
+                raise ValueError("two_fields: goes without per_class, per_query and interval_level")
         if self.interval_level is not None and not 0 < self.interval_level < 1:
             raise ValueError(f"interval_level: should be between 0 and 1, as 0.95, got {self.interval_level}")
 
@@ -139,6 +151,8 @@ class EvalConfig:
     precision: Precision = key("fp32", doc="of the embedding models; bf16 moves a metric by up to 0.5 points")
 
     def __post_init__(self) -> None:
+        if self.eval_params.two_fields and self.embeddings_params and self.embeddings_params.transformation:
+            raise ValueError("eval_params.two_fields: is for the old embeddings as they are; without a transformation")
         from_models = [self.query_model_path, self.gallery_model_path, self.dataset_params]
         if self.embeddings_params is not None and any(from_models):
             raise ValueError("embeddings_params: stands in place of the model paths and dataset_params")

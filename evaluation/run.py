@@ -1,7 +1,7 @@
 """An evaluation: queries and a gallery -> metrics, and the curve of a gallery that is backfilled in each order."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,7 +26,9 @@ from retrieval import (
     evaluate,
     order_quality,
     place_representatives,
+    two_field_curve,
 )
+from retrieval.results import Wanted
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -90,7 +92,8 @@ def backfilling_orders(
     return {
         name: backfilling_order(
             name,
-            transformed=gallery.embeddings,
+            # With two fields nothing is transformed, and the old vectors may have another dimension.
+            transformed=gallery.embeddings if params.two_fields is None else query.embeddings,
             new=query.embeddings,
             log_variance=gallery.log_variance,
             classifier=classes.classifier,
@@ -148,6 +151,9 @@ def metrics_and_curves(
     """The metrics before any backfilling and the curve of each order."""
     params = config.eval_params
     assert query.labels is not None
+    if params.two_fields is not None:
+        curves = two_field_curves(query, gallery, orders, config, world)
+        return next(iter(curves.values())).points[0], curves
     with ranking_progress(query, config, world) as progress:
         shared: dict[str, Any] = {
             "query_ids": query.numbers,
@@ -180,6 +186,37 @@ def metrics_and_curves(
     return next(iter(curves.values())).points[0], curves
 
 
+def two_field_curves(
+    query: EmbeddingSet,
+    gallery: EmbeddingSet,
+    orders: Mapping[str, torch.Tensor],
+    config: EvalConfig,
+    world: World,
+) -> Curves:
+    """The curve of each order where both models' vectors are kept, each in a field of its own."""
+    params = config.eval_params
+    assert query.labels is not None
+    assert params.backfilling is not None
+    assert params.two_fields is not None
+    points = cutoffs(len(gallery), params.backfilling)
+    curves = {}
+    for name, order in orders.items():
+        with shown_progress(len(points), "points", config, world) as progress:
+            curves[name] = two_field_curve(
+                query.embeddings,
+                gallery.embeddings,
+                query.labels,
+                order=order,
+                cutoffs=points,
+                merge=params.two_fields,
+                distance=params.distance_metric_name,
+                wanted=Wanted((1, 5), params.recall_at, params.precision_at, params.compute_map),
+                world=world,
+                progress=progress,
+            )
+    return curves
+
+
 def judge_orders(
     query: EmbeddingSet, gallery: EmbeddingSet, orders: Mapping[str, torch.Tensor], config: EvalConfig, world: World
 ) -> Quality:
@@ -204,12 +241,16 @@ def judge_orders(
         )
 
 
-@contextmanager
-def ranking_progress(query: EmbeddingSet, config: EvalConfig, world: World) -> Iterator[Progress]:
+def ranking_progress(query: EmbeddingSet, config: EvalConfig, world: World) -> AbstractContextManager[Progress]:
     """A progress bar over this process's share of the queries: a function to call with the number that are done."""
-    share = len(range(len(query))[world.share(len(query))])
+    return shown_progress(len(range(len(query))[world.share(len(query))]), "query", config, world)
+
+
+@contextmanager
+def shown_progress(total: int, unit: str, config: EvalConfig, world: World) -> Iterator[Progress]:
+    """A progress bar: a function to call with the number that are done."""
     hidden = None if config.eval_params.verbose and world.is_main else True
-    with tqdm(total=share, desc="ranking", unit="query", leave=False, disable=hidden) as bar:
+    with tqdm(total=total, desc="ranking", unit=unit, leave=False, disable=hidden) as bar:
 
         def progress(done: int) -> None:
             bar.update(done - bar.n)

@@ -14,6 +14,7 @@ from retrieval.ranking.engine import Progress
 from retrieval.representatives import EVEN_SPREAD, class_spread, place_representatives
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics, regret
 from retrieval.risk_coverage import RiskCoverage, order_quality
+from retrieval.two_fields import two_field_curve
 
 __all__ = [
     "EVEN_SPREAD",
@@ -35,5 +36,6 @@ __all__ = [
     "recall_of_nearest",
     "regret",
     "retrieval_quality",
+    "two_field_curve",
     "upgrade_quality",
 ]

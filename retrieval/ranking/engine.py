@@ -14,13 +14,13 @@ A plain evaluation is the curve with one embedding an item and one point.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from retrieval.metrics import average_precision, first_relevant_rank, hit_ranks, hits_within
 from retrieval.ranking.binning import bins_of, cells_of
-from retrieval.ranking.distances import DistanceTable
 from retrieval.ranking.relevance import Relevance
 from retrieval.ranking.threads import run_chunks, worker_count
 from retrieval.results import PerQuery, Wanted
@@ -39,8 +39,19 @@ BYTES_PER_ELEMENT = 28  # of a distance in float64 and float32, its cell, bin an
 Progress = Callable[[int], None]  # told how many queries are done
 
 
+class Table(Protocol):
+    """Distances from queries to the gallery: `DistanceTable`, or what is made of two of them."""
+
+    @property
+    def sources(self) -> int:
+        """S, the embeddings that an item has."""
+
+    def rows(self, index: Tensor, itself: Tensor) -> Tensor:
+        """As `DistanceTable.rows`, (c, S, n_g) float32 of 0 or more."""
+
+
 def rank_queries(
-    table: DistanceTable,
+    table: Table,
     relevant: Relevance,
     blocks: Mapping[str, Tensor],
     points: int,
@@ -110,7 +121,7 @@ def _gathered(ranking: PerQuery, world: World) -> PerQuery:
     return ranking._replace(**gathered)
 
 
-def _chunks(table: DistanceTable, relevant: Relevance, queries: Tensor, points: int) -> Iterator[Tensor]:
+def _chunks(table: Table, relevant: Relevance, queries: Tensor, points: int) -> Iterator[Tensor]:
     """Places in `queries`, in chunks: queries of like class size together, so that little of a chunk is padding."""
     by_size = relevant.size[queries].argsort(descending=True, stable=True)
     sizes = relevant.size[queries[by_size]].tolist()
@@ -138,7 +149,7 @@ def chunk_length(elements: int, memory: int, device: torch.device) -> int:
     return fitting if device.type == "cuda" else min(fitting, max(MIN_QUERIES, CPU_CHUNK_ELEMENTS // elements))
 
 
-def _bin_chunk(table: DistanceTable, relevant: Relevance, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+def _bin_chunk(table: Table, relevant: Relevance, chunk: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     """Bin the distances of a chunk (c,) of queries, whose classes have up to R items.
 
     Returns the bins (c, S, n) of all items, numbered through the chunk, the relevant items (c, R), their bins

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval import Calibration, backfilling_curve, backfilling_order, cutoffs
+from retrieval import Calibration, backfilling_curve, backfilling_order, cutoffs, two_field_curve
 from tests.end_to_end.conftest import evaluate
 from tests.retrieval.test_calibration import clusters
 from tests.tiny import fail, succeed, write_images
@@ -78,6 +78,33 @@ def test_a_number_that_is_no_calibration_is_refused_before_any_work(
     arguments = (f"eval_params.distance_metric_name={distance}", f"eval_params.calibration={value}")
     error = fail("eval.py", "--config", "eval.yaml", *arguments, cwd=folder)  # h.pt is not there: nothing was read
     assert f"eval.yaml: eval_params.calibration: should be auto, off or {allowed}" in error
+
+
+@pytest.mark.parametrize("merge", ["reciprocal_ranks", "standardised"])
+def test_two_fields_of_other_dimensions_are_searched_by_a_query_each(folder: Path, merge: str) -> None:
+    files = "embeddings_params={query: new.npz, gallery: old.npz}"
+    arguments = (f"eval_params.two_fields={merge}", "eval_params.backfilling_list=[random]", "seed=2")
+    curve = result(folder, files, *arguments)["backfilling"]["random"]
+    new, old = (torch.from_numpy(np.load(folder / f"{name}.npz")["embeddings"]) for name in ("new", "old"))
+    labels = torch.from_numpy(np.load(folder / "new.npz")["labels"])
+    order = backfilling_order("random", transformed=new, new=new, seed=2)
+    expected = two_field_curve(new, old, labels, order=order, cutoffs=cutoffs(len(new), 3), merge=merge)
+    assert curve == json.loads(json.dumps(expected.to_json()))
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("eval_params.backfilling_list=[random,sigma]", "two_fields: needs `backfilling`, and a backfilling_list of"),
+        ("eval_params.per_class=true", "two_fields: goes without per_class"),
+        ("eval_params.representatives=on", "two_fields: goes without representatives"),
+        ("embeddings_params.transformation=h.pt", "two_fields: is for the old embeddings as they are"),
+    ],
+)
+def test_what_two_fields_go_without_is_named(folder: Path, argument: str, message: str) -> None:
+    files = "embeddings_params={query: new.npz, gallery: old.npz}"
+    arguments = ("eval_params.two_fields=standardised", "eval_params.backfilling_list=[random]", argument)
+    assert message in fail("eval.py", "--config", "eval.yaml", files, *arguments, cwd=folder)
 
 
 def test_where_little_is_held_out_nothing_is_calibrated_and_that_is_said(folder: Path) -> None:
