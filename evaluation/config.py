@@ -8,7 +8,16 @@ from utils.config import key, section
 from utils.precision import Precision
 
 BackfillingOrder = Literal[
-    "random", "distance", "sigma", "auto", "confidence", "entropy", "class_distance", "knn_disagreement", "oracle"
+    "random",
+    "distance",
+    "sigma",
+    "auto",
+    "density",
+    "confidence",
+    "entropy",
+    "class_distance",
+    "knn_disagreement",
+    "oracle",
 ]
 
 

@@ -60,6 +60,8 @@ class MergedTable:
         for table, field in ((self.old, ~self.re_embedded), (self.new, self.re_embedded)):
             if field.any():
                 merged[:, field] = self.merge(table.rows(index, itself)[:, 0, field])
+        if self.merge is reciprocal_ranks:
+            merged[:, ~self.re_embedded] += 0.5  # of two equal ranks, that by the better model comes first
         merged = (merged - merged.amin(1, keepdim=True)).float()  # the engine takes them for distances: 0 or more
         (row,) = (itself >= 0).nonzero(as_tuple=True)
         merged[row, itself[row]] = torch.inf

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from retrieval.orders.by_class import class_distance, confidence, entropy, knn_disagreement
 from retrieval.orders.evidence import Evidence
+from retrieval.orders.neighbours import density
 from retrieval.orders.oracle import retrieval_error
 from retrieval.ranking.distances import check_distance, row_parts, unit
 from retrieval.representatives import EVEN_SPREAD, class_spread
@@ -63,6 +64,7 @@ ORDERS: dict[str, Callable[[Evidence], Tensor]] = {
     "distance": distance_score,  # new embeddings: an oracle
     "sigma": sigma_score,  # log variance
     "auto": auto_score,  # classifier or log variance; both to choose between them
+    "density": density,  # nothing
     "confidence": confidence,  # classifier
     "entropy": entropy,  # classifier
     "class_distance": class_distance,  # class means; classifier if there is one

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evaluation.config import BackfillingOrder
 from retrieval import ORDERS, backfilling_order
-from retrieval.orders import by_class as class_orders
+from retrieval.orders import neighbours
 from tests.retrieval.oracle import seeded
 from utils.errors import UserError
 
@@ -108,17 +108,27 @@ def test_class_distance(classifier: Tensor | None, distance: str) -> None:
 def test_knn_disagreement(
     monkeypatch: pytest.MonkeyPatch, classifier: Tensor | None, distance: str, sampled: int
 ) -> None:
-    monkeypatch.setattr(class_orders, "SAMPLE", sampled)
+    monkeypatch.setattr(neighbours, "SAMPLE", sampled)
     h, p, score = placed(TRANSFORMED, distance), probabilities(), []
     own = predicted(h, placed(MEANS, distance), classifier)
     sample = torch.randperm(N, generator=seeded(7))[:sampled].tolist()
     for item in range(N):
         others = sorted((i for i in sample if i != item), key=lambda i: ((h[i] - h[item]) ** 2).sum())
-        theirs = [own[i] for i in others[: class_orders.NEIGHBOURS]]
+        theirs = [own[i] for i in others[: neighbours.NEIGHBOURS]]
         agreement = [float(c == own[item]) if classifier is None else p[item, c] for c in theirs]
         score.append(1 - float(np.mean(agreement)))
     found = order("knn_disagreement", classifier=classifier, distance=distance, seed=7).tolist()
     assert [round(score[i], 4) for i in found] == [round(score[i], 4) for i in by_score(score)]
+
+
+@of_both_distances
+@pytest.mark.parametrize("sampled", [N, 25])
+def test_density(monkeypatch: pytest.MonkeyPatch, distance: str, sampled: int) -> None:
+    monkeypatch.setattr(neighbours, "SAMPLE", sampled)
+    h = placed(TRANSFORMED, distance)
+    sample = torch.randperm(N, generator=seeded(7))[:sampled].tolist()
+    far = [sorted(np.linalg.norm(h[i] - h[item]) for i in sample if i != item)[:10] for item in range(N)]
+    assert order("density", distance=distance, seed=7).tolist() == by_score([-float(np.mean(d)) for d in far])
 
 
 @of_both_distances
@@ -143,7 +153,7 @@ def test_chunks_change_nothing_and_only_the_oracle_knows_new_embeddings_and_labe
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     whole = order(name)
-    for module in ("orders.by_class", "orders.oracle", "representatives"):
+    for module in ("orders.neighbours", "orders.oracle", "representatives"):
         monkeypatch.setattr(f"retrieval.{module}.PART_ELEMENTS", 3 * N)
     assert torch.equal(order(name), whole)
     assert (name == "oracle") != torch.equal(order(name, new=NEW.flip(0), labels=LABELS.flip(0)), whole)
