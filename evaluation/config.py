@@ -14,6 +14,7 @@ BackfillingOrder = Literal[
     "auto",
     "density",
     "confidence",
+    "gain",
     "entropy",
     "class_distance",
     "knn_disagreement",

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from retrieval.orders.by_class import class_distance, confidence, entropy, knn_disagreement
+from retrieval.orders.by_class import class_distance, confidence, entropy, gain, knn_disagreement
 from retrieval.orders.evidence import Evidence
 from retrieval.orders.neighbours import density
 from retrieval.orders.oracle import retrieval_error
@@ -66,6 +66,7 @@ ORDERS: dict[str, Callable[[Evidence], Tensor]] = {
     "auto": auto_score,  # classifier or log variance; both to choose between them
     "density": density,  # nothing
     "confidence": confidence,  # classifier
+    "gain": gain,  # classifier
     "entropy": entropy,  # classifier
     "class_distance": class_distance,  # class means; classifier if there is one
     "knn_disagreement": knn_disagreement,  # classifier or class means

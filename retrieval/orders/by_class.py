@@ -19,6 +19,16 @@ def confidence(evidence: Evidence) -> Tensor:
     return torch.cat([-log_p.amax(1) for log_p in _log_probabilities("confidence", evidence)])
 
 
+def gain(evidence: Evidence) -> Tensor:
+    """Largest p (1 - p) first, where p is the largest class probability of the new model's classifier on h.
+
+    It is the chance that h has the class wrong times the chance that the class can be told: a clear item has little to
+    gain by its new embedding, and one that is quite unclear often stays so.
+    """
+    logs = torch.cat([log_p.amax(1) for log_p in _log_probabilities("gain", evidence)])
+    return -logs.exp() * torch.expm1(logs)
+
+
 def entropy(evidence: Evidence) -> Tensor:
     """Largest entropy of the new model's classifier on h first."""
     return torch.cat([-(log_p.exp() * log_p).sum(1) for log_p in _log_probabilities("entropy", evidence)])

@@ -86,9 +86,10 @@ def test_sigma_takes_the_most_uncertain_first_and_ties_go_by_index() -> None:
 
 
 @pytest.mark.parametrize("bias", [None, BIAS])
-def test_confidence_and_entropy(bias: Tensor | None) -> None:
+def test_confidence_gain_and_entropy(bias: Tensor | None) -> None:
     p = probabilities(bias)
     assert order("confidence", classifier_bias=bias).tolist() == by_score([-max(row) for row in p])
+    assert order("gain", classifier_bias=bias).tolist() == by_score([max(row) * (1 - max(row)) for row in p])
     of_items = [-sum(x * np.log(x) for x in row) for row in p]
     assert order("entropy", classifier_bias=bias).tolist() == by_score(of_items)
 
@@ -148,7 +149,9 @@ def test_the_oracle_loses_the_most_average_precision_first(distance: str) -> Non
     assert order("oracle", distance=distance, labels=torch.from_numpy(labels)).tolist() == by_score(score)
 
 
-@pytest.mark.parametrize("name", ["confidence", "entropy", "class_distance", "knn_disagreement", "oracle"])
+@pytest.mark.parametrize(
+    "name", ["density", "confidence", "gain", "entropy", "class_distance", "knn_disagreement", "oracle"]
+)
 def test_chunks_change_nothing_and_only_the_oracle_knows_new_embeddings_and_labels(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
