@@ -31,7 +31,7 @@ from models.model_files import describe_transformation, load_model, save_model
 from models.transformations import build_transformation
 from retrieval import backfilling_order
 from upgrade.config import UpgradeConfig
-from upgrade.prediction import predict_recall
+from retrieval.prediction import predict_recall
 from upgrade.transform import CPU_BATCH, transform_gallery
 from utils.distributed import World
 

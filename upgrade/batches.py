@@ -9,9 +9,9 @@ import numpy as np
 from data.lengths import about_zeros
 from upgrade.gallery import ORDER, RE_EMBEDDED, Gallery
 from upgrade.order import count_of, write_shorter_order
-from upgrade.rows import Array, RowFile, check_finite, parts_of
+from upgrade.ends.rows import Array, RowFile, check_finite, parts_of
 from upgrade.served_index import INDEX, write_updated_index
-from upgrade.sources import Source, open_source, stated_space
+from upgrade.ends.files import Source, open_source, stated_space
 from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length
 from upgrade.transactions import FILES, set_manifest, transaction
 from utils.errors import UserError

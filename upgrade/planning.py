@@ -15,8 +15,8 @@ from upgrade.gallery import Gallery
 from upgrade.inputs import load_transformation, output_of, present_transformation, read_checked
 from upgrade.manifest import Manifest
 from upgrade.prediction import Curve, predict_map, predict_recall
-from upgrade.rows import parts_of
-from upgrade.sources import Source, open_source
+from upgrade.ends.rows import parts_of
+from upgrade.ends.files import Source, open_source
 from upgrade.spaces import have_unit_length
 from upgrade.transform import transform_rows
 from utils.errors import UserError

@@ -11,7 +11,7 @@ from upgrade.inputs import refitted_file
 from upgrade.journal import entries_after
 from upgrade.manifest import read_manifest
 from upgrade.order import count_of
-from upgrade.rows import parts_of
+from upgrade.ends.rows import parts_of
 from upgrade.transform import CHUNKS, PROGRESS, digest_of
 from utils.errors import UserError
 

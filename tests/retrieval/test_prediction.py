@@ -8,7 +8,7 @@ import torch
 
 from tests.retrieval.oracle import evaluate_slowly
 from upgrade import prediction
-from upgrade.prediction import Curve, predict_map, predict_recall
+from retrieval.prediction import Curve, predict_map, predict_recall
 
 M, D, K = 60, 4, 3
 CUTOFFS = [0, 15, 30, 60]

@@ -1,0 +1,377 @@
+"""The state of an upgrade: one Lance table. A state of the gallery is a version of it, a step that changes it a commit.
+
+id            int64 or text
+embedding     fixed_size_list<float16 or float32>[d]: transformed, or re-embedded by the new model
+sigma         mean log variance of the transformed embedding, where the transformation gives one
+priority      the higher, the sooner to be re-embedded; from `plan` on, null once that is done
+batch         0: transformed; k: re-embedded by batch k
+label         where the old gallery has labels
+source_hash   the first 8 bytes of the SHA-256 of the old embedding as float32: tells a row that has changed
+
+Nothing is locked: a commit is refused where another has come since the table was opened. Readers keep their version.
+Tags name the versions after `transform` and after each batch.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import lance
+import numpy as np
+import pyarrow as pa
+from lance.commit import CommitConflictError
+from lance.dataset import Transaction
+from lance.fragment import FragmentMetadata, write_fragments
+
+from data.items import Array, places
+from data.parquet_files import values_of
+from upgrade.durable import FOLDERS, Unsynced, local_folder, remove_torn_manifest
+from upgrade.state import State, read_state
+from utils.errors import UserError
+from utils.provenance import timestamp
+
+Operation = lance.LanceOperation
+STEP = "refill.step"  # a property of a commit: which step made it
+LOOKED_UP = 4096  # ids in a query
+SCANNED = 2**16  # rows of a scan at a time
+SMALL_FRAGMENTS = 100  # so many more than a table needs slow it down
+KEPT = timedelta(days=14)  # versions without a tag
+
+
+@contextmanager
+def lance_errors(uri: str) -> Iterator[None]:
+    """Make what Lance says of the user's disk, and of another step at the same time, a UserError."""
+    try:
+        yield
+    except CommitConflictError:
+        raise _at_once(uri) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        for words, reason in (
+            ("No space left", "no space left on the disk; free some and run the command again"),
+            ("Permission denied", "cannot be written (Permission denied)"),
+            ("Read-only file system", "cannot be written (Read-only file system)"),
+        ):
+            if words in text:
+                raise UserError(f"output: {uri}: {reason}") from error
+        raise
+
+
+def _at_once(uri: str) -> UserError:
+    return UserError(f"output: {uri}: another step has changed it meanwhile; this one has changed nothing, run it again")
+
+
+def schema_of(state: State, id_type: pa.DataType, has_labels: bool) -> pa.Schema:
+    """The columns of a table."""
+    number = pa.float16() if state.dtype == "float16" else pa.float32()
+    fields = [
+        pa.field("id", id_type, nullable=False),
+        pa.field("embedding", pa.list_(number, state.dim)),
+        pa.field("sigma", pa.float32()),
+        pa.field("priority", pa.float32()),
+        pa.field("batch", pa.int32()),
+        *([pa.field("label", pa.int64())] if has_labels else []),
+        pa.field("source_hash", pa.uint64()),
+    ]
+    return pa.schema(fields, metadata=state.to_metadata())
+
+
+def vectors_column(vectors: Array) -> pa.Array:
+    """(n, d) -> a column of lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])
+
+
+def values(column: pa.ChunkedArray | pa.Array) -> Array:
+    """A column -> (n,) or (n, d)."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    parts = [values_of(chunk) for chunk in chunks if len(chunk)]
+    return np.concatenate(parts) if parts else np.empty(0)
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the rows of a version are."""
+
+    rows: int
+    re_embedded: int
+    batches: int  # that were applied
+
+
+class Table:
+    """A version of an upgrade's table."""
+
+    def __init__(self, uri: str, dataset: Any, unsynced: Unsynced) -> None:
+        self.uri, self.dataset, self.unsynced = uri, dataset, unsynced
+        self.state: State = read_state(dataset.schema.metadata, f"output: {uri}")
+
+    @property
+    def version(self) -> int:
+        """The number of the version."""
+        return int(self.dataset.version)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns."""
+        return self.dataset.schema
+
+    @property
+    def has_text_ids(self) -> bool:
+        """Whether its ids are text."""
+        return bool(self.schema.field("id").type == pa.string())
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether it has labels."""
+        return "label" in self.schema.names
+
+    # Reading
+
+    def scan(self, columns: Sequence[str], filter: str | None = None, **options: Any) -> Iterator[pa.RecordBatch]:
+        """Batches of rows, in the order of the table, in little memory."""
+        scanner = self.dataset.scanner(
+            columns=list(columns),
+            filter=filter,
+            batch_size=SCANNED,
+            io_buffer_size=2**26,
+            batch_readahead=2,
+            fragment_readahead=1,
+            **options,
+        )
+        yield from scanner.to_batches()
+
+    def counts(self) -> Counts:
+        """Look at the state of every row."""
+        rows, re_embedded, batches = 0, 0, self.state.batches_before
+        for batch in self.scan(["batch"]):
+            found = batch["batch"].to_numpy()
+            rows, re_embedded = rows + len(found), re_embedded + int((found > 0).sum())
+            batches = max(batches, int(found.max(initial=0)))
+        return Counts(rows, re_embedded, batches)
+
+    def lookup(self, ids: Array, columns: Sequence[str], *, dense: bool = False) -> tuple[Array, pa.Table]:
+        """Rows by their ids (m,) -> where each of them stands in the table that is returned, (m,), -1 for unknown ones.
+
+        Args:
+            ids: whole numbers or texts, as the table's are.
+            columns: `id` is added.
+            dense: the ids are in rising order, and few others lie between them.
+        """
+        columns = ["id", *columns]
+        if dense and len(ids):
+            within = f"id >= {_literal(ids[0])} AND id <= {_literal(ids[-1])}"
+            found = self.dataset.to_table(columns=columns, filter=within, limit=2 * len(ids) + 64)
+            if found.num_rows < 2 * len(ids) + 64:
+                return places(ids, self._ids(found)), found
+        parts = []
+        for start in range(0, len(ids), LOOKED_UP):
+            listed = ",".join(map(_literal, ids[start : start + LOOKED_UP]))
+            parts.append(self.dataset.to_table(columns=columns, filter=f"id IN ({listed})"))
+        found = pa.concat_tables(parts) if parts else self.dataset.to_table(columns=columns, limit=0)
+        if len(parts) > 1:  # an id that stands in two parts of a batch
+            found = found.take(np.unique(self._ids(found), return_index=True)[1])
+        return places(ids, self._ids(found)), found
+
+    def _ids(self, found: pa.Table) -> Array:
+        return values(found["id"]) if found.num_rows else np.empty(0, "U1" if self.has_text_ids else np.int64)
+
+    def all_ids(self) -> Array:
+        """All ids in rising order, (n,): they are in memory, 8 bytes each or their letters."""
+        parts = [values(batch["id"]) for batch in self.scan(["id"])]
+        return np.sort(np.concatenate(parts))
+
+    def in_order(self, columns: Sequence[str], rows: int = SCANNED) -> Iterator[pa.Table]:
+        """All rows by rising ids, which are in memory; the rest is read `rows` rows at a time."""
+        ids = self.all_ids()
+        for start in range(0, len(ids), rows):
+            part = ids[start : start + rows]
+            place, found = self.lookup(part, columns, dense=True)
+            yield found.take(place)
+
+    # Changing
+
+    def commit(self, operation: Any, step: str, **numbers: Any) -> "Table":
+        """Make an operation, or a transaction that Lance has prepared, the next version, durably.
+
+        Args:
+            operation: of `LanceOperation`, or a `Transaction`.
+            step: what it is, kept with the commit beside the time and the numbers.
+
+        Raises:
+            UserError: another commit has come since this version was read, or the disk is full.
+        """
+        if not isinstance(operation, Transaction):
+            operation = Transaction(self.version, operation)
+        operation.transaction_properties = {STEP: json.dumps({"step": step, "at": timestamp(), **numbers})}
+        self.unsynced.sync_data()
+        with lance_errors(self.uri):
+            if self.dataset.latest_version != self.version:
+                raise _at_once(self.uri)
+            dataset = lance.LanceDataset.commit(self.dataset, operation, max_retries=0)
+            if dataset.version != self.version + 1:  # Lance could combine both, but each was meant for what it had seen
+                lance.LanceDataset.commit(dataset, Operation.Restore(dataset.version - 1))
+                raise _at_once(self.uri)
+        self.unsynced.sync_versions()
+        return Table(self.uri, dataset, self.unsynced)
+
+    def last_step(self) -> dict[str, Any]:
+        """What the newest commit of a step says of itself; empty where the last commits are of something else."""
+        for transaction in self.dataset.get_transactions(20):
+            properties = {} if transaction is None else transaction.transaction_properties or {}
+            if STEP in properties:
+                content: dict[str, Any] = json.loads(properties[STEP])
+                return content
+        return {}
+
+    def write_fragment(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> FragmentMetadata:
+        """Write rows that no version has yet -> the fragment that they are."""
+        failed: list[BaseException] = []
+
+        def watched() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from batches
+            except BaseException as error:
+                failed.append(error)
+                raise
+
+        reader = pa.RecordBatchReader.from_batches(schema, watched())
+        try:
+            with lance_errors(self.uri):
+                (fragment,) = write_fragments(reader, self.uri, schema=schema, max_rows_per_file=2**31)
+        except BaseException as error:
+            raise (failed[0] if failed else error) from None
+        return fragment
+
+    def indexed(self) -> "Table":
+        """With an index on the ids that covers all rows but a few."""
+        with lance_errors(self.uri):
+            known = {index["name"]: index for index in self.dataset.list_indices()}
+            if "id_idx" not in known:
+                self.dataset.create_scalar_index("id", "BTREE")
+            else:
+                covered = known["id_idx"]["fragment_ids"]
+                rows = sum(part.count_rows() for part in self.dataset.get_fragments() if part.fragment_id not in covered)
+                if 4 * rows < self.dataset.count_rows():
+                    return self
+                self.dataset.optimize.optimize_indices()
+        self._sync_all()
+        return Table(self.uri, self.dataset, self.unsynced)
+
+    def compacted(self) -> "Table":
+        """With few fragments; versions that are older than 14 days go, but for those that have a tag."""
+        needed = -(-self.dataset.count_rows() // 2**20)
+        if len(self.dataset.get_fragments()) <= needed + SMALL_FRAGMENTS:
+            return self
+        with lance_errors(self.uri):
+            self.dataset.optimize.compact_files(materialize_deletions_threshold=0.5, num_threads=1)
+            self._sync_all()
+            self.dataset.cleanup_old_versions(KEPT, error_if_tagged_old_versions=False)
+        return Table(self.uri, self.dataset, self.unsynced)
+
+    def _sync_all(self) -> None:
+        self.unsynced.sync_data()
+        self.unsynced.sync_versions()
+
+    # Versions with names
+
+    def tags(self) -> dict[str, int]:
+        """Tag -> version."""
+        return {name: int(tag["version"]) for name, tag in self.dataset.tags.list().items()}
+
+    def settle(self, counts: Counts) -> str:
+        """Let the tag of this state name this version, and remove those of states that a rollback has left -> the tag.
+
+        It is what a step does last. If it was killed before, the next one does it first.
+        """
+        name, tags, known = self.state.tag(counts.batches), self.dataset.tags, self.tags()
+        for other in known:
+            kind, _, number = other.partition("-")
+            limit = {"batch": counts.batches, "transformed": self.state.generation}.get(kind)
+            if limit is not None and number.isdecimal() and int(number) > limit:
+                tags.delete(other)
+        if name not in known:
+            tags.create(name, self.version)
+        elif known[name] != self.version:
+            tags.update(name, self.version)
+        self.unsynced.sync_versions()
+        return name
+
+
+def _literal(item: Any) -> str:
+    """An id in a filter."""
+    return "'" + str(item).replace("'", "''") + "'" if isinstance(item, str) else str(item)
+
+
+def table_exists(uri: str) -> bool:
+    """Whether there is a Lance table at a place.
+
+    Raises:
+        UserError: there is something else.
+    """
+    folder = local_folder(uri)
+    if folder is None:
+        try:
+            lance.dataset(uri)
+        except ValueError:
+            return False
+        return True
+    if any((folder / "_versions").glob("*.manifest")):
+        return True
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"output: {folder} is a link or a file; name a new folder")
+    if folder.is_dir() and {path.name for path in folder.iterdir()} - FOLDERS:
+        raise UserError(f"output: {folder} holds other files; name a new folder")
+    return False
+
+
+def create_table(uri: str, schema: pa.Schema) -> Table:
+    """A new table without rows.
+
+    Raises:
+        UserError: it cannot be made there.
+    """
+    folder = local_folder(uri)
+    if folder is not None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"output: {folder} cannot be written ({error.strerror})") from None
+    unsynced = Unsynced(folder)
+    with lance_errors(uri):
+        empty = pa.Table.from_batches([], schema=schema)
+        dataset = lance.write_dataset(empty, uri, mode="create")
+    unsynced.sync_versions()
+    return Table(uri, dataset, unsynced)
+
+
+def open_table(uri: str, *, unfinished: bool = False) -> Table:
+    """Open the newest version of an upgrade's table.
+
+    Args:
+        uri: a folder, or a place in an object store.
+        unfinished: whether one will do whose transformation is not finished.
+
+    Raises:
+        UserError: there is none, it is not finished, is of a later Lance, or cannot be read.
+    """
+    if not table_exists(uri):
+        raise UserError(f"output: {uri} is no upgraded gallery; run `upgrade_gallery.py transform` first")
+    folder = local_folder(uri)
+    if folder is not None:
+        try:
+            remove_torn_manifest(folder)
+        except OSError as error:
+            raise UserError(f"output: {folder} cannot be opened ({error.strerror})") from None
+    unsynced = Unsynced(folder)
+    try:
+        dataset = lance.dataset(uri)
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        later = "; it may be of a later Lance: pip install --upgrade pylance" if "upport" in reason else ""
+        raise UserError(f"output: {uri} cannot be opened{later} ({reason})") from None
+    table = Table(uri, dataset, unsynced)
+    if table.state.stage != "ready" and not unfinished:
+        raise UserError(f"output: {uri} is not fully transformed yet; run `upgrade_gallery.py transform` again")
+    return table
