@@ -1,23 +1,24 @@
-"""Applying a batch: new embeddings with their ids, checked as a whole, swapped into the gallery as a whole."""
+"""Applying a batch: new embeddings with their ids, checked as a whole, merged into the table by one commit."""
 
-import shutil
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
+import pyarrow as pa
 
+from data.items import Array
 from data.lengths import about_zeros
-from upgrade.gallery import ORDER, RE_EMBEDDED, Gallery
-from upgrade.order import count_of, write_shorter_order
-from upgrade.ends.rows import Array, RowFile, check_finite, parts_of
-from upgrade.served_index import INDEX, write_updated_index
 from upgrade.ends.files import Source, open_source, stated_space
+from upgrade.ends.rows import check_finite, parts_of
 from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length
-from upgrade.transactions import FILES, set_manifest, transaction
+from upgrade.table import Counts, Table, lance_errors, values, vectors_column
 from utils.errors import UserError
-from utils.provenance import timestamp, tool_versions
 
 FEW = 8  # so few rows may all have length 1 by chance, without normalisation
+JUDGED, FEWEST_JUDGED = 10_000, 50  # items by which a batch is judged
+# Of what is left between new embeddings and those of other items: what h(old) of the same item leaves less. The old
+# model's embeddings, and those of models that were trained apart, had 0.00 to 0.01.
+LEAST_EXPLAINED = 0.03
 
 
 @dataclass(frozen=True)
@@ -26,124 +27,153 @@ class Applied:
 
     items: int
     newly: int  # of them, re-embedded for the first time
-    changed: bool  # false: the gallery held all of it already
+    changed: bool  # false: the table held all of it already
     zero: str | None  # a line on those of its embeddings that are zero
+    table: Table
+    counts: Counts
 
 
-def apply_batch(gallery: Gallery, path: str) -> Applied:
-    """Swap a batch of new embeddings into the gallery, whose lock is held; an item that has one already gets this one.
+def apply_batch(table: Table, path: str, *, insist: bool = False) -> Applied:
+    """Merge a batch of new embeddings into the table; an item that has one already gets this one.
 
     Args:
-        gallery: as it is now.
+        table: as it is now.
         path: embeddings and ids, in any form of `open_source`; a batch of no item changes nothing.
+        insist: take it even if it does not look like the new model's.
 
     Raises:
         UserError: the batch cannot be read, is of another model, dimension or type, holds NaN, an unknown id, or one
-            id with two embeddings; or the disk is full. The gallery is as it was.
+            id with two embeddings; another step has changed the table meanwhile; or the disk is full. The table is as
+            it was.
     """
+    before = table.counts()
+    table.settle(before)
     batch = open_source(path, where="batch", may_be_empty=True)
     if not len(batch):
-        return Applied(0, 0, changed=False, zero=None)
-    rows, zero = _checked_rows(gallery, batch)
-    if _is_applied(gallery, batch, rows):
-        return Applied(len(np.unique(rows)), 0, changed=False, zero=zero)
-    manifest = gallery.manifest
-    with transaction(gallery.folder) as prepared:
-        RowFile.create(prepared / "rows.npy", rows.shape, np.int64).write(0, rows)
-        after = RowFile.create(prepared / "after.npy", (len(rows), manifest.dim), manifest.dtype)
-        before = RowFile.create(prepared / "before.npy", (len(rows), manifest.dim), manifest.dtype)
-        before_state = RowFile.create(prepared / "before_state.npy", rows.shape, np.uint8)
-        embeddings, state = gallery.rows("embeddings"), gallery.rows("state")
-        for start, stop in parts_of(len(rows)):
-            after.write(start, batch.vectors.read(start, stop))
-            before.write(start, embeddings.take(rows[start:stop]))
-            before_state.write(start, state.take(rows[start:stop]))
-        _check_repetitions(batch, rows, after)
-
-        files = prepared / FILES
-        next_state = copy_rows(state, files / "state.npy")
-        next_state.put(rows, np.full(len(rows), RE_EMBEDDED, np.uint8))
-        next_state.sync()
-        re_embedded = count_of(next_state, RE_EMBEDDED)
-        if (gallery.folder / ORDER).exists():
-            ids = np.sort(gallery.rows("ids").take(rows))
-            write_shorter_order(files / ORDER, gallery.rows("order"), ids)
-        if manifest.has_index:
-            write_updated_index(files / INDEX, gallery, rows, after, next_state)
-        items = len(np.unique(rows))
-        newly = re_embedded - manifest.re_embedded
-        last = {"step": "apply", "at": timestamp(), "batch": str(path), "items": items, "newly_re_embedded": newly}
-        set_manifest(
-            prepared,
-            replace(manifest, batches=manifest.batches + 1, re_embedded=re_embedded, last=last, tool=tool_versions()),
-        )
-    return Applied(items, newly, changed=True, zero=zero)
+        return Applied(0, 0, changed=False, zero=None, table=table, counts=before)
+    chosen, newly, same, zero = _checked(table, batch, insist)
+    items = int(chosen.sum())
+    if same:
+        return Applied(items, 0, changed=False, zero=zero, table=table, counts=before)
+    counts = Counts(before.rows, before.re_embedded + newly, before.batches + 1)
+    names = ["id", "embedding", "priority", "batch"]
+    schema = pa.schema([table.schema.field(name) for name in names])
+    reader = pa.RecordBatchReader.from_batches(schema, _rows(batch, chosen, counts.batches, schema))
+    with lance_errors(table.uri):
+        # Whole rows, so that what is written grows with the batch and not with the table.
+        merge = table.dataset.merge_insert("id").when_matched_update_all().write_mode("rewrite_rows")
+        transaction, merged = merge.conflict_retries(0).execute_uncommitted(reader)
+    if merged["num_updated_rows"] != items:
+        raise UserError(f"output: {table.uri} has {merged['num_updated_rows']} rows of the {items} items of {path}; damaged")
+    table = table.commit(transaction, "apply", batch=str(path), items=items, newly_re_embedded=newly)
+    table.settle(counts)
+    if table.needs_care():
+        table = table.indexed().compacted()
+        table.settle(counts)
+    return Applied(items, newly, changed=True, zero=zero, table=table, counts=counts)
 
 
-def copy_rows(source: RowFile, path: Path) -> RowFile:
-    """A copy of an `.npy` file, to be written to."""
-    shutil.copyfile(source.path, path)
-    return RowFile.open(path)
+def _rows(batch: Source, chosen: Array, number: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The batch's part of the rows, a part at a time."""
+    assert batch.ids is not None
+    for start, stop in parts_of(len(batch)):
+        here = chosen[start:stop]
+        vectors = batch.vectors.read(start, stop)[here]
+        columns = [
+            pa.array(batch.ids.read(start, stop)[here], schema.field("id").type),
+            vectors_column(vectors.astype(schema.field("embedding").type.value_type.to_pandas_dtype())),
+            pa.nulls(len(vectors), pa.float32()),
+            pa.array(np.full(len(vectors), number, np.int32)),
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _checked_rows(gallery: Gallery, batch: Source) -> tuple[Array, str | None]:
-    """The gallery's row of each item of a batch, (m,), all of which has been looked at; and a line on zero ones."""
-    manifest, where = gallery.manifest, f"batch: {batch.path}"
+def _checked(table: Table, batch: Source, insist: bool) -> tuple[Array, int, bool, str | None]:
+    """Look at all of a batch.
+
+    Returns:
+        Which of its rows to take, (m,) bool, each item once; how many of these items are not re-embedded yet; whether
+        the table holds all of them; and a line on those that are zero.
+    """
+    state, where = table.state, f"batch: {batch.path}"
     if batch.ids is None:
         raise UserError(f"{where} has no ids; give an .npz or a folder with `embeddings` and `ids`")
-    if batch.dim != manifest.dim:
-        raise UserError(f"{where}: is {batch.dim}-d, but the gallery's embeddings are {manifest.dim}-d")
-    stated = stated_space(batch.path, "batch")
-    check_stated(stated, where, manifest.model, manifest.dim, manifest.normalised)
-    if batch.has_text_ids != gallery.has_text_ids:
+    if batch.dim != state.dim:
+        raise UserError(f"{where}: is {batch.dim}-d, but the gallery's embeddings are {state.dim}-d")
+    check_stated(stated_space(batch.path, "batch"), where, state.new_model, state.dim, state.normalised)
+    if batch.has_text_ids != table.has_text_ids:
         kinds = ("text", "whole numbers") if batch.has_text_ids else ("whole numbers", "text")
         raise UserError(f"{where}: its ids are {kinds[0]}, those of the gallery {kinds[1]}")
-    rows, all_unit, zeros = [], True, np.empty(0, np.int64)
+    chosen = _each_once(batch, state.dtype)
+    all_unit, same, newly, zeros, judged = True, True, 0, np.empty(0, np.int64), _Judged()
     for start, stop in parts_of(len(batch)):
-        vectors = batch.vectors.read(start, stop)
+        vectors, ids = batch.vectors.read(start, stop), batch.ids.read(start, stop)
         check_finite(vectors, where, start)
         with np.errstate(over="ignore"):
-            if manifest.dtype == "float16" and not np.isfinite(vectors.astype(np.float16)).all():
-                raise UserError(f"{where}: holds values beyond 65504, the largest of the gallery's float16")
-        if manifest.normalised:
+            kept = vectors.astype(state.dtype)
+        if not np.isfinite(kept).all():
+            raise UserError(f"{where}: holds values beyond 65504, the largest of the gallery's float16")
+        if state.normalised:
             check_lengths(vectors, where, start)
         zero = are_zero(vectors)
         zeros = np.append(zeros, start + np.flatnonzero(zero))
         all_unit = all_unit and (bool(zero.all()) or have_unit_length(vectors))
-        ids = batch.ids.read(start, stop)
-        found = gallery.rows_of(ids)
-        unknown = ids[found < 0]
+        place, found = table.lookup(ids, ["embedding", "batch"])
+        unknown = ids[place < 0]
         if len(unknown):
             raise UserError(f"{where}: the gallery has no id {unknown[0]} ({len(unknown)} unknown ids in this part)")
-        rows.append(found)
-    if all_unit and not manifest.normalised and len(batch) - len(zeros) >= FEW:
+        present, number = values(found["embedding"])[place], values(found["batch"])[place]
+        same = same and bool((number > 0).all()) and np.array_equal(present, kept)
+        newly += int((number[chosen[start:stop]] == 0).sum())
+        judged.add(vectors[~zero], present[~zero])
+    if all_unit and not state.normalised and len(batch) - len(zeros) >= FEW:
+        raise UserError(f"{where}: its embeddings have length 1, those of the gallery do not: is it of {state.new_model}?")
+    if not insist and judged.explained < LEAST_EXPLAINED:
         raise UserError(
-            f"{where}: its embeddings have length 1, those of the gallery do not: is it of {manifest.model}?"
+            f"{where}: does not look like {state.new_model}: of the spread of its embeddings, the transformation explains "
+            f"{judged.explained:.1%} (of {judged.count:,} items); {LEAST_EXPLAINED:.0%} is the least.\n"
+            "Give the embeddings of the new model, or set insist=True if that is what they are"
         )
-    return np.concatenate(rows), about_zeros(str(batch.path), len(zeros), zeros[0]) if len(zeros) else None
+    return chosen, newly, same, about_zeros(str(batch.path), len(zeros), zeros[0]) if len(zeros) else None
 
 
-def _is_applied(gallery: Gallery, batch: Source, rows: Array) -> bool:
-    """Whether the gallery holds the whole batch already."""
-    embeddings, state = gallery.rows("embeddings"), gallery.rows("state")
-    return all(
-        (state.take(rows[start:stop]) == RE_EMBEDDED).all()
-        and np.array_equal(
-            embeddings.take(rows[start:stop]), batch.vectors.read(start, stop).astype(gallery.manifest.dtype)
-        )
-        for start, stop in parts_of(len(rows))
-    )
+class _Judged:
+    """How much of a batch the gallery's embeddings of its items explain: nothing, if it is of another model or items."""
+
+    def __init__(self) -> None:
+        self.count, self.own, self.others = 0, 0.0, 0.0
+
+    def add(self, new: Array, present: Array) -> None:
+        """Compare new embeddings (m, d) with what the gallery has of the same items, and of the items before them."""
+        new, present = (part[: JUDGED - self.count].astype(np.float64) for part in (new, present))
+        if len(new) < 2:
+            return
+        self.count += len(new)
+        self.own += float(((new - present) ** 2).sum())
+        self.others += float(((new - np.roll(present, 1, axis=0)) ** 2).sum())
+
+    @property
+    def explained(self) -> float:
+        """The share by which they are nearer to those of their own items than to others; 1 where there are too few to tell."""
+        return 1.0 if self.count < FEWEST_JUDGED or not self.others else 1 - self.own / self.others
 
 
-def _check_repetitions(batch: Source, rows: Array, after: RowFile) -> None:
-    """Raise a UserError if one item has two different embeddings in a batch."""
-    order = rows.argsort(kind="stable")
-    (again,) = np.nonzero(rows[order][1:] == rows[order][:-1])
+def _each_once(batch: Source, dtype: str) -> Array:
+    """Which rows of a batch to take, (m,) bool, so that each item is there once.
+
+    Raises:
+        UserError: one item has two different embeddings.
+    """
+    assert batch.ids is not None
+    ids = batch.ids.read(0, len(batch))
+    order = ids.argsort(kind="stable")
+    again = np.flatnonzero(ids[order][1:] == ids[order][:-1])
     for start, stop in parts_of(len(again)):
         first, second = order[again[start:stop]], order[again[start:stop] + 1]
-        differ = np.flatnonzero((after.take(first) != after.take(second)).any(1))
+        pair = [batch.vectors.take(rows).astype(dtype) for rows in (first, second)]
+        differ = np.flatnonzero((pair[0] != pair[1]).any(1))
         if len(differ):
-            place = first[differ[0]]
-            assert batch.ids is not None
-            (item,) = batch.ids.read(place, place + 1)
-            raise UserError(f"batch: {batch.path}: has two different embeddings of the id {item}")
+            raise UserError(f"batch: {batch.path}: has two different embeddings of the id {ids[first[differ[0]]]}")
+    chosen = np.ones(len(ids), bool)
+    chosen[order[again + 1]] = False
+    return chosen

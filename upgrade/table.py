@@ -192,19 +192,20 @@ class Table:
 
     # Changing
 
-    def commit(self, operation: Any, step: str, **numbers: Any) -> "Table":
+    def commit(self, operation: Any, step: str | None = None, **numbers: Any) -> "Table":
         """Make an operation, or a transaction that Lance has prepared, the next version, durably.
 
         Args:
             operation: of `LanceOperation`, or a `Transaction`.
-            step: what it is, kept with the commit beside the time and the numbers.
+            step: which one it finishes, if any; kept with the commit, beside the time and the numbers.
 
         Raises:
             UserError: another commit has come since this version was read, or the disk is full.
         """
         if not isinstance(operation, Transaction):
             operation = Transaction(self.version, operation)
-        operation.transaction_properties = {STEP: json.dumps({"step": step, "at": timestamp(), **numbers})}
+        if step is not None:
+            operation.transaction_properties = {STEP: json.dumps({"step": step, "at": timestamp(), **numbers})}
         self.unsynced.sync_data()
         with lance_errors(self.uri):
             if self.dataset.latest_version != self.version:
@@ -244,26 +245,23 @@ class Table:
             raise (failed[0] if failed else error) from None
         return fragment
 
+    def needs_care(self) -> bool:
+        """Whether so many fragments have come that the index and the fragments are better made anew."""
+        fragments = len(self.dataset.get_fragments())
+        return fragments > -(-self.dataset.count_rows() // 2**20) + SMALL_FRAGMENTS
+
     def indexed(self) -> "Table":
-        """With an index on the ids that covers all rows but a few."""
+        """With an index on the ids of all rows."""
         with lance_errors(self.uri):
-            known = {index["name"]: index for index in self.dataset.list_indices()}
-            if "id_idx" not in known:
-                self.dataset.create_scalar_index("id", "BTREE")
-            else:
-                covered = known["id_idx"]["fragment_ids"]
-                rows = sum(part.count_rows() for part in self.dataset.get_fragments() if part.fragment_id not in covered)
-                if 4 * rows < self.dataset.count_rows():
-                    return self
+            if self.dataset.list_indices():
                 self.dataset.optimize.optimize_indices()
+            else:
+                self.dataset.create_scalar_index("id", "BTREE")
         self._sync_all()
         return Table(self.uri, self.dataset, self.unsynced)
 
     def compacted(self) -> "Table":
         """With few fragments; versions that are older than 14 days go, but for those that have a tag."""
-        needed = -(-self.dataset.count_rows() // 2**20)
-        if len(self.dataset.get_fragments()) <= needed + SMALL_FRAGMENTS:
-            return self
         with lance_errors(self.uri):
             self.dataset.optimize.compact_files(materialize_deletions_threshold=0.5, num_threads=1)
             self._sync_all()

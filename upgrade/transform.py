@@ -123,7 +123,7 @@ def _pending(table: Table, wanted: State) -> tuple[Pending, Table]:
     target = json.dumps(asdict(replace(wanted, tool={})))
     if metadata.get(TARGET) != target:
         forgotten: dict[str, str | None] = {name: None for name in metadata if name.startswith(PENDING)}
-        return Pending([]), _with_metadata(table, {**forgotten, TARGET: target}, "begin")
+        return Pending([]), _with_metadata(table, {**forgotten, TARGET: target})
     records = [json.loads(metadata[name]) for name in sorted(metadata) if name.startswith(PENDING)]
     if not records:
         return Pending([]), table
@@ -141,14 +141,14 @@ def _pending(table: Table, wanted: State) -> tuple[Pending, Table]:
     )
 
 
-def _with_metadata(table: Table, updates: dict[str, str | None], step: str) -> Table:
-    return table.commit(Operation.UpdateConfig(table_metadata_updates=Operation.UpdateMap(updates)), step)
+def _with_metadata(table: Table, updates: dict[str, str | None]) -> Table:
+    return table.commit(Operation.UpdateConfig(table_metadata_updates=Operation.UpdateMap(updates)))
 
 
 def _without_pending(table: Table) -> Table:
     """The table without what an interrupted run has left in its metadata."""
     left: dict[str, str | None] = {name: None for name in table.dataset.metadata if name.startswith((PENDING, TARGET))}
-    return _with_metadata(table, left, "end") if left else table
+    return _with_metadata(table, left) if left else table
 
 
 def rows_pending(table: Table) -> int:
@@ -191,7 +191,7 @@ def _write_fragments(
                 "first_zero": int(zeros[0]) if len(zeros) else None,
             }
             name = f"{PENDING}{len(pending.fragments):06d}"
-            table = _with_metadata(table, {name: json.dumps(record)}, "fragment")
+            table = _with_metadata(table, {name: json.dumps(record)})
             pending = _pending(table, inputs.state)[0]
     return pending, table
 
