@@ -25,12 +25,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("step", choices=get_args(Step), help="what to do")
     parser.add_argument("--batch", metavar="FILE", help="apply: new embeddings with their ids")
-    parser.add_argument("--insist", action="store_const", const=True, help="apply: a batch that looks like another model's")
+    parser.add_argument(
+        "--insist", action="store_const", const=True, help="apply: a batch that looks like another model's"
+    )
     parser.add_argument("--to", help="rollback: transformed, a number of batches, a tag, or old; export: the file")
     parser.add_argument("--verify", action="store_const", const=True, help="status: check every row")
     parser.add_argument("--dry-run", action="store_const", const=True, help="push: only say what would be done")
     parser.add_argument("--undo", action="store_const", const=True, help="cutover: the way back")
-    parser.add_argument("--pairs", metavar="NAME", help="export: pairs of old and new embeddings, for fit_embeddings.py")
+    parser.add_argument(
+        "--pairs", metavar="NAME", help="export: pairs of old and new embeddings, for fit_embeddings.py"
+    )
     parser.add_argument("--next", metavar="FILE", help="export: ids to re-embed next, .npy")
     parser.add_argument("--limit", type=int, help="export: so many of them at most")
     config = load_config(UpgradeConfig, parser)

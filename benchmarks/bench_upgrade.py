@@ -30,8 +30,8 @@ from benchmarks.harness import DEVICE, GIB, Figure, cost_of, figure, options, ra
 from models.model_files import describe_transformation, load_model, save_model
 from models.transformations import build_transformation
 from retrieval import backfilling_order
-from upgrade.config import UpgradeConfig
 from retrieval.prediction import predict_recall
+from upgrade.config import UpgradeConfig
 from upgrade.transform import CPU_BATCH, transform_gallery
 from utils.distributed import World
 

@@ -62,7 +62,8 @@ class UpgradeConfig:
         path="any",
     )
     store: dict[str, Any] | None = key(
-        None, doc="in place of `gallery`: the store that holds them, by its `kind` (lance, pgvector, qdrant) and its keys"
+        None,
+        doc="in place of `gallery`: the store that holds them, by its `kind` (lance, pgvector, qdrant) and its keys",
     )
     ids: str | None = key(
         None,
@@ -83,7 +84,9 @@ class UpgradeConfig:
     dtype: Literal["float16", "float32"] = key("float16", doc="type in which the upgraded embeddings are kept")
     chunk_rows: int = key(65536, doc="rows that are read, transformed and written at a time", minimum=1)
     fragment_rows: int = key(
-        2**20, doc="about so many rows a fragment of the table: what an interrupted transform repeats at most", minimum=1
+        2**20,
+        doc="about so many rows a fragment of the table: what an interrupted transform repeats at most",
+        minimum=1,
     )
     precision: Precision = key("auto", doc="of the transformation's hidden layers")
     order: Order = key(
@@ -107,10 +110,14 @@ class UpgradeConfig:
         ".npz, .parquet or .faiss; also --to",
     )
     pairs: str | None = key(
-        None, doc="export: NAME of NAME_old.npz and NAME_new.npz, pairs to fit a transformation to; also --pairs", path="any"
+        None,
+        doc="export: NAME of NAME_old.npz and NAME_new.npz, pairs to fit a transformation to; also --pairs",
+        path="any",
     )
     next: str | None = key(
-        None, doc="export: .npy of the ids that are not re-embedded yet, the first of `plan` first; also --next", path="any"
+        None,
+        doc="export: .npy of the ids that are not re-embedded yet, the first of `plan` first; also --next",
+        path="any",
     )
     limit: int | None = key(
         None, doc="export: so many pairs, drawn evenly (100,000 if not said), or ids at most; also --limit", minimum=1
@@ -120,7 +127,9 @@ class UpgradeConfig:
         doc="export to .faiss: index factory string; Flat keeps the type of the embeddings, approximate ones are trained "
         "on a sample",
     )
-    verify: bool = key(False, doc="status: also compare every row with the old gallery and the transformation; also --verify")
+    verify: bool = key(
+        False, doc="status: also compare every row with the old gallery and the transformation; also --verify"
+    )
     dry_run: bool = key(False, doc="push: only count what would be done; also --dry-run")
     undo: bool = key(False, doc="cutover: the way back; also --undo")
     seed: int = key(0, doc="of the random order, of the sample and of the bootstrap", minimum=0)

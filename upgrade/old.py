@@ -32,9 +32,14 @@ class Chunk(NamedTuple):
 
     def hashes(self) -> Array:
         """What tells whether an old vector has changed, (m,) uint64."""
-        rows = np.ascontiguousarray(self.vectors, np.float32)
-        digests = b"".join([hashlib.sha256(row).digest()[:8] for row in rows])
-        return np.frombuffer(digests, "<u8")
+        return source_hashes(self.vectors)
+
+
+def source_hashes(vectors: Array) -> Array:
+    """The first 8 bytes of the SHA-256 of each vector (m, d) as float32 -> (m,) uint64."""
+    rows = np.ascontiguousarray(vectors, np.float32)
+    digests = b"".join([hashlib.sha256(row).digest()[:8] for row in rows])
+    return np.frombuffer(digests, "<u8")
 
 
 class Old(Protocol):

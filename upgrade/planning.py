@@ -191,9 +191,7 @@ def _open_pairs(params: PlanParams, state: State) -> dict[str, Source]:
     sources = {name: open_source(path, where=f"plan_params.{name}") for name, path in named.items() if path is not None}
     new = sources["new"]
     if new.dim != state.dim:
-        raise UserError(
-            f"plan_params.new: {new.path} is {new.dim}-d, but the gallery's embeddings are {state.dim}-d"
-        )
+        raise UserError(f"plan_params.new: {new.path} is {new.dim}-d, but the gallery's embeddings are {state.dim}-d")
     if (state.side_info is None) != ("side_info" not in sources):
         raise UserError("plan_params.side_info: should be given if, and only if, the gallery has side-information")
     del sources["new"]

@@ -5,13 +5,14 @@ from pathlib import Path
 from data.lengths import about_zeros
 from upgrade.batches import apply_batch
 from upgrade.config import UpgradeConfig
-from upgrade.drift import compare
 from upgrade.durable import local_folder
+from upgrade.export import export
 from upgrade.history import finish_removal, give_up, last_zero_rows, roll_back, status, verify
 from upgrade.inputs import open_inputs, open_old
 from upgrade.planning import predict
 from upgrade.plots import plot_plan
 from upgrade.priorities import choose_order, write_priorities
+from upgrade.pushing import cutover, push, store_of
 from upgrade.table import open_table
 from upgrade.transform import transform_gallery
 from utils.distributed import process_group
@@ -37,7 +38,9 @@ def plan(config: UpgradeConfig) -> None:
     predicted = None if config.plan_params.old is None else predict(config, table.state, chosen, rows)
     table, counts = write_priorities(table, chosen, config.seed)
     left = counts.rows - counts.re_embedded
-    print(f"{config.output}: {left:,} items have a priority, by {chosen.name}; the first: export --next FILE.npy --limit N")
+    print(
+        f"{config.output}: {left:,} items have a priority, by {chosen.name}; the first: export --next FILE.npy --limit N"
+    )
     if predicted is not None:
         own = f"{Path(config.output).name}.plan"
         beside = local_folder(config.output)
@@ -73,7 +76,9 @@ def show(config: UpgradeConfig) -> None:
             table = open_table(config.output)
             inputs = open_inputs(config, world.device)
             if inputs.state.transformation_sha256 != table.state.transformation_sha256:
-                raise UserError(f"transformation_path: {config.transformation_path} is not what the gallery was made with")
+                raise UserError(
+                    f"transformation_path: {config.transformation_path} is not what the gallery was made with"
+                )
             drift = verify(table, inputs, config.chunk_rows, world.device)
         print(f"  every row is what transform or a batch made of it; of {inputs.old.name}: {drift}")
 
@@ -88,7 +93,9 @@ def rollback(config: UpgradeConfig) -> None:
     if target == "old":
         old = open_old(config)
         if table.state.stage != "ready":
-            raise UserError(f"output: {config.output} is not fully transformed; nothing serves from it, delete it yourself")
+            raise UserError(
+                f"output: {config.output} is not fully transformed; nothing serves from it, delete it yourself"
+            )
         drift = give_up(table, old, config.chunk_rows)
         print(f"{config.output}: removed; all {drift.unchanged:,} rows of {old.name} are as they were")
         return
@@ -97,4 +104,31 @@ def rollback(config: UpgradeConfig) -> None:
     print(f"{config.output}: is what it was as {name}: {counts.re_embedded:,} of {counts.rows:,} items are re-embedded")
 
 
-STEPS = {"transform": transform, "plan": plan, "apply": apply, "status": show, "rollback": rollback}
+def write(config: UpgradeConfig) -> None:
+    """The gallery in other forms, pairs, and what to re-embed next."""
+    for line in export(open_table(config.output), config):
+        print(line)
+
+
+def push_rows(config: UpgradeConfig) -> None:
+    """What differs, to the store of the old vectors."""
+    with process_group() as world:
+        for line in push(config, store_of(config), world.device):
+            print(line)
+
+
+def switch(config: UpgradeConfig) -> None:
+    """The store, to the new vectors or back."""
+    print(cutover(config, store_of(config)))
+
+
+STEPS = {
+    "transform": transform,
+    "plan": plan,
+    "apply": apply,
+    "status": show,
+    "rollback": rollback,
+    "push": push_rows,
+    "cutover": switch,
+    "export": write,
+}

@@ -61,7 +61,9 @@ def lance_errors(uri: str) -> Iterator[None]:
 
 
 def _at_once(uri: str) -> UserError:
-    return UserError(f"output: {uri}: another step has changed it meanwhile; this one has changed nothing, run it again")
+    return UserError(
+        f"output: {uri}: another step has changed it meanwhile; this one has changed nothing, run it again"
+    )
 
 
 def schema_of(state: State, id_type: pa.DataType, has_labels: bool) -> pa.Schema:

@@ -74,7 +74,9 @@ def transform_gallery(config: UpgradeConfig, device: torch.device) -> tuple[Tabl
         same = table.state.transformation_sha256 == wanted.transformation_sha256
         drift = compare(table, old, config.chunk_rows)
         if not drift.unchanged:
-            raise UserError(f"output: {config.output} is the upgrade of another gallery than {old.name}: no row is the same")
+            raise UserError(
+                f"output: {config.output} is the upgrade of another gallery than {old.name}: no row is the same"
+            )
         if same and not drift.differs:
             return _without_pending(table), f"{table.state.rows:,} items are in {wanted.new_model}'s space already"
     wanted = replace(wanted, stage="ready")
@@ -112,9 +114,7 @@ def _check_same(table: Table, wanted: State, old: Old) -> None:
     if differs is None and table.has_labels != old.has_labels:
         differs = f"labels are {'there' if old.has_labels else 'not there'}, unlike before"
     if differs is not None:
-        raise UserError(
-            f"output: {table.uri} is another upgrade: {differs}; name a new folder, or roll it back to old"
-        )
+        raise UserError(f"output: {table.uri} is another upgrade: {differs}; name a new folder, or roll it back to old")
 
 
 def _pending(table: Table, wanted: State) -> tuple[Pending, Table]:

@@ -60,7 +60,9 @@ class Case:
 
     def run(self, step: str, *arguments: str) -> str:
         """Run a step -> its output."""
-        return succeed("upgrade_gallery.py", step, "--config", "upgrade.yaml", *arguments, cwd=self.folder, processes=None)
+        return succeed(
+            "upgrade_gallery.py", step, "--config", "upgrade.yaml", *arguments, cwd=self.folder, processes=None
+        )
 
     def refuse(self, step: str, *arguments: str) -> str:
         """Run a step that must refuse its input and write nothing -> its error."""
@@ -71,7 +73,9 @@ class Case:
 
     def refuse_midway(self, step: str, *arguments: str) -> str:
         """Run a step that must refuse its input where it comes to it; what is done so far may stay -> its error."""
-        done = run_script("upgrade_gallery.py", step, "--config", "upgrade.yaml", *arguments, cwd=self.folder, processes=None)
+        done = run_script(
+            "upgrade_gallery.py", step, "--config", "upgrade.yaml", *arguments, cwd=self.folder, processes=None
+        )
         assert (done.returncode, done.stderr[:7]) == (2, "error: "), (done.stdout, done.stderr)
         assert len(done.stderr.strip().splitlines()) <= 2
         return done.stderr

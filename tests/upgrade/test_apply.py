@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-from tests.upgrade.conftest import IDS, NEW_DIM, Case, N, fill_disk_at
-from upgrade.batches import apply_batch
 from upgrade.rollback import roll_back
 from upgrade.status import verify
 from upgrade.transactions import finish_pending
+
+from tests.upgrade.conftest import IDS, NEW_DIM, Case, N, fill_disk_at
+from upgrade.batches import apply_batch
 from utils.errors import UserError
 
 

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from upgrade.prediction import predict_recall
 
 from retrieval import Calibration, backfilling_order, cutoffs, evaluate
 from tests.tiny import succeed
 from tests.upgrade.conftest import BATCHES, IDS, Case, N, make_case, make_refittable, prepared, write_transformation
-from upgrade.prediction import predict_recall
 
 CALIBRATIONS = {"l2": 2.25, "cosine": 0.6}
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-
-from tests.upgrade.conftest import CONFIG, IDS, NEW_DIM, OLD_DIM, Case, N, make_case, write_transformation
 from upgrade.ids import text_keys
 from upgrade.rows import parts_of
 from upgrade.sources import open_source
+
+from tests.upgrade.conftest import CONFIG, IDS, NEW_DIM, OLD_DIM, Case, N, make_case, write_transformation
 from utils.errors import UserError
 
 ORDER = np.random.default_rng(0).permutation(N)

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, write_transformation
 from upgrade.lookup import sorted_rows
 from upgrade.order import _falling
+
+from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, write_transformation
 
 PAIRS = ("plan_params.old=pairs_old.npz", "plan_params.new=pairs_new.npz", "plan_params.k=3")
 
