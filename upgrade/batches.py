@@ -17,8 +17,8 @@ from utils.errors import UserError
 
 FEW = 8  # so few rows may all have length 1 by chance, without normalisation
 JUDGED, FEWEST_JUDGED = 10_000, 50  # items by which a batch is judged
-# The share by which a batch is nearer to h(old) of its own items than to that of others. Pairs of real models had 0.09 to
-# 0.5, as little as 500 pairs to fit h to; embeddings that were turned or whose dimensions were mixed up 0.02 at most.
+# The share by which a batch is nearer to h(old) of its own items than to that of others. Pairs of real models had 0.09
+# to 0.5, with h fitted to 500 of them or more; embeddings that were rotated, or of other items, 0.01 at most.
 LEAST_EXPLAINED = 0.02
 
 
@@ -137,19 +137,20 @@ def _checked(table: Table, batch: Source, insist: bool) -> tuple[Array, int, boo
         )
     if old and not insist:
         raise UserError(
-            f"{where}: {old:,} of its embeddings are those of {state.old_model}; give the new model's, or set insist=True"
+            f"{where}: {old:,} of its embeddings are those of {state.old_model}; give those of {state.new_model}, "
+            "or set insist=True"
         )
     if not insist and judged.explained < LEAST_EXPLAINED:
         raise UserError(
-            f"{where}: does not look like {state.new_model}: of the spread of its embeddings, the transformation explains "
-            f"{judged.explained:.1%} (of {judged.count:,} items); {LEAST_EXPLAINED:.0%} is the least.\n"
+            f"{where}: does not look like {state.new_model}: what the gallery has of its items explains "
+            f"{judged.explained:.1%} of it (by {judged.count:,} items), and {LEAST_EXPLAINED:.0%} is the least.\n"
             "Give the embeddings of the new model, or set insist=True if that is what they are"
         )
     return chosen, newly, same, about_zeros(str(batch.path), len(zeros), zeros[0]) if len(zeros) else None
 
 
 class _Judged:
-    """How much of a batch the gallery's embeddings of its items explain: nothing, if it is of another model or items."""
+    """How much of a batch the gallery's embeddings explain: nothing, if it is of another model or of other items."""
 
     def __init__(self) -> None:
         self.count, self.own, self.others = 0, 0.0, 0.0
@@ -165,7 +166,7 @@ class _Judged:
 
     @property
     def explained(self) -> float:
-        """The share by which they are nearer to those of their own items than to others; 1 where there are too few to tell."""
+        """The share by which they are nearer to their own items than to others; 1 where there are too few to tell."""
         return 1.0 if self.count < FEWEST_JUDGED or not self.others else 1 - self.own / self.others
 
 

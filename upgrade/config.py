@@ -85,14 +85,14 @@ class UpgradeConfig:
     chunk_rows: int = key(65536, doc="rows that are read, transformed and written at a time", minimum=1)
     fragment_rows: int = key(
         2**20,
-        doc="about so many rows a fragment of the table: what an interrupted transform repeats at most",
+        doc="about so many rows a fragment of the table: what an interrupted transform repeats",
         minimum=1,
     )
     precision: Precision = key("auto", doc="of the transformation's hidden layers")
     order: Order = key(
         "auto",
-        doc="plan: which items come first: confidence, those of unclear class, by `classifier`; sigma, the most uncertain "
-        "ones; auto: confidence where there is a classifier whose classes the gallery spreads over, else sigma, else random",
+        doc="plan: which items come first. confidence: those of unclear class, by `classifier`; sigma: the most "
+        "uncertain; auto: confidence where the gallery spreads over the classifier's classes, else sigma, else random",
     )
     classifier: str | None = key(
         None, doc="plan: the new model's classifier (classes, dimension), `classifier` in .npz or an .npy", path="any"
@@ -100,7 +100,7 @@ class UpgradeConfig:
     plan_params: PlanParams = section(PlanParams, doc="plan: the sample, and what to predict from it")
     batch: str | None = key(
         None,
-        doc="apply: new embeddings with their ids, in any form of `gallery`; one of no item changes nothing; also --batch",
+        doc="apply: new embeddings with their ids, in a form of `gallery`; no item, no change; also --batch",
         path="input",
     )
     insist: bool = key(False, doc="apply: also a batch that does not look like the new model's; also --insist")
@@ -124,8 +124,8 @@ class UpgradeConfig:
     )
     index: str = key(
         "Flat",
-        doc="export to .faiss: index factory string; Flat keeps the type of the embeddings, approximate ones are trained "
-        "on a sample",
+        doc="export to .faiss: index factory string; Flat keeps the type of the embeddings, approximate ones are "
+        "trained on a sample",
     )
     verify: bool = key(
         False, doc="status: also compare every row with the old gallery and the transformation; also --verify"

@@ -82,7 +82,7 @@ def _write_npz(path: Path, table: Table) -> None:
             shape = (rows, table.state.dim) if column == "embedding" else (rows,)
             header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             with archive.open(f"{NAMES[column]}.npy", "w", force_zip64=True) as member:
-                npy.write_array_header_1_0(member, header)  # type: ignore[arg-type]
+                npy.write_array_header_1_0(member, header)
                 if column == "id":
                     member.write(ids.tobytes())
                     continue
@@ -165,14 +165,14 @@ def _export_pairs(table: Table, config: UpgradeConfig, name: str, limit: int) ->
     arrays = {key: np.concatenate(parts) for key, parts in found.items() if parts}
     if not len(arrays.get("ids", [])):
         raise UserError(f"output: {table.uri}: no item is re-embedded, so that there are no pairs")
-    shared = {key: arrays[key] for key in ("ids", "labels") if key in arrays}
+    shared: dict[str, Any] = {key: arrays[key] for key in ("ids", "labels") if key in arrays}
     for role in ("old", "new", "side_info"):
         if role in arrays:
             with atomic_path(Path(f"{name}_{role}.npz")) as temporary, temporary.open("wb") as file:
-                np.savez(file, embeddings=arrays[role], **shared)
+                np.savez(file, **(shared | {"embeddings": arrays[role]}))
     side = f" side_info={name}_side_info.npz" if "side_info" in arrays else ""
     return [
-        f"{name}_old.npz, {name}_new.npz: {len(arrays['ids']):,} pairs; fit a transformation to them, and transform again:",
+        f"{name}_old.npz, {name}_new.npz: {len(arrays['ids']):,} pairs; fit to them, and transform again:",
         f"  python fit_embeddings.py --config configs/fit_embeddings.yaml old={name}_old.npz new={name}_new.npz{side} "
         "output=FILE.pt",
     ]

@@ -13,8 +13,8 @@ from models.transformed import Transformation
 from upgrade.config import UpgradeConfig
 from upgrade.ends import open_store
 from upgrade.ends.files import open_source, stated_space
-from upgrade.old import Old, OldFiles, OldStore, check_distinct, sample_of
-from upgrade.spaces import check_stated, have_unit_length
+from upgrade.old import Old, check_distinct, old_files, old_store
+from upgrade.spaces import check_stated
 from upgrade.state import State
 from utils.errors import UserError
 from utils.files import sha256_of
@@ -32,20 +32,21 @@ class Inputs:
 
 
 def open_old(config: UpgradeConfig) -> Old:
-    """Open the old vectors that a config names.
+    """Open the old vectors that a config names; stores see to it themselves that ids are distinct.
 
     Raises:
         UserError: they cannot be read, or the side-information is of other items.
     """
     if config.store is not None:
-        return OldStore(open_store(config.store))
+        return old_store(open_store(config.store))
     assert config.gallery is not None
     source = open_source(config.gallery, where="gallery", ids=config.ids)
+    check_distinct(source)
     side_info = None if config.side_info is None else open_source(config.side_info, where="side_info")
     side_info = None if side_info is None else side_info.in_order_of(source, "side_info")
-    unit = have_unit_length(sample_of(source.vectors))
-    check_stated(stated_space(source.path, "gallery"), config.gallery, config.old_model, source.dim, unit)
-    return OldFiles(source, side_info, unit)
+    old = old_files(source, side_info)
+    check_stated(stated_space(source.path, "gallery"), config.gallery, config.old_model, source.dim, old.unit)
+    return old
 
 
 def open_inputs(config: UpgradeConfig, device: torch.device) -> Inputs:
@@ -55,8 +56,6 @@ def open_inputs(config: UpgradeConfig, device: torch.device) -> Inputs:
         UserError: a file that cannot be read, or files that do not fit together.
     """
     old = open_old(config)
-    if isinstance(old, OldFiles):
-        check_distinct(old.source)
     description = _describe_transformation(config.transformation_path)
     normalised = _is_normalised(config, description)
     transformation = cast(Transformation, build_model(description, where="transformation_path"))

@@ -1,9 +1,9 @@
 """The old vectors of a gallery, in files or in a store: read a chunk after the other, checked."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +42,8 @@ def source_hashes(vectors: Array) -> Array:
     return np.frombuffer(digests, "<u8")
 
 
-class Old(Protocol):
+@dataclass(frozen=True)
+class Old:
     """A gallery of old vectors."""
 
     name: str  # in messages
@@ -54,6 +55,7 @@ class Old(Protocol):
     has_labels: bool
     unit: bool  # whether all vectors that are not zero have length 1
     side_dim: int | None
+    read: Callable[[int, int, Any], Iterator[Chunk]]
 
     def chunks(self, rows: int, *, skip: int = 0, after: Any = None) -> Iterator[Chunk]:
         """All chunks of so many rows, but for the first `skip` rows, the last of which has the id `after`.
@@ -61,96 +63,70 @@ class Old(Protocol):
         Raises:
             UserError: a row is not finite, or not of length 1 where all should be.
         """
+        return self.read(rows, skip, after)
 
 
-@dataclass(frozen=True)
-class OldFiles:
-    """A gallery in files."""
+def old_files(source: Source, side_info: Source | None) -> Old:
+    """A gallery in files, and side-information in the same order."""
+    unit = have_unit_length(_sample(source.vectors))
 
-    source: Source
-    side_info: Source | None  # in the same order
-    unit: bool
-
-    @property
-    def name(self) -> str:
-        return f"gallery: {self.source.path}"
-
-    @property
-    def identity(self) -> str:
-        return str(self.source.path)
-
-    @property
-    def rows(self) -> int:
-        return len(self.source)
-
-    @property
-    def without(self) -> int:
-        return 0
-
-    @property
-    def dim(self) -> int:
-        return self.source.dim
-
-    @property
-    def id_type(self) -> pa.DataType:
-        return pa.string() if self.source.has_text_ids else pa.int64()
-
-    @property
-    def has_labels(self) -> bool:
-        return self.source.labels is not None
-
-    @property
-    def side_dim(self) -> int | None:
-        return None if self.side_info is None else self.side_info.dim
-
-    def chunks(self, rows: int, *, skip: int = 0, after: Any = None) -> Iterator[Chunk]:
-        """As `Old.chunks`."""
-        for start, stop in parts_of(self.rows, rows):
-            if stop <= skip:
-                continue
-            start = max(start, skip)
-            ids, labels = self.source.ids, self.source.labels
+    def read(rows: int, skip: int, after: Any) -> Iterator[Chunk]:
+        for start, stop in parts_of(len(source) - skip, rows):
+            start, stop = start + skip, stop + skip
             yield Chunk(
                 start,
-                np.arange(start, stop) if ids is None else ids.read(start, stop),
-                read_checked(self.source.vectors, self.name, start, stop, unit=self.unit),
-                None if labels is None else labels.read(start, stop),
-                None if self.side_info is None else read_checked(self.side_info.vectors, "side_info", start, stop),
+                np.arange(start, stop) if source.ids is None else source.ids.read(start, stop),
+                read_checked(source.vectors, f"gallery: {source.path}", start, stop, unit=unit),
+                None if source.labels is None else source.labels.read(start, stop),
+                None if side_info is None else read_checked(side_info.vectors, "side_info", start, stop),
             )
 
+    return Old(
+        name=f"gallery: {source.path}",
+        identity=str(source.path),
+        rows=len(source),
+        without=0,
+        dim=source.dim,
+        id_type=pa.string() if source.has_text_ids else pa.int64(),
+        has_labels=source.labels is not None,
+        unit=unit,
+        side_dim=None if side_info is None else side_info.dim,
+        read=read,
+    )
 
-class OldStore:
-    """A gallery in a store."""
 
-    side_dim = None
+def old_store(store: Store) -> Old:
+    """A gallery in a store. Its rows come by rising ids, so that the last one tells where a reading was broken off.
 
-    def __init__(self, store: Store) -> None:
-        self.store, info = store, store.info()
-        self.name, self.identity = f"store: {info.identity}", info.identity
-        self.rows, self.without, self.dim, self.id_type = info.rows, info.without, info.dim, info.id_type
-        first = next(store.read_old(SAMPLE_ROWS), None)
-        if first is None or not info.rows:
-            raise UserError(f"{self.name}: has no row with an old vector")
-        self.has_labels = "label" in first.schema.names
-        self.unit = have_unit_length(values(first["embedding"]))
+    Raises:
+        UserError: it has no old vector.
+    """
+    info = store.info()
+    name = f"store: {info.identity}"
+    first = next(store.read_old(SAMPLE_ROWS), None)
+    if first is None or not info.rows:
+        raise UserError(f"{name}: has no row with an old vector")
+    has_labels, unit = "label" in first.schema.names, have_unit_length(values(first["embedding"]))
 
-    def chunks(self, rows: int, *, skip: int = 0, after: Any = None) -> Iterator[Chunk]:
-        """As `Old.chunks`; what comes by rising ids is found again by the last one."""
-        first, last = 0, None
-        for batch in self.store.read_old(rows):
+    def read(rows: int, skip: int, after: Any) -> Iterator[Chunk]:
+        number, last = 0, None
+        for batch in store.read_old(rows):
             ids, vectors = values(batch["id"]), values(batch["embedding"]).astype(np.float32)
-            rising = np.all(ids[1:] > ids[:-1]) and (last is None or ids[0] > last)
-            if not rising:
-                raise UserError(f"{self.name}: its ids are not unique, or do not come in rising order")
-            last = ids[-1]
-            check_finite(vectors, self.name, first)
-            if self.unit:
-                check_lengths(vectors, self.name, first)
+            if not ((ids[1:] > ids[:-1]).all() and (last is None or ids[0] > last)):
+                raise UserError(f"{name}: its ids are not unique, or do not come in rising order")
+            check_finite(vectors, name, number)
+            if unit:
+                check_lengths(vectors, name, number)
             left = slice(0 if after is None else int(np.searchsorted(ids, after, side="right")), None)
             if len(ids[left]):
-                labels = values(batch["label"])[left] if self.has_labels else None
-                yield Chunk(first, ids[left], vectors[left], labels, None)
-            first += len(ids)
+                yield Chunk(
+                    number, ids[left], vectors[left], values(batch["label"])[left] if has_labels else None, None
+                )
+            number, last = number + len(ids), ids[-1]
+
+    return Old(
+        name, info.identity, info.rows, info.without, info.dim, info.id_type, has_labels, unit, side_dim=None, read=read
+    )
 
 
 def read_checked(rows: Rows, where: str, start: int, stop: int, *, unit: bool = False) -> Array:
@@ -166,7 +142,7 @@ def read_checked(rows: Rows, where: str, start: int, stop: int, *, unit: bool = 
     return found
 
 
-def sample_of(rows: Rows) -> Array:
+def _sample(rows: Rows) -> Array:
     """Evenly spread rows."""
     count, blocks = rows.shape[0], 16
     size = SAMPLE_ROWS // blocks

@@ -1,4 +1,4 @@
-"""To the store that a gallery is in: push what differs from what it has, and switch over; after a look at its own changes."""
+"""To the store that a gallery is in: push what differs, and switch over, after a look at what has changed there."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +12,7 @@ from upgrade.config import UpgradeConfig
 from upgrade.drift import compare
 from upgrade.ends import Pushed, Store, open_store
 from upgrade.export import served
-from upgrade.old import OldStore
+from upgrade.old import old_store
 from upgrade.table import Table, lance_errors, open_table, values, vectors_column
 from upgrade.transform import transform_gallery
 from utils.errors import UserError
@@ -38,7 +38,7 @@ def push(config: UpgradeConfig, store: Store, device: torch.device) -> list[str]
     Raises:
         UserError: the store cannot be written, or is of another upgrade.
     """
-    table, old = open_table(config.output), OldStore(store)
+    table, old = open_table(config.output), old_store(store)
     drift, pushed = compare(table, old, config.chunk_rows), store.pushed()
     lines = [f"{old.name}: {drift} since it was transformed"]
     if old.without:
@@ -77,7 +77,7 @@ def cutover(config: UpgradeConfig, store: Store) -> str:
     table, pushed = open_table(config.output), store.pushed()
     if pushed is None:
         raise UserError("store: nothing was pushed to it; run `upgrade_gallery.py push` first")
-    old = OldStore(store)
+    old = old_store(store)
     drift = compare(table, old, config.chunk_rows)
     left = 0 if pushed.table_version == table.version else _count(table, pushed)
     if drift.differs or left or pushed.transformation != table.state.transformation_sha256:

@@ -39,7 +39,7 @@ def plan(config: UpgradeConfig) -> None:
     table, counts = write_priorities(table, chosen, config.seed)
     left = counts.rows - counts.re_embedded
     print(
-        f"{config.output}: {left:,} items have a priority, by {chosen.name}; the first: export --next FILE.npy --limit N"
+        f"{config.output}: {left:,} items have a priority, by {chosen.name}; `export --next FILE.npy` writes their ids"
     )
     if predicted is not None:
         own = f"{Path(config.output).name}.plan"

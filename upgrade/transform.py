@@ -237,7 +237,7 @@ def transformed_batches(
 
 
 def _kept(batch: pa.RecordBatch, before: Table, state: State) -> pa.RecordBatch:
-    """Rows as they were in a table, where they are re-embedded, or of the same transformation, and their item is the same."""
+    """Rows as they were, where they are re-embedded or of the same transformation, and their item has not changed."""
     ids, names = values(batch["id"]), ["embedding", "sigma", "priority", "batch", "source_hash"]
     place, found = before.lookup(ids, names, dense=bool((ids[1:] > ids[:-1]).all()))
     if not found.num_rows:

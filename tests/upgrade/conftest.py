@@ -114,9 +114,10 @@ class Case:
 
     def config(self, step: Any, **keys: Any) -> UpgradeConfig:
         """What `upgrade.yaml` says, for a step within this process."""
-        path = {"gallery": str(self.folder / "old.npz")} if "store" not in keys else {}
-        names = (str(self.folder / "transformation.pt"), self.uri, "resnet18-2021", "resnet50-2024")
-        return UpgradeConfig(step, *names, **{"chunk_rows": 64, "precision": "fp32"} | path | keys)
+        named: dict[str, Any] = {} if "store" in keys else {"gallery": str(self.folder / "old.npz")}
+        named |= {"chunk_rows": 64, "precision": "fp32"} | keys
+        path = str(self.folder / "transformation.pt")
+        return UpgradeConfig(step, path, self.uri, "resnet18-2021", "resnet50-2024", **named)
 
     def write_old(self, **arrays: Any) -> None:
         """Write the old gallery anew, with the arrays that are given in place of its own."""
