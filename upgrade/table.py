@@ -255,7 +255,7 @@ class Table:
     def indexed(self) -> "Table":
         """With an index on the ids of all rows."""
         with lance_errors(self.uri):
-            if self.dataset.list_indices():
+            if self.dataset.has_index:
                 self.dataset.optimize.optimize_indices()
             else:
                 self.dataset.create_scalar_index("id", "BTREE")

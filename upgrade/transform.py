@@ -166,7 +166,13 @@ def _write_fragments(
     left = inputs.old.chunks(config.chunk_rows, skip=pending.rows, after=pending.last)
     rows = ahead(transformed_batches(inputs, ahead(left), schema, before, device))
     with tqdm(
-        total=inputs.old.rows, initial=pending.rows, desc="transforming", unit="row", unit_scale=True, leave=False
+        total=inputs.old.rows,
+        initial=pending.rows,
+        desc="transforming",
+        unit="row",
+        unit_scale=True,
+        leave=False,
+        delay=1,
     ) as bar:
         for first in rows:
             last, count, zeros = first, 0, np.empty(0, np.int64)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from torch import nn
@@ -89,19 +90,21 @@ class Case:
         """The table."""
         return str(self.folder / "upgraded.lance")
 
-    def table(self) -> Table:
+    def table(self, output: str = "upgraded.lance") -> Table:
         """The table, open."""
-        return open_table(self.uri)
+        return open_table(str(self.folder / output))
 
-    def content(self) -> pa.Table:
+    def content(self, output: str = "upgraded.lance") -> pa.Table:
         """All rows, by rising ids."""
-        return self.table().dataset.to_table().sort_by("id")
+        return self.table(output).dataset.to_table().sort_by("id").combine_chunks()
 
-    def array(self, name: str) -> np.ndarray:
-        """A column, in the order of the old gallery."""
-        content = self.content()
+    def array(self, name: str, output: str = "upgraded.lance") -> np.ndarray:
+        """A column, in the order of the old gallery where its ids are IDS, else by rising ids."""
+        content = self.content(output)
         ids = values(content["id"])
-        return values(content[name])[np.searchsorted(ids, IDS)] if set(ids) == set(IDS) else values(content[name])
+        column = content[name].combine_chunks()
+        found = values(pc.fill_null(column, -1) if column.null_count else column)
+        return found[np.searchsorted(ids, IDS)] if set(ids.tolist()) == set(IDS.tolist()) else found
 
     def null(self, name: str) -> np.ndarray:
         """Which rows have no value in a column, in the order of the old gallery."""
