@@ -26,7 +26,7 @@ from lance.commit import CommitConflictError
 from lance.dataset import Transaction
 from lance.fragment import FragmentMetadata, write_fragments
 
-from data.items import Array, places
+from data.items import Array
 from data.parquet_files import values_of
 from upgrade.durable import FOLDERS, Unsynced, local_folder, remove_torn_manifest
 from upgrade.state import State, read_state
@@ -166,7 +166,7 @@ class Table:
             within = f"id >= {_literal(ids[0])} AND id <= {_literal(ids[-1])}"
             found = self.dataset.to_table(columns=columns, filter=within, limit=2 * len(ids) + 64)
             if found.num_rows < 2 * len(ids) + 64:
-                return places(ids, self._ids(found)), found
+                return _places(ids, self._ids(found)), found
         parts = []
         for start in range(0, len(ids), LOOKED_UP):
             listed = ",".join(map(_literal, ids[start : start + LOOKED_UP]))
@@ -174,7 +174,7 @@ class Table:
         found = pa.concat_tables(parts) if parts else self.dataset.to_table(columns=columns, limit=0)
         if len(parts) > 1:  # an id that stands in two parts of a batch
             found = found.take(np.unique(self._ids(found), return_index=True)[1])
-        return places(ids, self._ids(found)), found
+        return _places(ids, self._ids(found)), found
 
     def _ids(self, found: pa.Table) -> Array:
         return values(found["id"]) if found.num_rows else np.empty(0, "U1" if self.has_text_ids else np.int64)
@@ -297,6 +297,15 @@ class Table:
             tags.update(name, self.version)
         self.unsynced.sync_versions()
         return name
+
+
+def _places(ids: Array, among: Array) -> Array:
+    """Where each of the ids (m,) stands among distinct ones -> (m,), -1 where it does not."""
+    if not len(among):
+        return np.full(len(ids), -1)
+    order = among.argsort()
+    place = np.minimum(np.searchsorted(among, ids, sorter=order), len(among) - 1)
+    return np.where(among[order[place]] == ids, order[place], -1)
 
 
 def _literal(item: Any) -> str:

@@ -25,9 +25,11 @@ def is_normalised(case: Case) -> bool:
     return stated
 
 
-def write_ridge(path: Path, scale: float | None, *, refined: bool = False, **recorded: bool) -> None:
+def write_ridge(
+    path: Path, scale: float | None, *, refined: bool = False, dim: int = NEW_DIM, **recorded: bool
+) -> None:
     """A linear transformation, refined or not: the identity, about, times a scale; of random weights without one."""
-    arguments: dict[str, Any] = {"arch": "ridge", "old_embedding_dim": OLD_DIM, "new_embedding_dim": NEW_DIM}
+    arguments: dict[str, Any] = {"arch": "ridge", "old_embedding_dim": OLD_DIM, "new_embedding_dim": dim}
     model = build_transformation(**arguments, side_info_dim=0)
     for tensor in model.state_dict().values():
         if scale is None:
