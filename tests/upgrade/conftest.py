@@ -1,5 +1,6 @@
 """A tiny gallery with everything around it: old and new embeddings, a transformation, a config."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,10 @@ class Case:
         content = self.content()
         return content[name].is_null().to_numpy()[np.searchsorted(values(content["id"]), IDS)]
 
+    def json(self, name: str) -> Any:
+        """What a JSON file beside the table holds."""
+        return json.loads((self.folder / f"upgraded.lance.plan/{name}.json").read_text())
+
     def tags(self) -> dict[str, int]:
         """Tag -> version."""
         return self.table().tags()
@@ -150,7 +155,7 @@ def make_case(folder: Path, *, unit: bool = False) -> Case:
     model = write_transformation(folder / "transformation.pt", "fastfill", **recorded)
     with torch.no_grad():
         predicted = model(torch.from_numpy(old)).embedding.numpy()
-    new = predicted + 0.5 * predicted.std() * rng.normal(size=predicted.shape)
+    new = predicted + 0.5 * predicted.std(0).mean() * rng.normal(size=predicted.shape)
     if unit:
         new /= np.linalg.norm(new, axis=1, keepdims=True)
     (folder / "upgrade.yaml").write_text(CONFIG)

@@ -296,7 +296,7 @@ def test_versions_that_are_gone_and_tables_that_are_none(upgraded: Case) -> None
 
 
 def test_a_table_of_a_later_lance_is_refused(upgraded: Case) -> None:
-    """A manifest is a length, a Protocol Buffers message, its place, two versions, and LANC; field 9 says what to know."""
+    """A manifest is a length, a Protocol Buffers message, its place, two versions, LANC; field 9 says what to know."""
     head = sorted((upgraded.folder / "upgraded.lance/_versions").glob("*.manifest"))[0]
     content = head.read_bytes()
     place = int.from_bytes(content[-16:-8], "little")

@@ -1,7 +1,6 @@
 """transform: every form of gallery, in chunks, on any number of processes, after any interruption."""
 
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
