@@ -73,9 +73,10 @@ def transform_gallery(config: UpgradeConfig, device: torch.device) -> tuple[Tabl
         wanted = replace(wanted, generation=generation, batches_before=counts.batches)
         same = table.state.transformation_sha256 == wanted.transformation_sha256
         drift = compare(table, old, config.chunk_rows)
-        if not drift.unchanged:
+        if drift.unchanged <= drift.changed:  # by another model, perhaps
             raise UserError(
-                f"output: {config.output} is the upgrade of another gallery than {old.name}: no row is the same"
+                f"output: {config.output} is the upgrade of another gallery than {old.name}: {drift.unchanged:,} rows "
+                f"are the same, {drift.changed:,} are not; name a new folder"
             )
         if same and not drift.differs:
             return _without_pending(table), f"{table.state.rows:,} items are in {wanted.new_model}'s space already"

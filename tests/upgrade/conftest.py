@@ -123,9 +123,9 @@ class Case:
     def config(self, step: Any, **keys: Any) -> UpgradeConfig:
         """What `upgrade.yaml` says, for a step within this process."""
         named: dict[str, Any] = {} if "store" in keys else {"gallery": str(self.folder / "old.npz")}
-        named |= {"chunk_rows": 64, "precision": "fp32"} | keys
-        path = str(self.folder / "transformation.pt")
-        return UpgradeConfig(step, path, self.uri, "resnet18-2021", "resnet50-2024", **named)
+        named |= {"chunk_rows": 64, "precision": "fp32", "transformation_path": str(self.folder / "transformation.pt")}
+        names = {"output": self.uri, "old_model": "resnet18-2021", "new_model": "resnet50-2024"}
+        return UpgradeConfig(step, **(named | names | keys))
 
     def write_old(self, **arrays: Any) -> None:
         """Write the old gallery anew, with the arrays that are given in place of its own."""
