@@ -12,11 +12,12 @@ from upgrade.ends.files import Source, open_source, stated_space
 from upgrade.ends.rows import check_finite, parts_of
 from upgrade.old import source_hashes
 from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length
-from upgrade.table import Counts, Table, lance_errors, values, vectors_column
+from upgrade.state import State
+from upgrade.table import Counts, Table, number_type, values, vectors_column
 from utils.errors import UserError
 
 FEW = 8  # so few rows may all have length 1 by chance, without normalisation
-JUDGED, FEWEST_JUDGED = 10_000, 50  # items by which a batch is judged
+JUDGED, FEWEST_JUDGED = 500, 50  # items by which a batch is judged
 # The share by which a batch is nearer to h(old) of its own items than to that of others. Pairs of real models had 0.09
 # to 0.5, with h fitted to 500 of them or more; embeddings that were rotated, or of other items, 0.01 at most.
 LEAST_EXPLAINED = 0.02
@@ -52,23 +53,14 @@ def apply_batch(table: Table, path: str, *, insist: bool = False) -> Applied:
     batch = open_source(path, where="batch", may_be_empty=True)
     if not len(batch):
         return Applied(0, 0, changed=False, zero=None, table=table, counts=before)
-    chosen, newly, same, zero = _checked(table, batch, insist)
-    items = int(chosen.sum())
-    if same:
+    found = _checked(table, batch, insist)
+    items, newly, zero = len(found.rows), found.newly, found.zero
+    if found.same:
         return Applied(items, 0, changed=False, zero=zero, table=table, counts=before)
     counts = Counts(before.rows, before.re_embedded + newly, before.batches + 1)
-    names = ["id", "embedding", "priority", "batch"]
-    schema = pa.schema([table.schema.field(name) for name in names])
-    reader = pa.RecordBatchReader.from_batches(schema, _rows(batch, chosen, counts.batches, schema))
-    with lance_errors(table.uri):
-        # Whole rows, so that what is written grows with the batch and not with the table.
-        merge = table.dataset.merge_insert("id").when_matched_update_all().write_mode("rewrite_rows")
-        transaction, merged = merge.conflict_retries(0).execute_uncommitted(reader)
-    if merged["num_updated_rows"] != items:
-        raise UserError(
-            f"output: {table.uri} has {merged['num_updated_rows']} rows of the {items} items of {path}; damaged"
-        )
-    table = table.commit(transaction, "apply", batch=str(path), items=items, newly_re_embedded=newly)
+    schema = table.schema
+    new = table.write_fragment(_rows(batch, found, counts.batches, schema), schema)
+    table = table.replaced(found.addresses, new, "apply", counts, batch=str(path), items=items, newly_re_embedded=newly)
     table.settle(counts)
     if table.needs_care():
         table = table.indexed().compacted()
@@ -76,27 +68,36 @@ def apply_batch(table: Table, path: str, *, insist: bool = False) -> Applied:
     return Applied(items, newly, changed=True, zero=zero, table=table, counts=counts)
 
 
-def _rows(batch: Source, chosen: Array, number: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
-    """The batch's part of the rows, a part at a time."""
-    assert batch.ids is not None
-    for start, stop in parts_of(len(batch)):
-        here = chosen[start:stop]
-        vectors = batch.vectors.read(start, stop)[here]
-        columns = [
-            pa.array(batch.ids.read(start, stop)[here], schema.field("id").type),
-            vectors_column(vectors.astype(schema.field("embedding").type.value_type.to_pandas_dtype())),
-            pa.nulls(len(vectors), pa.float32()),
-            pa.array(np.full(len(vectors), number, np.int32)),
-        ]
+@dataclass(frozen=True)
+class _Found:
+    """A batch of m items that has been looked at, and what the table has of them."""
+
+    rows: Array  # (m,) of the batch, one for each item
+    addresses: Array  # (m,) of the table's rows
+    kept: pa.Table  # (m,) the table's columns that stay
+    newly: int  # items that are not re-embedded yet
+    same: bool  # whether the table holds all of it
+    zero: str | None  # a line on rows that are zero
+
+
+def _rows(batch: Source, found: _Found, number: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
+    """The table's rows of a batch's items, with their new embeddings."""
+    for start, stop in parts_of(len(found.rows)):
+        kept, count = found.kept.slice(start, stop - start).combine_chunks(), stop - start
+        new = {
+            "embedding": vectors_column(batch.vectors.take(found.rows[start:stop]).astype(number_type(schema))),
+            "priority": pa.nulls(count, pa.float32()),
+            "batch": pa.array(np.full(count, number, np.int32)),
+        }
+        columns = [new[name] if name in new else kept[name].combine_chunks() for name in schema.names]
         yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _checked(table: Table, batch: Source, insist: bool) -> tuple[Array, int, bool, str | None]:
+def _checked(table: Table, batch: Source, insist: bool) -> _Found:
     """Look at all of a batch.
 
-    Returns:
-        Which of its rows to take, (m,) bool, each item once; how many of these items are not re-embedded yet; whether
-        the table holds all of them; and a line on those that are zero.
+    Raises:
+        UserError: as `apply_batch`.
     """
     state, where = table.state, f"batch: {batch.path}"
     if batch.ids is None:
@@ -107,34 +108,34 @@ def _checked(table: Table, batch: Source, insist: bool) -> tuple[Array, int, boo
     if batch.has_text_ids != table.has_text_ids:
         kinds = ("text", "whole numbers") if batch.has_text_ids else ("whole numbers", "text")
         raise UserError(f"{where}: its ids are {kinds[0]}, those of the gallery {kinds[1]}")
-    chosen = _each_once(batch, state.dtype)
+    rows = _each_once(batch, state.dtype)
+    kept_names = [name for name in table.schema.names if name not in ("embedding", "batch", "priority")]
     all_unit, same, newly, old, zeros, judged = True, True, 0, 0, np.empty(0, np.int64), _Judged()
+    addresses, kept = [], []
     for start, stop in parts_of(len(batch)):
         vectors, ids = batch.vectors.read(start, stop), batch.ids.read(start, stop)
-        check_finite(vectors, where, start)
-        with np.errstate(over="ignore"):
-            kept = vectors.astype(state.dtype)
-        if not np.isfinite(kept).all():
-            raise UserError(f"{where}: holds values beyond 65504, the largest of the gallery's float16")
-        if state.normalised:
-            check_lengths(vectors, where, start)
+        _check_values(vectors, state, where, start)
         zero = are_zero(vectors)
         zeros = np.append(zeros, start + np.flatnonzero(zero))
         all_unit = all_unit and (bool(zero.all()) or have_unit_length(vectors))
-        place, found = table.lookup(ids, ["embedding", "batch", "source_hash"])
+        place, found = table.lookup(ids, [*kept_names[1:], "batch"], addresses=True)
         unknown = ids[place < 0]
         if len(unknown):
             raise UserError(f"{where}: the gallery has no id {unknown[0]} ({len(unknown)} unknown ids in this part)")
-        present, number = values(found["embedding"])[place], values(found["batch"])[place]
-        same = same and bool((number > 0).all()) and np.array_equal(present, kept)
-        newly += int((number[chosen[start:stop]] == 0).sum())
-        judged.add(vectors[~zero], present[~zero])
+        number = values(found["batch"])[place]
+        same = same and bool((number > 0).all())
+        few = slice(None) if same else np.flatnonzero(~zero)[: JUDGED - judged.count]  # vectors take long to be read
+        present = _present(table, ids[few])
+        same = same and np.array_equal(present, vectors.astype(state.dtype))
+        judged.add(vectors[few], present)
         if state.old_dim == state.dim:
             old += int((source_hashes(vectors) == values(found["source_hash"])[place])[~zero].sum())
+        here = rows[(rows >= start) & (rows < stop)] - start
+        newly += int((number[here] == 0).sum())
+        addresses.append(found["_rowaddr"].to_numpy()[place[here]])
+        kept.append(found.select(kept_names).take(place[here]))
     if all_unit and not state.normalised and len(batch) - len(zeros) >= FEW:
-        raise UserError(
-            f"{where}: its embeddings have length 1, those of the gallery do not: is it of {state.new_model}?"
-        )
+        raise UserError(f"{where}: its embeddings have length 1, those of the gallery do not: of {state.new_model}?")
     if old and not insist:
         raise UserError(
             f"{where}: {old:,} of its embeddings are those of {state.old_model}; give those of {state.new_model}, "
@@ -146,7 +147,24 @@ def _checked(table: Table, batch: Source, insist: bool) -> tuple[Array, int, boo
             f"{judged.explained:.1%} of it (by {judged.count:,} items), and {LEAST_EXPLAINED:.0%} is the least.\n"
             "Give the embeddings of the new model, or set insist=True if that is what they are"
         )
-    return chosen, newly, same, about_zeros(str(batch.path), len(zeros), zeros[0]) if len(zeros) else None
+    line = about_zeros(str(batch.path), len(zeros), zeros[0]) if len(zeros) else None
+    return _Found(rows, np.concatenate(addresses), pa.concat_tables(kept), newly, same, line)
+
+
+def _present(table: Table, ids: Array) -> Array:
+    """The embeddings that the table has of items (m,), (m, d)."""
+    place, found = table.lookup(ids, ["embedding"])
+    return values(found["embedding"])[place] if len(ids) else np.empty((0, table.state.dim), table.state.dtype)
+
+
+def _check_values(vectors: Array, state: State, where: str, start: int) -> None:
+    """Raise a UserError if vectors (m, d) are not finite, too large for the table, or not of length 1 as it is."""
+    check_finite(vectors, where, start)
+    with np.errstate(over="ignore"):
+        if not np.isfinite(vectors.astype(state.dtype)).all():
+            raise UserError(f"{where}: holds values beyond 65504, the largest of the gallery's float16")
+    if state.normalised:
+        check_lengths(vectors, where, start)
 
 
 class _Judged:
@@ -157,7 +175,7 @@ class _Judged:
 
     def add(self, new: Array, present: Array) -> None:
         """Compare new embeddings (m, d) with what the gallery has of the same items, and of the items before them."""
-        new, present = (part[: JUDGED - self.count].astype(np.float64) for part in (new, present))
+        new, present = (part.astype(np.float64) for part in (new, present))
         if len(new) < 2:
             return
         self.count += len(new)
@@ -171,7 +189,7 @@ class _Judged:
 
 
 def _each_once(batch: Source, dtype: str) -> Array:
-    """Which rows of a batch to take, (m,) bool, so that each item is there once.
+    """Rows of a batch (m,) in rising order, so that each item is there once.
 
     Raises:
         UserError: one item has two different embeddings.
@@ -188,4 +206,4 @@ def _each_once(batch: Source, dtype: str) -> Array:
             raise UserError(f"batch: {batch.path}: has two different embeddings of the id {ids[first[differ[0]]]}")
     chosen = np.ones(len(ids), bool)
     chosen[order[again + 1]] = False
-    return chosen
+    return np.flatnonzero(chosen)

@@ -105,11 +105,11 @@ def roll_back(table: Table, target: str) -> tuple[Table, str]:
         return table, name
     try:
         with lance_errors(table.uri):
-            table.dataset.checkout_version(tags[name])
+            counts = Table(table.uri, table.dataset.checkout_version(tags[name]), table.unsynced).counts()
     except (OSError, ValueError):
         raise UserError(f"to: {name} is version {tags[name]} of {table.uri}, which has been cleaned away") from None
-    table = table.commit(Operation.Restore(tags[name]), "rollback", to=name)
-    table.settle(table.counts())
+    table = table.commit(Operation.Restore(tags[name]), "rollback", counts, to=name)
+    table.settle(counts)
     return table, name
 
 

@@ -73,7 +73,7 @@ def write_priorities(table: Table, chosen: Chosen, seed: int) -> tuple[Table, Co
                 updated.append(metadata)
     if updated:
         operation = Operation.Update(updated_fragments=updated, fields_modified=fields, update_mode="rewrite_columns")
-        table = table.commit(operation, "plan", order=chosen.name)
+        table = table.commit(operation, "plan", counts, order=chosen.name)
         table.settle(counts)
     return table, counts
 

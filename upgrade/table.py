@@ -15,7 +15,7 @@ Tags name the versions after `transform` and after each batch.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -34,10 +34,11 @@ from utils.errors import UserError
 from utils.provenance import timestamp
 
 Operation = lance.LanceOperation
-STEP = "refill.step"  # a property of a commit: which step made it
+STEP, COUNTS = "refill.step", "refill.counts"  # properties of a commit: which step made it, and what its rows are
 LOOKED_UP = 4096  # ids in a query
 SCANNED = 2**16  # rows of a scan at a time
 SMALL_FRAGMENTS = 100  # so many more than a table needs slow it down
+LOOKED_BACK = 20  # versions, for the last step
 KEPT = timedelta(days=14)  # versions without a tag
 
 
@@ -79,6 +80,11 @@ def schema_of(state: State, id_type: pa.DataType, has_labels: bool) -> pa.Schema
         pa.field("source_hash", pa.uint64()),
     ]
     return pa.schema(fields, metadata=state.to_metadata())
+
+
+def number_type(schema: pa.Schema) -> Any:
+    """In which type of numpy's the embeddings are kept."""
+    return schema.field("embedding").type.value_type.to_pandas_dtype()
 
 
 def vectors_column(vectors: Array) -> pa.Array:
@@ -145,7 +151,10 @@ class Table:
         yield from scanner.to_batches()
 
     def counts(self) -> Counts:
-        """Look at the state of every row."""
+        """How many rows are in which state: as the newest commit says, or else by a look at all of them."""
+        properties = self._properties(self.version)
+        if COUNTS in properties:
+            return Counts(**json.loads(properties[COUNTS]))
         rows, re_embedded, batches = 0, 0, self.state.batches_before
         for batch in self.scan(["batch"]):
             found = batch["batch"].to_numpy()
@@ -153,25 +162,28 @@ class Table:
             batches = max(batches, int(found.max(initial=0)))
         return Counts(rows, re_embedded, batches)
 
-    def lookup(self, ids: Array, columns: Sequence[str], *, dense: bool = False) -> tuple[Array, pa.Table]:
+    def lookup(
+        self, ids: Array, columns: Sequence[str], *, dense: bool = False, addresses: bool = False
+    ) -> tuple[Array, pa.Table]:
         """Rows by their ids (m,) -> where each of them stands in the table that is returned, (m,), -1 for unknown ones.
 
         Args:
             ids: whole numbers or texts, as the table's are.
             columns: `id` is added.
             dense: the ids are in rising order, and few others lie between them.
+            addresses: whether `_rowaddr` is added, too.
         """
-        columns = ["id", *columns]
+        columns, more = ["id", *columns], {"with_row_address": addresses}
         if dense and len(ids):
             within = f"id >= {_literal(ids[0])} AND id <= {_literal(ids[-1])}"
-            found = self.dataset.to_table(columns=columns, filter=within, limit=2 * len(ids) + 64)
+            found = self.dataset.to_table(columns=columns, filter=within, limit=2 * len(ids) + 64, **more)
             if found.num_rows < 2 * len(ids) + 64:
                 return _places(ids, self._ids(found)), found
         parts = []
         for start in range(0, len(ids), LOOKED_UP):
             listed = ",".join(map(_literal, ids[start : start + LOOKED_UP]))
-            parts.append(self.dataset.to_table(columns=columns, filter=f"id IN ({listed})"))
-        found = pa.concat_tables(parts) if parts else self.dataset.to_table(columns=columns, limit=0)
+            parts.append(self.dataset.to_table(columns=columns, filter=f"id IN ({listed})", **more))
+        found = pa.concat_tables(parts) if parts else self.dataset.to_table(columns=columns, limit=0, **more)
         if len(parts) > 1:  # an id that stands in two parts of a batch
             found = found.take(np.unique(self._ids(found), return_index=True)[1])
         return _places(ids, self._ids(found)), found
@@ -194,20 +206,22 @@ class Table:
 
     # Changing
 
-    def commit(self, operation: Any, step: str | None = None, **numbers: Any) -> "Table":
+    def commit(self, operation: Any, step: str | None = None, counts: Counts | None = None, **numbers: Any) -> "Table":
         """Make an operation, or a transaction that Lance has prepared, the next version, durably.
 
         Args:
             operation: of `LanceOperation`, or a `Transaction`.
             step: which one it finishes, if any; kept with the commit, beside the time and the numbers.
+            counts: of the next version, where they are known.
 
         Raises:
             UserError: another commit has come since this version was read, or the disk is full.
         """
         if not isinstance(operation, Transaction):
             operation = Transaction(self.version, operation)
-        if step is not None:
-            operation.transaction_properties = {STEP: json.dumps({"step": step, "at": timestamp(), **numbers})}
+        properties = {} if step is None else {STEP: json.dumps({"step": step, "at": timestamp(), **numbers})}
+        properties |= {} if counts is None else {COUNTS: json.dumps(asdict(counts))}
+        operation.transaction_properties = properties
         self.unsynced.sync_data()
         with lance_errors(self.uri):
             if self.dataset.latest_version != self.version:
@@ -219,14 +233,47 @@ class Table:
         self.unsynced.sync_versions()
         return Table(self.uri, dataset, self.unsynced)
 
+    def replaced(
+        self, addresses: Array, fragment: FragmentMetadata, step: str, counts: Counts, **numbers: Any
+    ) -> "Table":
+        """Put the rows of a new fragment in the place of the rows at some addresses (m,), by one commit.
+
+        What is written grows with the rows and not with the table: theirs are marked as gone, whole ones come.
+        """
+        fragments, offsets = np.divmod(addresses, np.uint64(2**32))
+        updated, removed = [], []
+        with lance_errors(self.uri):
+            for number in np.unique(fragments).tolist():
+                left = self.dataset.get_fragment(number).delete_rows(offsets[fragments == number].tolist())
+                if left is None:
+                    removed.append(number)
+                else:
+                    updated.append(left)
+        operation = Operation.Update(
+            removed_fragment_ids=removed,
+            updated_fragments=updated,
+            new_fragments=[fragment],
+            fields_for_preserving_frag_bitmap=[field.id() for field in self.dataset.lance_schema.fields()],
+            update_mode="rewrite_rows",
+        )
+        return self.commit(operation, step, counts, **numbers)
+
     def last_step(self) -> dict[str, Any]:
         """What the newest commit of a step says of itself; empty where the last commits are of something else."""
-        for transaction in self.dataset.get_transactions(20):
-            properties = {} if transaction is None else transaction.transaction_properties or {}
+        for version in range(self.version, max(0, self.version - LOOKED_BACK), -1):
+            properties = self._properties(version)
             if STEP in properties:
                 content: dict[str, Any] = json.loads(properties[STEP])
                 return content
         return {}
+
+    def _properties(self, version: int) -> dict[str, str]:
+        """What a commit says of itself; nothing where Lance cannot tell (pylance 14: compaction), or it is gone."""
+        try:
+            transaction = self.dataset.read_transaction(version)
+        except (OSError, ValueError, TypeError):
+            return {}
+        return (transaction.transaction_properties if transaction is not None else None) or {}
 
     def write_fragment(self, batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> FragmentMetadata:
         """Write rows that no version has yet -> the fragment that they are."""

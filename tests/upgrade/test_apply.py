@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from pathlib import Path
 from typing import Any
 
 import lance
@@ -270,7 +271,7 @@ def test_files_are_on_the_disk_before_a_commit_and_manifests_after_it(
     monkeypatch.setattr(lance.LanceDataset, "commit", staticmethod(said))
     known = Unsynced(upgraded.folder / "upgraded.lance").known
     apply_batch(upgraded.table(), str(upgraded.folder / upgraded.write_batch("batch.npz", np.arange(9))))
-    new = {path.name for path in Unsynced(upgraded.folder / "upgraded.lance").known - known}
+    new = {Path(path).name for path in Unsynced(upgraded.folder / "upgraded.lance").known - known}
     place = synced.index("commit")
     data = {name for name in new if name.endswith((".lance", ".bin", ".arrow"))}
     assert len(data) >= 2  # rows, and which of those before them are gone

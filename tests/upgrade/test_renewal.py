@@ -110,9 +110,7 @@ def test_the_old_galleries_changes_are_taken_over(case: Case, monkeypatch: pytes
     assert rows[int(IDS[10])] == (0,)  # its new embedding was of another item, in effect
     case.write_old(embeddings=np.append(case.old[:200], case.old[200:] + 2, axis=0))
     error = case.refuse("transform")
-    assert (
-        "output: upgraded.lance is the upgrade of another gallery than gallery: old.npz: 199 rows are" in error
-    )
+    assert "output: upgraded.lance is the upgrade of another gallery than gallery: old.npz: 199 rows are" in error
 
 
 def test_output_is_no_place_of_others(case: Case) -> None:
