@@ -54,7 +54,7 @@ def compare(table: Table, old: Old, chunk_rows: int) -> Drift:
             known = place >= 0
             same = np.zeros(len(known), bool)
             if known.any():
-                same[known] = values(found["source_hash"])[place[known]] == chunk.hashes()[known]
+                same[known] = values(found["source_hash"])[place[known]] == chunk.hashes[known]
             for kind, rows in (("unchanged", same), ("added", ~known), ("changed", known & ~same)):
                 counts[kind] += int(rows.sum())
                 if kind in ids and len(ids[kind]) < NAMED:

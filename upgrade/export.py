@@ -153,7 +153,7 @@ def _export_pairs(table: Table, config: UpgradeConfig, name: str, limit: int) ->
             if not len(drawn):
                 continue
             kept = values(rows["batch"])[place] > 0
-            kept &= values(rows["source_hash"])[place] == chunk.hashes()[drawn]
+            kept &= values(rows["source_hash"])[place] == chunk.hashes[drawn]
             drawn, place = drawn[kept], place[kept]
             parts: dict[str, Any] = {"ids": chunk.ids, "old": chunk.vectors}
             parts |= {"labels": chunk.labels, "side_info": chunk.side_info}

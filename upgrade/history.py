@@ -74,7 +74,7 @@ def verify(table: Table, inputs: Inputs, chunk_rows: int, device: torch.device) 
         arrays = [chunk.vectors] if chunk.side_info is None else [chunk.vectors, chunk.side_info]
         wanted, _ = transform_rows(module, arrays, table.state, device, table.state.transformation, chunk.first)
         present, batch = values(found["embedding"])[place[known]], values(found["batch"])[place[known]]
-        own = (batch == 0) & (values(found["source_hash"])[place[known]] == chunk.hashes()[known])
+        own = (batch == 0) & (values(found["source_hash"])[place[known]] == chunk.hashes[known])
         wide = wanted[known].astype(np.float32)
         off = np.linalg.norm(present.astype(np.float32) - wide, axis=1) > TOLERANCE * (np.linalg.norm(wide, axis=1) + 1)
         bad = np.flatnonzero((own & off) | ~np.isfinite(present).all(1))

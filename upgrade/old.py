@@ -29,10 +29,7 @@ class Chunk(NamedTuple):
     vectors: Array  # (m, d_old)
     labels: Array | None  # (m,) int64
     side_info: Array | None  # (m, d_side)
-
-    def hashes(self) -> Array:
-        """What tells whether an old vector has changed, (m,) uint64."""
-        return source_hashes(self.vectors)
+    hashes: Array  # (m,) uint64: what tells whether an old vector has changed
 
 
 def source_hashes(vectors: Array) -> Array:
@@ -73,12 +70,14 @@ def old_files(source: Source, side_info: Source | None) -> Old:
     def read(rows: int, skip: int, after: Any) -> Iterator[Chunk]:
         for start, stop in parts_of(len(source) - skip, rows):
             start, stop = start + skip, stop + skip
+            vectors = read_checked(source.vectors, f"gallery: {source.path}", start, stop, unit=unit)
             yield Chunk(
                 start,
                 np.arange(start, stop) if source.ids is None else source.ids.read(start, stop),
-                read_checked(source.vectors, f"gallery: {source.path}", start, stop, unit=unit),
+                vectors,
                 None if source.labels is None else source.labels.read(start, stop),
                 None if side_info is None else read_checked(side_info.vectors, "side_info", start, stop),
+                source_hashes(vectors),
             )
 
     return Old(
@@ -119,9 +118,8 @@ def old_store(store: Store) -> Old:
                 check_lengths(vectors, name, number)
             left = slice(0 if after is None else int(np.searchsorted(ids, after, side="right")), None)
             if len(ids[left]):
-                yield Chunk(
-                    number, ids[left], vectors[left], values(batch["label"])[left] if has_labels else None, None
-                )
+                labels = values(batch["label"])[left] if has_labels else None
+                yield Chunk(number, ids[left], vectors[left], labels, None, source_hashes(vectors[left]))
             number, last = number + len(ids), ids[-1]
 
     return Old(

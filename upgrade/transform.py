@@ -237,7 +237,7 @@ def transformed_batches(
                 "priority": pa.nulls(len(vectors), pa.float32()),
                 "batch": pa.array(np.zeros(len(vectors), np.int32)),
                 "label": None if chunk.labels is None else pa.array(chunk.labels),
-                "source_hash": pa.array(chunk.hashes()),
+                "source_hash": pa.array(chunk.hashes),
             }
             batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
             yield batch if before is None else _kept(batch, before, state)
