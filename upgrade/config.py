@@ -82,9 +82,9 @@ class UpgradeConfig:
         "contradict; off where it records nothing, being fitted to models and images",
     )
     dtype: Literal["float16", "float32"] = key("float16", doc="type in which the upgraded embeddings are kept")
-    chunk_rows: int = key(65536, doc="rows that are read, transformed and written at a time", minimum=1)
+    chunk_rows: int = key(16384, doc="rows that are read, transformed and written at a time", minimum=1)
     fragment_rows: int = key(
-        2**20,
+        2**19,
         doc="about so many rows a fragment of the table: what an interrupted transform repeats",
         minimum=1,
     )

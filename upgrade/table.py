@@ -297,7 +297,7 @@ class Table:
     def needs_care(self) -> bool:
         """Whether so many fragments have come that the index and the fragments are better made anew."""
         fragments = len(self.dataset.get_fragments())
-        return fragments > -(-self.dataset.count_rows() // 2**20) + SMALL_FRAGMENTS
+        return fragments > -(-self.dataset.count_rows() // 2**19) + SMALL_FRAGMENTS
 
     def indexed(self) -> "Table":
         """With an index on the ids of all rows."""
