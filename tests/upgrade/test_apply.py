@@ -214,7 +214,8 @@ def test_a_commit_that_came_in_the_last_moment_is_undone(upgraded: Case, monkeyp
     """After the look at the newest version, another's commit comes, of other rows."""
     first = str(upgraded.folder / upgraded.write_batch("first.npz", np.arange(10)))
     second = str(upgraded.folder / upgraded.write_batch("second.npz", np.arange(100, 110)))
-    table, commit, done = upgraded.table(), lance.LanceDataset.commit, []
+    table, commit = upgraded.table(), lance.LanceDataset.commit
+    done: list[bool] = []
 
     def late(*arguments: Any, **options: Any) -> Any:
         if not done:
