@@ -36,8 +36,9 @@ from models.model_files import describe_transformation, load_model, save_model
 from models.transformations import build_transformation
 from retrieval import backfilling_order
 from retrieval.prediction import predict_recall
+from upgrade.computing import CPU_BATCH
 from upgrade.config import UpgradeConfig
-from upgrade.transform import CPU_BATCH, transform_gallery
+from upgrade.transform import transform_gallery
 
 HERE = Path(__file__).resolve().parent.parent
 SCRIPT = HERE / "upgrade_gallery.py"

@@ -27,8 +27,8 @@ def steps_of_tables(config: Any, batches: list[str]) -> dict[str, Callable[[], A
 
     from upgrade.batches import apply_batch
     from upgrade.history import roll_back
+    from upgrade.opening import open_table
     from upgrade.priorities import Chosen, write_priorities
-    from upgrade.table import open_table
     from upgrade.transform import transform_gallery
 
     def apply() -> None:

@@ -8,12 +8,13 @@ import pyarrow as pa
 
 from data.items import Array
 from data.lengths import about_zeros
+from upgrade.columns import number_type, values, vectors_column
 from upgrade.ends.files import Source, open_source, stated_space
 from upgrade.ends.rows import check_finite, parts_of
 from upgrade.old import source_hashes
 from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length
 from upgrade.state import State
-from upgrade.table import Counts, Table, number_type, values, vectors_column
+from upgrade.table import Counts, Table
 from utils.errors import UserError
 
 FEW = 8  # so few rows may all have length 1 by chance, without normalisation

@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from upgrade.columns import values
 from upgrade.old import Old
-from upgrade.table import Table, values
+from upgrade.table import Table
 
 NAMED = 3  # ids of each kind, in messages
 

@@ -14,10 +14,11 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from data.items import Array
+from upgrade.columns import values
 from upgrade.config import UpgradeConfig
 from upgrade.inputs import open_old
 from upgrade.priorities import random_bits
-from upgrade.table import Table, values
+from upgrade.table import Table
 from utils.errors import UserError
 from utils.extras import load_extra
 from utils.files import atomic_path

@@ -9,12 +9,16 @@ import numpy as np
 import torch
 
 from models.folding import folded
+from upgrade.columns import values
+from upgrade.computing import transform_rows
 from upgrade.drift import Drift, compare
 from upgrade.durable import FOLDERS, local_folder
 from upgrade.inputs import Inputs
 from upgrade.old import Old
-from upgrade.table import Operation, Table, lance_errors, open_table, values
-from upgrade.transform import rows_pending, transform_rows
+from upgrade.opening import open_table
+from upgrade.refusals import lance_errors
+from upgrade.table import Operation, Table
+from upgrade.transform import rows_pending
 from utils.errors import UserError
 
 TOLERANCE = 0.01  # of the size of a vector: recomputing in parts of another size is not exact to the byte

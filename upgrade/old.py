@@ -9,12 +9,12 @@ import numpy as np
 import pyarrow as pa
 
 from data.items import Array
+from upgrade.columns import values
 from upgrade.ends import Store
 from upgrade.ends.files import Source
 from upgrade.ends.ids import scrambled, text_keys
 from upgrade.ends.rows import Rows, check_finite, parts_of
 from upgrade.spaces import check_lengths, have_unit_length
-from upgrade.table import values
 from utils.errors import UserError
 
 SAMPLE_ROWS = 1024  # that tell whether all have length 1

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from retrieval import backfilling_order, cutoffs
 from retrieval.prediction import Curve, predict_map, predict_recall
+from upgrade.computing import transform_rows
 from upgrade.config import PlanParams, UpgradeConfig
 from upgrade.ends.files import Source, open_source
 from upgrade.ends.rows import parts_of
@@ -19,7 +20,6 @@ from upgrade.old import read_checked
 from upgrade.priorities import Chosen
 from upgrade.spaces import have_unit_length
 from upgrade.state import State
-from upgrade.transform import transform_rows
 from utils.errors import UserError
 
 METRICS = {"recall": "recall@{k} of what the new model retrieves", "map": "mAP"}

@@ -12,9 +12,11 @@ from data.items import Array
 from retrieval import EVEN_SPREAD, class_spread
 from retrieval.orders.by_class import confidence
 from retrieval.orders.evidence import Evidence
+from upgrade.columns import values
 from upgrade.config import UpgradeConfig
 from upgrade.ends.ids import scrambled, text_keys
-from upgrade.table import Counts, Operation, Table, lance_errors, values
+from upgrade.refusals import lance_errors
+from upgrade.table import Counts, Operation, Table
 from utils.errors import UserError
 
 SPREAD_ROWS = 100_000  # by which it is seen over which classes a gallery spreads

@@ -8,12 +8,15 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from upgrade.columns import values, vectors_column
 from upgrade.config import UpgradeConfig
 from upgrade.drift import compare
 from upgrade.ends import Pushed, Store, open_store
 from upgrade.export import served
 from upgrade.old import old_store
-from upgrade.table import Table, lance_errors, open_table, values, vectors_column
+from upgrade.opening import open_table
+from upgrade.refusals import lance_errors
+from upgrade.table import Table
 from upgrade.transform import transform_gallery
 from utils.errors import UserError
 

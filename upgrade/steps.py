@@ -9,11 +9,11 @@ from upgrade.durable import local_folder
 from upgrade.export import export
 from upgrade.history import finish_removal, give_up, last_zero_rows, roll_back, status, verify
 from upgrade.inputs import open_inputs, open_old
+from upgrade.opening import open_table
 from upgrade.planning import predict
 from upgrade.plots import plot_plan
 from upgrade.priorities import choose_order, write_priorities
 from upgrade.pushing import cutover, push, store_of
-from upgrade.table import open_table
 from upgrade.transform import transform_gallery
 from utils.distributed import process_group
 from utils.errors import UserError

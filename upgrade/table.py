@@ -14,7 +14,6 @@ Tags name the versions after `transform` and after each batch.
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
@@ -22,15 +21,14 @@ from typing import Any
 import lance
 import numpy as np
 import pyarrow as pa
-from lance.commit import CommitConflictError
 from lance.dataset import Transaction
 from lance.fragment import FragmentMetadata, write_fragments
 
 from data.items import Array
-from data.parquet_files import values_of
-from upgrade.durable import FOLDERS, Unsynced, local_folder, remove_torn_manifest
+from upgrade.columns import values
+from upgrade.durable import Unsynced
+from upgrade.refusals import at_once, lance_errors
 from upgrade.state import State, read_state
-from utils.errors import UserError
 from utils.provenance import timestamp
 
 Operation = lance.LanceOperation
@@ -40,63 +38,6 @@ SCANNED = 2**16  # rows of a scan at a time
 SMALL_FRAGMENTS = 100  # so many more than a table needs slow it down
 LOOKED_BACK = 20  # versions, for the last step
 KEPT = timedelta(days=14)  # versions without a tag
-
-
-@contextmanager
-def lance_errors(uri: str) -> Iterator[None]:
-    """Make what Lance says of the user's disk, and of another step at the same time, a UserError."""
-    try:
-        yield
-    except CommitConflictError:
-        raise _at_once(uri) from None
-    except (OSError, ValueError, RuntimeError) as error:
-        text = " ".join(str(error).split())
-        for words, reason in (
-            ("No space left", "no space left on the disk; free some and run the command again"),
-            ("Permission denied", "cannot be written (Permission denied)"),
-            ("Read-only file system", "cannot be written (Read-only file system)"),
-        ):
-            if words in text:
-                raise UserError(f"output: {uri}: {reason}") from error
-        raise
-
-
-def _at_once(uri: str) -> UserError:
-    return UserError(
-        f"output: {uri}: another step has changed it meanwhile; this one has changed nothing, run it again"
-    )
-
-
-def schema_of(state: State, id_type: pa.DataType, has_labels: bool) -> pa.Schema:
-    """The columns of a table."""
-    number = pa.float16() if state.dtype == "float16" else pa.float32()
-    fields = [
-        pa.field("id", id_type, nullable=False),
-        pa.field("embedding", pa.list_(number, state.dim)),
-        pa.field("sigma", pa.float32()),
-        pa.field("priority", pa.float32()),
-        pa.field("batch", pa.int32()),
-        *([pa.field("label", pa.int64())] if has_labels else []),
-        pa.field("source_hash", pa.uint64()),
-    ]
-    return pa.schema(fields, metadata=state.to_metadata())
-
-
-def number_type(schema: pa.Schema) -> Any:
-    """In which type of numpy's the embeddings are kept."""
-    return schema.field("embedding").type.value_type.to_pandas_dtype()
-
-
-def vectors_column(vectors: Array) -> pa.Array:
-    """(n, d) -> a column of lists."""
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])
-
-
-def values(column: pa.ChunkedArray | pa.Array) -> Array:
-    """A column -> (n,) or (n, d)."""
-    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-    parts = [values_of(chunk) for chunk in chunks if len(chunk)]
-    return np.concatenate(parts) if parts else np.empty(0)
 
 
 @dataclass(frozen=True)
@@ -225,11 +166,11 @@ class Table:
         self.unsynced.sync_data()
         with lance_errors(self.uri):
             if self.dataset.latest_version != self.version:
-                raise _at_once(self.uri)
+                raise at_once(self.uri)
             dataset = lance.LanceDataset.commit(self.dataset, operation, max_retries=0)
             if dataset.version != self.version + 1:  # Lance could combine both, but each was meant for what it had seen
                 lance.LanceDataset.commit(dataset, Operation.Restore(dataset.version - 1))
-                raise _at_once(self.uri)
+                raise at_once(self.uri)
         self.unsynced.sync_versions()
         return Table(self.uri, dataset, self.unsynced)
 
@@ -358,76 +299,3 @@ def _places(ids: Array, among: Array) -> Array:
 def _literal(item: Any) -> str:
     """An id in a filter."""
     return "'" + str(item).replace("'", "''") + "'" if isinstance(item, str) else str(item)
-
-
-def table_exists(uri: str) -> bool:
-    """Whether there is a Lance table at a place.
-
-    Raises:
-        UserError: there is something else.
-    """
-    folder = local_folder(uri)
-    if folder is None:
-        try:
-            lance.dataset(uri)
-        except ValueError:
-            return False
-        return True
-    if any((folder / "_versions").glob("*.manifest")):
-        return True
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"output: {folder} is a link or a file; name a new folder")
-    if folder.is_dir() and {path.name for path in folder.iterdir()} - FOLDERS:
-        raise UserError(f"output: {folder} holds other files; name a new folder")
-    return False
-
-
-def create_table(uri: str, schema: pa.Schema) -> Table:
-    """A new table without rows.
-
-    Raises:
-        UserError: it cannot be made there.
-    """
-    folder = local_folder(uri)
-    if folder is not None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"output: {folder} cannot be written ({error.strerror})") from None
-    unsynced = Unsynced(folder)
-    with lance_errors(uri):
-        empty = pa.Table.from_batches([], schema=schema)
-        dataset = lance.write_dataset(empty, uri, mode="create")
-    unsynced.sync_versions()
-    return Table(uri, dataset, unsynced)
-
-
-def open_table(uri: str, *, unfinished: bool = False) -> Table:
-    """Open the newest version of an upgrade's table.
-
-    Args:
-        uri: a folder, or a place in an object store.
-        unfinished: whether one will do whose transformation is not finished.
-
-    Raises:
-        UserError: there is none, it is not finished, is of a later Lance, or cannot be read.
-    """
-    if not table_exists(uri):
-        raise UserError(f"output: {uri} is no upgraded gallery; run `upgrade_gallery.py transform` first")
-    folder = local_folder(uri)
-    if folder is not None:
-        try:
-            remove_torn_manifest(folder)
-        except OSError as error:
-            raise UserError(f"output: {folder} cannot be opened ({error.strerror})") from None
-    unsynced = Unsynced(folder)
-    try:
-        dataset = lance.dataset(uri)
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        later = "; it may be of a later Lance: pip install --upgrade pylance" if "upport" in reason else ""
-        raise UserError(f"output: {uri} cannot be opened{later} ({reason})") from None
-    table = Table(uri, dataset, unsynced)
-    if table.state.stage != "ready" and not unfinished:
-        raise UserError(f"output: {uri} is not fully transformed yet; run `upgrade_gallery.py transform` again")
-    return table

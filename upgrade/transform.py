@@ -16,24 +16,23 @@ import numpy as np
 import pyarrow as pa
 import torch
 from lance.fragment import FragmentMetadata
-from torch import nn
 from tqdm import tqdm
 
-from data.items import Array
 from models.folding import folded
+from upgrade.columns import schema_of, values, vectors_column
+from upgrade.computing import transform_rows
 from upgrade.config import UpgradeConfig
 from upgrade.drift import Drift, compare
-from upgrade.ends.rows import check_finite, parts_of
 from upgrade.inputs import Inputs, memory_named, open_inputs
 from upgrade.old import Chunk, Old
-from upgrade.spaces import are_zero, unit_rows
+from upgrade.opening import create_table, open_table, table_exists
+from upgrade.spaces import are_zero
 from upgrade.state import SPACES, State, difference
-from upgrade.table import Operation, Table, create_table, open_table, schema_of, table_exists, values, vectors_column
+from upgrade.table import Operation, Table
 from utils.ahead import ahead
 from utils.errors import UserError
 from utils.precision import Resolved
 
-CPU_BATCH, GPU_BATCH = 1024, 2**18  # rows through the transformation at a time: hidden layers that fit the cache
 PENDING, TARGET = "refill.pending.", "refill.target"  # in the table's metadata: fragments, and the state to come
 
 
@@ -262,45 +261,6 @@ def _kept(batch: pa.RecordBatch, before: Table, state: State) -> pa.RecordBatch:
     taken = both.take(rows)
     columns = [taken[name].combine_chunks() if name in names else batch[name] for name in batch.schema.names]
     return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
-
-
-@torch.inference_mode()
-def transform_rows(
-    module: nn.Module, inputs: list[Array], state: State, device: torch.device, where: str, first_row: int
-) -> tuple[Array, Array | None]:
-    """Old embeddings and perhaps side-information -> embeddings (m, d) as the gallery keeps them, and sigma (m,).
-
-    A zero old embedding becomes a zero one: it stands for nothing in either space.
-
-    Args:
-        module: a transformation on the device, `folded` or not.
-        inputs: old embeddings (m, d_old) and, if there is such, side-information (m, d_side).
-        state: tells the type and whether the embeddings have length 1.
-        device: of the module.
-        where: names the transformation and what it is applied to, in error messages.
-        first_row: the number of the first row, there.
-
-    Raises:
-        UserError: an embedding is not finite, or beyond what the gallery's type can hold.
-    """
-    embeddings = np.empty((len(inputs[0]), state.dim), state.dtype)
-    sigma = np.empty(len(inputs[0]), np.float32) if state.has_sigma else None
-    for start, stop in parts_of(len(embeddings), CPU_BATCH if device.type == "cpu" else GPU_BATCH):
-        batch = [torch.from_numpy(given[start:stop]).to(device).float() for given in inputs]
-        output = module(*batch)
-        vectors = output.embedding.float()
-        if state.normalised:
-            vectors = unit_rows(vectors)
-        embeddings[start:stop] = vectors.to(torch.float16 if state.dtype == "float16" else torch.float32).cpu()
-        if not np.isfinite(embeddings[start:stop]).all():
-            exact = vectors.cpu().numpy()
-            check_finite(exact, where, first_row + start)
-            row = first_row + start + np.flatnonzero(~np.isfinite(embeddings[start:stop]).all(1))[0]
-            raise UserError(f"{where}: row {row} holds values beyond 65504, the largest of float16; set dtype=float32")
-        if sigma is not None:
-            sigma[start:stop] = output.log_variance.float().mean(1).cpu()
-    embeddings[are_zero(inputs[0])] = 0
-    return embeddings, sigma
 
 
 def _finish(table: Table, inputs: Inputs, pending: Pending, drift: Drift | None) -> Table:

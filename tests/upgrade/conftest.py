@@ -16,8 +16,10 @@ from torch import nn
 from models.model_files import describe_transformation, save_model
 from models.transformations import build_transformation
 from tests.tiny import files_in, run_script, succeed
+from upgrade.columns import values
 from upgrade.config import UpgradeConfig
-from upgrade.table import Table, open_table, values
+from upgrade.opening import open_table
+from upgrade.table import Table
 
 N, OLD_DIM, NEW_DIM = 500, 6, 5
 IDS = np.random.default_rng(1).permutation(10 * N)[:N] - N  # in no order, some negative

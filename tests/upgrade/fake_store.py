@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from upgrade.columns import values, vectors_column
 from upgrade.ends import Pushed, StoreInfo
-from upgrade.table import values, vectors_column
 from utils.errors import UserError
 
 

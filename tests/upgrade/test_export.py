@@ -11,7 +11,7 @@ from tests.tiny import succeed
 from tests.upgrade.conftest import BATCHES, IDS, OLD_DIM, Case, N, make_case, prepared
 from tests.upgrade.test_ids import with_texts
 from tests.upgrade.test_transform import check, expected
-from upgrade.table import values
+from upgrade.columns import values
 
 faiss = pytest.importorskip("faiss")
 

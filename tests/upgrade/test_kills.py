@@ -15,7 +15,8 @@ import pytest
 from tests.tiny import ENVIRONMENT, command_of
 from tests.upgrade.conftest import NEW_DIM, OLD_DIM, Case, N, make_case, write_transformation
 from tests.upgrade.forked_steps import ForkedSteps
-from upgrade.table import open_table, values
+from upgrade.columns import values
+from upgrade.opening import open_table
 from utils.errors import UserError
 
 ROWS_OF = {"first.npz": np.arange(0, 200, 2), "second.npz": np.arange(100, 300), "third.npz": np.arange(250, 320, 3)}

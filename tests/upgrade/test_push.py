@@ -12,9 +12,9 @@ import torch
 from tests.upgrade.conftest import IDS, Case, N, make_case, write_transformation
 from tests.upgrade.fake_store import FakeStore
 from upgrade.batches import apply_batch
+from upgrade.columns import values, vectors_column
 from upgrade.history import roll_back
 from upgrade.pushing import cutover, push
-from upgrade.table import values, vectors_column
 from upgrade.transform import transform_gallery
 from utils.errors import UserError
 

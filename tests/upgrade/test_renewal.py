@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 def broken_at(row: int, monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> None:
     """Let the transformation end at a row; the rows that it is applied to are added to a list."""
-    from upgrade.transform import transform_rows
+    from upgrade.computing import transform_rows
 
     def counted(module: Any, inputs: Any, state: Any, device: Any, where: str, first: int) -> Any:
         if first >= row:
