@@ -108,6 +108,7 @@ class UpgradeConfig:
         None,
         doc="rollback: transformed, a number of batches, a tag that `status` lists, or old; export: the file to write, "
         ".npz, .parquet or .faiss; also --to",
+        path="any",
     )
     pairs: str | None = key(
         None,

@@ -76,8 +76,6 @@ class Table:
         """Whether it has labels."""
         return "label" in self.schema.names
 
-    # Reading
-
     def scan(self, columns: Sequence[str], filter: str | None = None, **options: Any) -> Iterator[pa.RecordBatch]:
         """Batches of rows, in the order of the table, in little memory."""
         scanner = self.dataset.scanner(
