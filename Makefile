@@ -1,7 +1,7 @@
 # The commands of the project. Each sets up what it needs in .venv.
 #
 #   make quickstart    watch an embedding model being replaced, on the rendered data set
-#   make upgrade-example  upgrade a gallery on disk: docs/upgrade_your_gallery.md
+#   make upgrade-example  upgrade a gallery: docs/upgrade_your_gallery.md
 #   make test          run every test
 #   make lint          ruff and mypy
 
@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 quickstart: $(VENV)/installed
 	$(BIN)/python reproduce.py --config configs/suites/quickstart.yaml
 
-upgrade-example: $(VENV)/installed
+upgrade-example: $(VENV)/installed-gallery
 	PYTHON=$(BIN)/python docs/upgrade_example.sh
 
 test: $(VENV)/installed-dev
@@ -40,6 +40,10 @@ $(VENV)/installed: requirements.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
-$(VENV)/installed-dev: requirements.txt requirements-dev.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+$(VENV)/installed-gallery: requirements.txt requirements-gallery.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-gallery.txt
 	touch $(VENV)/installed $@
+
+$(VENV)/installed-dev: requirements.txt requirements-gallery.txt requirements-dev.txt | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $(VENV)/installed $(VENV)/installed-gallery $@

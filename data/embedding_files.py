@@ -10,12 +10,13 @@ import numpy as np
 import torch
 
 from data.items import Array
+from data.lance_tables import is_table, read_table
 from data.parquet_files import read_columns, shards_of, write_columns
 from utils.errors import UserError
 from utils.extras import load_extra
 from utils.files import atomic_path, read_torch, write_arrays
 
-FORMS = ".npz, a folder of .npy, .parquet or a folder of it, .safetensors or .pt"
+FORMS = ".npz, a folder of .npy, .parquet or a folder of it, .safetensors, .pt or a Lance table"
 LONE = ""  # the name of an array that is all that a file holds: a `.npy`, or a tensor of torch.save
 EXTRAS = {".parquet": "pyarrow.parquet", ".safetensors": "safetensors.torch"}
 
@@ -49,6 +50,8 @@ def read_arrays(path: str | Path, names: Sequence[str], *, where: str, lone: boo
 
 
 def _read(path: Path, names: Sequence[str], where: str) -> dict[str, Array]:
+    if is_table(path):
+        return read_table(path, names, where=where)
     if path.is_dir():
         files = {name: path / f"{name}.npy" for name in names}
         arrays = {name: _load(file, name, mmap_mode="c") for name, file in files.items() if file.exists()}

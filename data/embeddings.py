@@ -10,6 +10,7 @@ import torch
 
 from data.embedding_files import read_arrays, write_named_arrays
 from data.items import Array, Items, matching_rows
+from data.lance_tables import RE_EMBEDDED
 from utils.errors import UserError
 
 ARRAYS = ("embeddings", "ids", "labels", "sigma")
@@ -112,6 +113,7 @@ def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
         ids=checked_ids(arrays["ids"], where) if "ids" in arrays else None,
         labels=checked_labels(arrays["labels"], where) if "labels" in arrays else None,
         log_variance=None if sigma is None else torch.from_numpy(sigma.astype(np.float32)),
+        re_embedded=torch.from_numpy(arrays[RE_EMBEDDED]) if RE_EMBEDDED in arrays else None,
     )
 
 

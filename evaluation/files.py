@@ -1,21 +1,19 @@
 """The embedding files of an evaluation: queries, gallery, and what is known of the classes."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from data.embedding_files import read_matrix
 from data.embeddings import EmbeddingSet, read_embeddings
 from data.items import numbers_of_gallery
+from data.lance_tables import calibration_of_table, is_table
 from evaluation.config import EmbeddingsParams, EvalParams
 from utils.errors import UserError
 
-MANIFEST, STATE = "manifest.json", "state.npy"  # of a gallery that upgrade_gallery.py has made
 Calibrations = Mapping[str, Mapping[str, float]]  # of a transformation, by distance, as its file has them
 
 
@@ -53,7 +51,6 @@ def read_query_and_gallery(files: EmbeddingsParams, params: EvalParams, device: 
             raise UserError(f"embeddings_params.{name}: {path} has no array `labels`; the evaluation needs `labels`")
     queries = query.named(f"embeddings_params.query: {files.query}")
     items = gallery.named(f"embeddings_params.gallery: {files.gallery}")
-    gallery, calibrations = with_state(gallery, Path(files.gallery))
     side_info = None
     if files.side_info is not None:
         where = "embeddings_params.side_info"
@@ -71,28 +68,16 @@ def read_query_and_gallery(files: EmbeddingsParams, params: EvalParams, device: 
         gallery.to(device),
         None if side_info is None else side_info.to(device),
         by_place=params.same_items is None and query.ids is None and files.query != files.gallery,
-        calibrations=calibrations,
+        calibrations=calibrations_of(files.gallery),
     )
 
 
-def with_state(gallery: EmbeddingSet, folder: Path) -> tuple[EmbeddingSet, Calibrations]:
-    """A gallery with what its folder says of its upgrade, if it is in one: which items are re-embedded; calibration.
-
-    Raises:
-        UserError: the manifest or the states cannot be read.
-    """
-    if not (folder / MANIFEST).is_file() or not (folder / STATE).is_file():
-        return gallery, {}
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        state = np.load(folder / STATE, allow_pickle=False)
-        value, distance = manifest.get("calibration"), "cosine" if manifest.get("normalised") else "l2"
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"embeddings_params.gallery: {folder} is no upgraded gallery, or damaged ({error})") from None
-    if len(state) != len(gallery):
-        raise UserError(f"embeddings_params.gallery: {folder / STATE} has {len(state)} rows, embeddings {len(gallery)}")
-    mixed = replace(gallery, re_embedded=torch.from_numpy(state == 1))
-    return mixed, {} if value is None else {distance: {"value": value}}
+def calibrations_of(gallery: str) -> Calibrations:
+    """What the table of an upgrade says of its calibration; nothing where the gallery is none."""
+    if not is_table(gallery):
+        return {}
+    calibration = calibration_of_table(Path(gallery), where="embeddings_params.gallery")
+    return {} if calibration is None else {str(calibration["distance"]): {"value": calibration["value"]}}
 
 
 def read_class_vectors(files: EmbeddingsParams, device: torch.device) -> ClassVectors:

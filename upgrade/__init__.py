@@ -1,6 +1,5 @@
-"""Upgrading a gallery that is on disk: transform it, plan the re-embedding, apply it batch by batch, refit, roll back.
+"""Upgrading a gallery: transform it, plan the re-embedding, apply it batch by batch, push it to where it is served.
 
-A gallery is a folder of arrays with a manifest (`gallery.py`). All changes to it after its making are transactions
-(`transactions.py`): prepared beside it, committed by one rename, and finished by whoever comes next if their process
-was killed.
+The state of an upgrade is one Lance table (`table.py`). The old embeddings come from an end (`ends/`), which is only
+read until `push` and `cutover`. Every step that changes the table is one commit of Lance's.
 """

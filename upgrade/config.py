@@ -1,10 +1,13 @@
 """The keys of an upgrade's YAML file: one file for all its steps."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from utils.config import key, section
 from utils.precision import Precision
+
+Step = Literal["transform", "plan", "apply", "status", "rollback", "push", "cutover", "export"]
+Order = Literal["auto", "confidence", "sigma", "random"]
 
 
 @dataclass
@@ -31,6 +34,9 @@ class PlanParams:
     items_per_second: float | None = key(
         None, doc="items that the new model embeds a second, for the time", minimum=0.0
     )
+    output: str | None = key(
+        None, doc="folder of plan.json and plan.png; else what `output` is called, with .plan behind it", path="any"
+    )
 
     def __post_init__(self) -> None:
         if (self.old is None) != (self.new is None):
@@ -41,17 +47,24 @@ class PlanParams:
 class UpgradeConfig:
     """upgrade_gallery.py: a gallery of old embeddings -> one of the new model's, a part at a time."""
 
-    step: Literal["transform", "plan", "apply", "refit", "status", "rollback"] = key(
-        doc="what to do, from the command line"
-    )
-    gallery: str = key(
-        doc="old embeddings: .npy, .npz, .parquet, .safetensors, .pt, a folder of .npy or of shards, or a FAISS index",
+    step: Step = key(doc="what to do, from the command line")
+    transformation_path: str = key(doc="transformation, as fit_embeddings.py writes it", path="any")
+    output: str = key(
+        doc="Lance table of the upgrade, a folder (NAME.lance, for LanceDB to find it) or a place in an object store",
         path="any",
     )
-    transformation_path: str = key(doc="transformation, as fit_embeddings.py writes it", path="any")
-    output: str = key(doc="folder of the upgraded gallery", path="any")
-    old_model: str = key(doc="name of the model of the old embeddings, for the manifest")
-    new_model: str = key(doc="name of the model of the new embeddings, for the manifest")
+    old_model: str = key(doc="name of the model of the old embeddings")
+    new_model: str = key(doc="name of the model of the new embeddings")
+    gallery: str | None = key(
+        None,
+        doc="old embeddings in files: .npy, .npz, .parquet, .safetensors, .pt, a folder of .npy or of shards, or a "
+        "FAISS index",
+        path="any",
+    )
+    store: dict[str, Any] | None = key(
+        None,
+        doc="in place of `gallery`: the store that holds them, by its `kind` (lance, pgvector, qdrant) and its keys",
+    )
     ids: str | None = key(
         None,
         doc=".npy of ids (n,), whole numbers or text, where the gallery has none; else they are 0, 1, ..., n - 1",
@@ -60,7 +73,7 @@ class UpgradeConfig:
     side_info: str | None = key(
         None,
         doc="side-information of the gallery's items, in any of its forms: told by their ids, in any order, or in the "
-        "gallery's order where neither file has ids",
+        "gallery's order where neither file has ids; not with `store`",
         path="any",
     )
     normalised: Literal["auto", "on", "off"] = key(
@@ -69,24 +82,68 @@ class UpgradeConfig:
         "contradict; off where it records nothing, being fitted to models and images",
     )
     dtype: Literal["float16", "float32"] = key("float16", doc="type in which the upgraded embeddings are kept")
-    faiss: bool = key(
-        False,
-        doc="also keep gallery.faiss, an IndexIDMap2 of exact search (pip install faiss-cpu); not with text as ids",
+    chunk_rows: int = key(16384, doc="rows that are read, transformed and written at a time", minimum=1)
+    fragment_rows: int = key(
+        2**19,
+        doc="about so many rows a fragment of the table: what an interrupted transform repeats",
+        minimum=1,
     )
-    chunk_rows: int = key(65536, doc="rows a chunk: what an interrupted transform repeats at most", minimum=1)
     precision: Precision = key("auto", doc="of the transformation's hidden layers")
-    plan_params: PlanParams = section(PlanParams, doc="the prediction")
+    order: Order = key(
+        "auto",
+        doc="plan: which items come first. confidence: those of unclear class, by `classifier`; sigma: the most "
+        "uncertain; auto: confidence where the gallery spreads over the classifier's classes, else sigma, else random",
+    )
+    classifier: str | None = key(
+        None, doc="plan: the new model's classifier (classes, dimension), `classifier` in .npz or an .npy", path="any"
+    )
+    plan_params: PlanParams = section(PlanParams, doc="plan: the sample, and what to predict from it")
     batch: str | None = key(
         None,
-        doc="apply: new embeddings with their ids, from the command line; one of no item changes nothing",
+        doc="apply: new embeddings with their ids, in a form of `gallery`; no item, no change; also --batch",
         path="input",
     )
-    refit: bool = key(
-        False, doc="apply: also fit the transformation again, with the re-embedded items, as the step refit does"
+    insist: bool = key(False, doc="apply: also a batch that does not look like the new model's; also --insist")
+    to: str | None = key(
+        None,
+        doc="rollback: transformed, a number of batches, a tag that `status` lists, or old; export: the file to write, "
+        ".npz, .parquet or .faiss; also --to",
+        path="any",
     )
-    refit_pairs: int = key(
-        100_000, doc="refit: about so many of the re-embedded items at most, drawn evenly, beside the sample", minimum=1
+    pairs: str | None = key(
+        None,
+        doc="export: NAME of NAME_old.npz and NAME_new.npz, pairs to fit a transformation to; also --pairs",
+        path="any",
     )
-    rollback_to: str = key("transformed", doc="rollback: transformed, a number of batches, or old; also --to")
-    verify: bool = key(False, doc="status: also check every byte against the hashes and the journal; also --verify")
-    seed: int = key(0, doc="of the random order and of the bootstrap", minimum=0)
+    next: str | None = key(
+        None,
+        doc="export: .npy of the ids that are not re-embedded yet, the first of `plan` first; also --next",
+        path="any",
+    )
+    limit: int | None = key(
+        None, doc="export: so many pairs, drawn evenly (100,000 if not said), or ids at most; also --limit", minimum=1
+    )
+    index: str = key(
+        "Flat",
+        doc="export to .faiss: index factory string; Flat keeps the type of the embeddings, approximate ones are "
+        "trained on a sample",
+    )
+    verify: bool = key(
+        False, doc="status: also compare every row with the old gallery and the transformation; also --verify"
+    )
+    dry_run: bool = key(False, doc="push: only count what would be done; also --dry-run")
+    undo: bool = key(False, doc="cutover: the way back; also --undo")
+    seed: int = key(0, doc="of the random order, of the sample and of the bootstrap", minimum=0)
+
+    MOVED: ClassVar[dict[str, str]] = {
+        "refit": "there is no such step any more: export --pairs, fit_embeddings.py, transform again",
+        "refit_pairs": "there is no such step any more: export --pairs, fit_embeddings.py, transform again",
+        "faiss": "an index is written by `export --to FILE.faiss`",
+        "rollback_to": "is called `to` now",
+    }
+
+    def __post_init__(self) -> None:
+        if (self.gallery is None) == (self.store is None):
+            raise ValueError("gallery, store: one of the two names the old embeddings")
+        if self.store is not None and (self.side_info is not None or self.ids is not None):
+            raise ValueError("store: goes with neither ids nor side_info")

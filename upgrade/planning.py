@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from retrieval import backfilling_order, cutoffs
+from retrieval.prediction import Curve, predict_map, predict_recall
+from upgrade.computing import transform_rows
 from upgrade.config import PlanParams, UpgradeConfig
-from upgrade.gallery import Gallery
-from upgrade.inputs import load_transformation, output_of, present_transformation, read_checked
-from upgrade.manifest import Manifest
-from upgrade.prediction import Curve, predict_map, predict_recall
-from upgrade.rows import parts_of
-from upgrade.sources import Source, open_source
+from upgrade.ends.files import Source, open_source
+from upgrade.ends.rows import parts_of
+from upgrade.inputs import output_of, present_transformation
+from upgrade.old import read_checked
+from upgrade.priorities import Chosen
 from upgrade.spaces import have_unit_length
-from upgrade.transform import transform_rows
+from upgrade.state import State
 from utils.errors import UserError
 
 METRICS = {"recall": "recall@{k} of what the new model retrieves", "map": "mAP"}
@@ -28,7 +29,7 @@ METRICS = {"recall": "recall@{k} of what the new model retrieves", "map": "mAP"}
 class Sample:
     """Pairs of old and new embeddings of m items that the transformation has not seen."""
 
-    transformed: Tensor  # (m, d), calibrated (m, d + 1)
+    transformed: Tensor  # (m, d)
     new: Tensor  # the same
     sigma: Tensor | None  # (m,)
     labels: Tensor | None  # (m,)
@@ -38,7 +39,7 @@ class Sample:
 class Plan:
     """The predicted curves, and the price of the target."""
 
-    curves: Mapping[str, Curve]  # by order: sigma, where the transformation gives it, and random
+    curves: Mapping[str, Curve]  # by order: that of the answer, and random
     order: str  # the order of the answer
     metric: str
     pairs: int
@@ -86,24 +87,39 @@ class Plan:
         }
 
 
-def predict(config: UpgradeConfig, gallery: Gallery) -> Plan:
+def predict(config: UpgradeConfig, state: State, chosen: Chosen, rows: int) -> Plan:
     """Predict the curves of the re-embedding from the sample of pairs that the config names.
+
+    Args:
+        config: names the pairs.
+        state: of the table.
+        chosen: the order.
+        rows: of the gallery.
 
     Raises:
         UserError: the pairs cannot be read or do not fit the gallery, or a file has changed since the transformation.
     """
     params = config.plan_params
-    sample = read_sample(config, gallery.manifest)
+    sample = read_sample(config, state)
     m = len(sample.new)
     if params.metric == "recall" and params.k >= m / 2:
         raise UserError(f"plan_params.k: {params.k} is too deep for a sample of {m} pairs")
-    names = ["random"] if sample.sigma is None else ["sigma", "random"]
+    names = list(dict.fromkeys([chosen.name, "random"]))
     orders = {
         name: backfilling_order(
-            name, transformed=sample.transformed, new=sample.new, log_variance=sample.sigma, seed=config.seed
+            name,
+            transformed=sample.transformed,
+            new=sample.new,
+            log_variance=sample.sigma,
+            classifier=chosen.classifier,
+            seed=config.seed,
         )
         for name in names
     }
+    transformed, new = sample.transformed, sample.new
+    calibration = state.calibrated()
+    if calibration is not None:
+        transformed, new = calibration.transformed(transformed), calibration.exact(new)
     shared: dict[str, Any] = {
         "orders": orders,
         "cutoffs": cutoffs(m, params.points),
@@ -113,15 +129,15 @@ def predict(config: UpgradeConfig, gallery: Gallery) -> Plan:
     if params.metric == "map":
         if sample.labels is None:
             raise UserError(f"plan_params.metric: map needs `labels` in {params.new}")
-        curves = predict_map(sample.new, sample.transformed, sample.labels, **shared)
+        curves = predict_map(new, transformed, sample.labels, **shared)
     else:
-        curves = predict_recall(sample.new, sample.transformed, k=params.k, **shared)
+        curves = predict_recall(new, transformed, k=params.k, **shared)
     return Plan(
         curves,
         names[0],
         METRICS[params.metric].format(k=params.k),
         m,
-        gallery.manifest.rows,
+        rows,
         curves[names[0]].relative().reaching(params.target),
         params.target,
         params.confidence,
@@ -129,17 +145,17 @@ def predict(config: UpgradeConfig, gallery: Gallery) -> Plan:
     )
 
 
-def read_sample(config: UpgradeConfig, manifest: Manifest) -> Sample:
+def read_sample(config: UpgradeConfig, state: State) -> Sample:
     """The pairs of a config, at most `max_pairs` of them, drawn evenly; the old ones as the gallery has them now.
 
     Raises:
         UserError: as `predict`.
     """
     params = config.plan_params
-    sources = _open_pairs(params, manifest)
-    transformation_path = present_transformation(config, manifest)
-    transformation = load_transformation(transformation_path)
-    output_of(transformation, config, sources["old"], sources.get("side_info"))
+    sources = _open_pairs(params, state)
+    transformation = present_transformation(config, state)
+    side_info = sources.get("side_info")
+    output_of(transformation, config, sources["old"].dim, None if side_info is None else side_info.dim)
     count = len(sources["old"])
     drawn = np.random.default_rng(config.seed).permutation(count)[: params.max_pairs]
     chosen = np.zeros(count, bool)
@@ -149,40 +165,34 @@ def read_sample(config: UpgradeConfig, manifest: Manifest) -> Sample:
     for start, stop in parts_of(count):
         here = chosen[start:stop]
         for name, source in sources.items():
-            columns[name].append(read_checked(source, f"plan_params.{name}", start, stop, unit=False)[here])
+            columns[name].append(read_checked(source.vectors, f"plan_params.{name}", start, stop)[here])
         if labels is not None:
             columns["labels"].append(labels.read(start, stop)[here])
     arrays = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
-    if have_unit_length(arrays["new"]) != manifest.normalised:
+    if have_unit_length(arrays["new"]) != state.normalised:
         raise UserError(
             f"plan_params.new: {params.new}: embeddings of length 1 are those of one of the two, file and gallery; "
             "see `normalised`"
         )
     inputs = [arrays[name] for name in ("old", "side_info") if name in arrays]
-    where = f"plan_params.old: {params.old}, drawn and transformed by {transformation_path}"
-    vectors, sigma = transform_rows(transformation, inputs, manifest, torch.device("cpu"), where, 0)
-    transformed, new = torch.from_numpy(vectors).float(), torch.from_numpy(arrays["new"]).float()
-    calibration = manifest.calibrated()
-    if calibration is not None:
-        transformed, new = calibration.transformed(transformed), calibration.exact(new)
+    where = f"plan_params.old: {params.old}, drawn and transformed by {config.transformation_path}"
+    vectors, sigma = transform_rows(transformation, inputs, state, torch.device("cpu"), where, 0)
     return Sample(
-        transformed,
-        new,
+        torch.from_numpy(vectors).float(),
+        torch.from_numpy(arrays["new"]).float(),
         None if sigma is None else torch.from_numpy(sigma),
         torch.from_numpy(arrays["labels"]) if "labels" in arrays else None,
     )
 
 
-def _open_pairs(params: PlanParams, manifest: Manifest) -> dict[str, Source]:
+def _open_pairs(params: PlanParams, state: State) -> dict[str, Source]:
     """The sources of the sample, by their keys, of the same items in the order of the new ones; dimensions checked."""
     named = {"old": params.old, "new": params.new, "side_info": params.side_info}
     sources = {name: open_source(path, where=f"plan_params.{name}") for name, path in named.items() if path is not None}
     new = sources["new"]
-    if new.dim != manifest.dim:
-        raise UserError(
-            f"plan_params.new: {new.path} is {new.dim}-d, but the gallery's embeddings are {manifest.dim}-d"
-        )
-    if (manifest.origin.side_info is None) != ("side_info" not in sources):
+    if new.dim != state.dim:
+        raise UserError(f"plan_params.new: {new.path} is {new.dim}-d, but the gallery's embeddings are {state.dim}-d")
+    if (state.side_info is None) != ("side_info" not in sources):
         raise UserError("plan_params.side_info: should be given if, and only if, the gallery has side-information")
     del sources["new"]
     return {name: source.in_order_of(new, f"plan_params.{name}") for name, source in sources.items()} | {"new": new}

@@ -7,8 +7,8 @@ from matplotlib.figure import Figure
 from upgrade.planning import Plan
 from utils.files import atomic_path
 
-COLOURS = {"sigma": "#0072B2", "random": "#D55E00"}
-STYLES = {"sigma": "-", "random": "--"}
+COLOURS = {"confidence": "#009E73", "sigma": "#0072B2", "random": "#D55E00"}
+STYLES = {"confidence": "-", "sigma": "-", "random": "--"}
 
 
 def plot_plan(plan: Plan, path: Path) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from data.lengths import LENGTH_TOLERANCE, lengths_of
-from upgrade.rows import Array
+from upgrade.ends.rows import Array
 from utils.errors import UserError
 
 

@@ -1,259 +1,276 @@
-"""The first step: old embeddings through the transformation, chunk by chunk, into a gallery of the new space."""
+"""The first step: old embeddings through the transformation into a table of the new space. Again, it renews the table.
 
-import hashlib
+Fragments of the table are written one after the other, and each is recorded in the table's metadata by a commit of its
+own. When all are there, one commit makes them the rows. So an interrupted step goes on after the last fragment, and
+readers see either what was before, or all of what is new.
+"""
+
 import json
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
-from torch import nn
+from lance.fragment import FragmentMetadata
 from tqdm import tqdm
 
 from models.folding import folded
+from upgrade.columns import schema_of, values, vectors_column
+from upgrade.computing import transform_rows
 from upgrade.config import UpgradeConfig
-from upgrade.gallery import TRANSFORMED, Gallery, locked, remove
-from upgrade.inputs import Inputs, memory_named, open_inputs, read_checked
-from upgrade.lookup import write_ids
-from upgrade.manifest import Manifest, difference, read_manifest
-from upgrade.rows import Array, RowFile, check_finite, parts_of
-from upgrade.served_index import INDEX, write_index
-from upgrade.sources import MANIFEST
-from upgrade.spaces import are_zero, unit_rows
-from upgrade.transactions import finish_pending
-from utils.distributed import World
+from upgrade.drift import Drift, compare
+from upgrade.inputs import Inputs, memory_named, open_inputs
+from upgrade.old import Chunk, Old
+from upgrade.opening import create_table, open_table, table_exists
+from upgrade.spaces import are_zero
+from upgrade.state import SPACES, State, difference
+from upgrade.table import Operation, Table
+from utils.ahead import ahead
 from utils.errors import UserError
-from utils.files import sync, write_json
 from utils.precision import Resolved
-from utils.provenance import timestamp
 
-PROGRESS, CHUNKS = "progress", "chunks.json"
-ZEROS = ".zeros"  # a file beside a chunk's progress, where rows of it are zero
-CPU_BATCH, GPU_BATCH = 1024, 2**18  # rows through the transformation at a time: hidden layers that fit the cache
+PENDING, TARGET = "refill.pending.", "refill.target"  # in the table's metadata: fragments, and the state to come
 
 
-def transform_gallery(config: UpgradeConfig, world: World) -> Manifest:
-    """Transform the gallery of a config into its output folder, or go on with that; nothing is done twice.
+@dataclass(frozen=True)
+class Pending:
+    """Fragments that are written and in no version yet."""
 
-    Returns:
-        The manifest of the finished gallery.
+    fragments: list[FragmentMetadata]
+    rows: int = 0  # of the old gallery that they hold
+    last: Any = None  # the last id
+    zeros: int = 0  # rows whose old embedding is zero
+    first_zero: int | None = None
+
+
+def transform_gallery(config: UpgradeConfig, device: torch.device) -> tuple[Table, str]:
+    """Transform the gallery of a config into its table, go on with that, or renew it -> the table, and what was done.
+
+    A finished table is renewed where the transformation or the old gallery has changed. Rows that are re-embedded stay,
+    and so do those of the same transformation, unless their old embedding has changed.
 
     Raises:
-        UserError: inputs that cannot be read or do not fit together, rows that are not finite, an output folder that
-            holds something else, is in use or is another upgrade, or a full disk.
+        UserError: inputs that cannot be read or do not fit together, rows that are not finite, an output that is
+            something else or another upgrade, a second step at once, or a full disk.
     """
-    inputs = open_inputs(config, world)
-    folder = Path(config.output)
-    with ExitStack() as held:
-        if world.is_main:
-            _check_folder(folder)
-            held.enter_context(locked(folder))
-            finish_pending(folder)
-            _prepare(folder, inputs)
-        world.barrier()
-        manifest = read_manifest(folder, "output")
-        if manifest.stage == "transforming":
-            _transform_chunks(folder, replace(inputs, manifest=manifest), world)
-            world.barrier()
-            if world.is_main:
-                manifest = _finish(folder, manifest)
-    return manifest
-
-
-def _check_folder(folder: Path) -> None:
-    if folder.is_dir() and any(folder.iterdir()) and not any((folder / name).exists() for name in (MANIFEST, "lock")):
-        raise UserError(f"output: {folder} holds other files; name a new folder")
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"output: {folder} is a file; name a new folder")
-
-
-def _prepare(folder: Path, inputs: Inputs) -> None:
-    """Make the files of the gallery, with their room on the disk; the manifest comes last and says that they are."""
-    manifest = inputs.manifest
-    if (folder / MANIFEST).exists():
-        differs = difference(read_manifest(folder, "output"), manifest)
-        if differs is not None:
+    inputs = open_inputs(config, device)
+    old, wanted = inputs.old, inputs.state
+    check_output(config)
+    if not table_exists(config.output):
+        create_table(config.output, schema_of(wanted, old.id_type, old.has_labels))
+    table = open_table(config.output, unfinished=True)
+    _check_same(table, wanted, old)
+    drift = None
+    if table.state.stage == "ready":
+        counts = table.counts()
+        table.settle(counts)
+        generation = table.state.generation + 1
+        wanted = replace(wanted, generation=generation, batches_before=counts.batches)
+        same = table.state.transformation_sha256 == wanted.transformation_sha256
+        drift = compare(table, old, config.chunk_rows)
+        if drift.unchanged <= drift.changed:  # by another model, perhaps
             raise UserError(
-                f"output: {folder} is another upgrade: {differs}; name a new folder, or roll it back to old"
+                f"output: {config.output} is the upgrade of another gallery than {old.name}: {drift.unchanged:,} rows "
+                f"are the same, {drift.changed:,} are not; name a new folder"
             )
+        if same and not drift.differs:
+            return _without_pending(table), f"{table.state.rows:,} items are in {wanted.new_model}'s space already"
+    wanted = replace(wanted, stage="ready")
+    inputs = replace(inputs, state=wanted)
+    pending, table = _pending(table, wanted)
+    pending, table = _write_fragments(config, inputs, table, pending, device)
+    table = _finish(table, inputs, pending, drift)
+    counts = table.counts()
+    table.settle(counts)
+    done = f"{counts.rows:,} items of {wanted.old_model} are in {wanted.new_model}'s space"
+    if drift is not None:
+        done += f", {counts.re_embedded:,} of them re-embedded as before ({drift})"
+    return table, done
+
+
+def check_output(config: UpgradeConfig) -> None:
+    """Check that the output is no place of the old gallery's.
+
+    Raises:
+        UserError: it is.
+    """
+    if config.gallery is None or "://" in config.output:
         return
-    n = manifest.rows
-    try:
-        RowFile.create(folder / "embeddings.npy", (n, manifest.dim), manifest.dtype)
-        RowFile.create(folder / "state.npy", (n,), np.uint8)
-        if manifest.has_sigma:
-            RowFile.create(folder / "sigma.npy", (n,), np.float32)
-        write_ids(folder, inputs.old, n)
-        remove(folder / PROGRESS)
-        (folder / PROGRESS).mkdir()
-        manifest.write(folder)
-    except (OSError, UserError):
-        remove(folder)
-        raise
-    sync(folder)
+    output, gallery = Path(config.output).resolve(), Path(config.gallery).resolve()
+    if output == gallery or output in gallery.parents or gallery in output.parents:
+        raise UserError(f"output: {config.output} is a place of the old gallery {config.gallery}; name a new folder")
 
 
-def _transform_chunks(folder: Path, inputs: Inputs, world: World) -> None:
-    """This process's share of the chunks that are not done yet."""
-    manifest = inputs.manifest
-    chunks = list(enumerate(parts_of(manifest.rows, manifest.chunk_rows)))
-    missing = [chunk for chunk in chunks if not progress_file(folder, chunk[0]).exists()]
-    world.barrier()  # before any process makes chunks that another would not count
-    mine = missing[world.share(len(missing))]
-    embeddings = RowFile.open(folder / "embeddings.npy")
-    sigma = RowFile.open(folder / "sigma.npy") if manifest.has_sigma else None
-
-    def keep(chunk: Chunk) -> int:
-        embeddings.write(chunk.start, chunk.vectors)
-        if sigma is not None and chunk.log_variance is not None:
-            sigma.write(chunk.start, chunk.log_variance)
-        if len(chunk.zeros):
-            zeros = {"count": len(chunk.zeros), "first": int(chunk.zeros[0])}
-            write_json(progress_file(folder, chunk.number).with_suffix(ZEROS), zeros)
-        write_json(progress_file(folder, chunk.number), hashlib.sha256(chunk.vectors.tobytes()).hexdigest())
-        return len(chunk.vectors)
-
-    total = sum(stop - start for _, (start, stop) in mine)
-    hidden = None if world.is_main else True
-    # One chunk is read and one written while another is computed.
-    with (
-        tqdm(total=total, desc="transforming", unit="row", unit_scale=True, leave=False, disable=hidden) as bar,
-        ThreadPoolExecutor(1) as writer,
-    ):
-        written: Future[int] | None = None
-        where = f"transformation_path: {manifest.origin.transformation}"
-        for chunk in transformed_chunks(inputs, mine, where, world.device):
-            if written is not None:
-                bar.update(written.result())
-            written = writer.submit(keep, chunk)
-        if written is not None:
-            bar.update(written.result())
+def _check_same(table: Table, wanted: State, old: Old) -> None:
+    """Raise a UserError if a table is another upgrade, or one that is not finished is by another transformation."""
+    names = SPACES if table.state.stage == "ready" else (*SPACES, "rows", "transformation_sha256", "source")
+    differs = difference(table.state, wanted, names)
+    if differs is None and table.schema.field("id").type != old.id_type:
+        differs = f"ids are {old.id_type}, not {table.schema.field('id').type}"
+    if differs is None and table.has_labels != old.has_labels:
+        differs = f"labels are {'there' if old.has_labels else 'not there'}, unlike before"
+    if differs is not None:
+        raise UserError(f"output: {table.uri} is another upgrade: {differs}; name a new folder, or roll it back to old")
 
 
-class Chunk(NamedTuple):
-    """What a transformation makes of successive rows."""
+def _pending(table: Table, wanted: State) -> tuple[Pending, Table]:
+    """The fragments of an interrupted run to the same state; those of another are forgotten."""
+    metadata = table.dataset.metadata
+    target = json.dumps(asdict(replace(wanted, tool={})))
+    if metadata.get(TARGET) != target:
+        forgotten: dict[str, str | None] = {name: None for name in metadata if name.startswith(PENDING)}
+        return Pending([]), _with_metadata(table, {**forgotten, TARGET: target})
+    records = [json.loads(metadata[name]) for name in sorted(metadata) if name.startswith(PENDING)]
+    if not records:
+        return Pending([]), table
+    fragments = [FragmentMetadata.from_json(json.dumps(record["fragment"])) for record in records]
+    firsts = [record["first_zero"] for record in records if record["first_zero"] is not None]
+    return (
+        Pending(
+            fragments,
+            sum(record["rows"] for record in records),
+            records[-1]["last"],
+            sum(record["zeros"] for record in records),
+            min(firsts, default=None),
+        ),
+        table,
+    )
 
-    number: int
-    start: int  # the first row
-    vectors: Array  # (m, d)
-    log_variance: Array | None  # (m,), if there is such
-    zeros: Array  # (k,) the rows whose old embedding is zero, and so the new one
+
+def _with_metadata(table: Table, updates: dict[str, str | None]) -> Table:
+    return table.commit(Operation.UpdateConfig(table_metadata_updates=Operation.UpdateMap(updates)))
 
 
-def transformed_chunks(
-    inputs: Inputs, chunks: list[tuple[int, tuple[int, int]]], where: str, device: torch.device
-) -> Iterator[Chunk]:
-    """Each of the chunks (number, (start, stop)), transformed. The next one is read in the meantime.
+def _without_pending(table: Table) -> Table:
+    """The table without what an interrupted run has left in its metadata."""
+    left: dict[str, str | None] = {name: None for name in table.dataset.metadata if name.startswith((PENDING, TARGET))}
+    return _with_metadata(table, left) if left else table
+
+
+def rows_pending(table: Table) -> int:
+    """Rows of the old gallery that an interrupted transform has done."""
+    metadata = table.dataset.metadata
+    return sum(json.loads(text)["rows"] for name, text in metadata.items() if name.startswith(PENDING))
+
+
+def _write_fragments(
+    config: UpgradeConfig, inputs: Inputs, table: Table, pending: Pending, device: torch.device
+) -> tuple[Pending, Table]:
+    """Write what is missing. One chunk is read and one is written while another is computed."""
+    schema = schema_of(inputs.state, inputs.old.id_type, inputs.old.has_labels)
+    before = table if table.state.stage == "ready" else None
+    left = inputs.old.chunks(config.chunk_rows, skip=pending.rows, after=pending.last)
+    rows = ahead(transformed_batches(inputs, ahead(left), schema, before, device))
+    with tqdm(
+        total=inputs.old.rows,
+        initial=pending.rows,
+        desc="transforming",
+        unit="row",
+        unit_scale=True,
+        leave=False,
+        delay=1,
+    ) as bar:
+        for first in rows:
+            last, count, zeros = first, 0, np.empty(0, np.int64)
+
+            def part(first: pa.RecordBatch = first, start: int = pending.rows) -> Iterator[pa.RecordBatch]:
+                nonlocal last, count, zeros
+                for batch in chain([first], rows):
+                    zeros = np.append(zeros, start + count + np.flatnonzero(are_zero(values(batch["embedding"]))))
+                    last, count = batch, count + batch.num_rows
+                    bar.update(batch.num_rows)
+                    yield batch
+                    if count >= config.fragment_rows:
+                        return
+
+            fragment = table.write_fragment(part(), schema)
+            table.unsynced.sync_data()
+            record = {
+                "fragment": fragment.to_json(),
+                "rows": count,
+                "last": last["id"][-1].as_py(),
+                "zeros": len(zeros),
+                "first_zero": int(zeros[0]) if len(zeros) else None,
+            }
+            name = f"{PENDING}{len(pending.fragments):06d}"
+            table = _with_metadata(table, {name: json.dumps(record)})
+            pending = _pending(table, inputs.state)[0]
+    return pending, table
+
+
+def transformed_batches(
+    inputs: Inputs,
+    chunks: Iterator[Chunk],
+    schema: pa.Schema,
+    before: Table | None,
+    device: torch.device,
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a table, chunk by chunk.
 
     Args:
         inputs: the transformation is moved to the device.
-        chunks: of rows.
-        where: names the transformation in error messages.
+        chunks: of old embeddings.
+        schema: of the table.
+        before: the table whose rows are kept where they are still right.
         device: to compute on.
 
     Raises:
-        UserError: inputs or outputs that are not finite, inputs whose length is no longer 1, or too little memory.
+        UserError: outputs that are not finite, or too little memory.
     """
-    manifest = inputs.manifest
-    precision: Resolved = "bf16" if manifest.precision == "bf16" else "fp32"
-    with ThreadPoolExecutor(1) as reader, memory_named():
+    state = inputs.state
+    precision: Resolved = "bf16" if state.precision == "bf16" else "fp32"
+    with memory_named():
         module = folded(inputs.transformation, precision).to(device)
-        for number, start, chunk in _read_ahead(inputs, chunks, reader):
-            named = f"{where} of {inputs.old.path}"
-            vectors, log_variance = transform_rows(module, chunk, manifest, device, named, start)
-            yield Chunk(number, start, vectors, log_variance, start + np.flatnonzero(are_zero(chunk[0])))
+        for chunk in chunks:
+            where = f"transformation_path: {state.transformation} of {inputs.old.name.partition(': ')[2]}"
+            arrays = [chunk.vectors] if chunk.side_info is None else [chunk.vectors, chunk.side_info]
+            vectors, sigma = transform_rows(module, arrays, state, device, where, chunk.first)
+            columns = {
+                "id": pa.array(chunk.ids),
+                "embedding": vectors_column(vectors),
+                "sigma": pa.nulls(len(vectors), pa.float32()) if sigma is None else pa.array(sigma),
+                "priority": pa.nulls(len(vectors), pa.float32()),
+                "batch": pa.array(np.zeros(len(vectors), np.int32)),
+                "label": None if chunk.labels is None else pa.array(chunk.labels),
+                "source_hash": pa.array(chunk.hashes),
+            }
+            batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+            yield batch if before is None else _kept(batch, before, state)
 
 
-def digest_of(hashes: list[str]) -> str:
-    """One hash of the chunks' hashes."""
-    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+def _kept(batch: pa.RecordBatch, before: Table, state: State) -> pa.RecordBatch:
+    """Rows as they were, where they are re-embedded or of the same transformation, and their item has not changed."""
+    ids, names = values(batch["id"]), ["embedding", "sigma", "priority", "batch", "source_hash"]
+    place, found = before.lookup(ids, names, dense=bool((ids[1:] > ids[:-1]).all()))
+    if not found.num_rows:
+        return batch
+    known = np.flatnonzero(place >= 0)
+    same = values(found["source_hash"])[place[known]] == values(batch["source_hash"])[known]
+    if before.state.transformation_sha256 != state.transformation_sha256:
+        same &= values(found["batch"])[place[known]] > 0
+    kept = known[same]
+    if not len(kept):
+        return batch
+    both = pa.concat_tables([pa.Table.from_batches([batch]).select(["id", *names]), found.select(["id", *names])])
+    rows = np.arange(batch.num_rows)
+    rows[kept] = batch.num_rows + place[kept]
+    taken = both.take(rows)
+    columns = [taken[name].combine_chunks() if name in names else batch[name] for name in batch.schema.names]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)
 
 
-def progress_file(folder: Path, chunk: int) -> Path:
-    """Where a chunk's hash stands once the chunk is on the disk."""
-    return folder / PROGRESS / f"{chunk:06d}.json"
-
-
-def _read_ahead(
-    inputs: Inputs, chunks: list[tuple[int, tuple[int, int]]], reader: ThreadPoolExecutor
-) -> Iterator[tuple[int, int, list[Array]]]:
-    """The (number, first row, inputs) of each chunk, checked; the next one is read in the meantime."""
-
-    def read(start: int, stop: int) -> list[Array]:
-        return [
-            read_checked(source, where, start, stop, unit=unit and inputs.manifest.origin.normalised)
-            for where, source, unit in (("gallery", inputs.old, True), ("side_info", inputs.side_info, False))
-            if source is not None
-        ]
-
-    following: Future[list[Array]] | None = None
-    for index, (number, (start, stop)) in enumerate(chunks):
-        chunk = read(start, stop) if following is None else following.result()
-        following = reader.submit(read, *chunks[index + 1][1]) if index + 1 < len(chunks) else None
-        yield number, start, chunk
-
-
-@torch.inference_mode()
-def transform_rows(
-    module: nn.Module, inputs: list[Array], manifest: Manifest, device: torch.device, where: str, first_row: int
-) -> tuple[Array, Array | None]:
-    """Old embeddings and perhaps side-information -> embeddings (m, d) as the gallery keeps them, and sigma (m,).
-
-    A zero old embedding becomes a zero one: it stands for nothing in either space.
-
-    Args:
-        module: a transformation on the device, `folded` or not.
-        inputs: old embeddings (m, d_old) and, if there is such, side-information (m, d_side).
-        manifest: tells the type and whether the embeddings have length 1.
-        device: of the module.
-        where: names the transformation and what it is applied to, in error messages.
-        first_row: the number of the first row, there.
-
-    Raises:
-        UserError: an embedding is not finite, or beyond what the gallery's type can hold.
-    """
-    embeddings = np.empty((len(inputs[0]), manifest.dim), manifest.dtype)
-    sigma = np.empty(len(inputs[0]), np.float32) if manifest.has_sigma else None
-    for start, stop in parts_of(len(embeddings), CPU_BATCH if device.type == "cpu" else GPU_BATCH):
-        batch = [torch.from_numpy(values[start:stop]).to(device).float() for values in inputs]
-        output = module(*batch)
-        vectors = output.embedding.float()
-        if manifest.normalised:
-            vectors = unit_rows(vectors)
-        embeddings[start:stop] = vectors.to(torch.float16 if manifest.dtype == "float16" else torch.float32).cpu()
-        if not np.isfinite(embeddings[start:stop]).all():
-            exact = vectors.cpu().numpy()
-            check_finite(exact, where, first_row + start)
-            row = first_row + start + np.flatnonzero(~np.isfinite(embeddings[start:stop]).all(1))[0]
-            raise UserError(f"{where}: row {row} holds values beyond 65504, the largest of float16; set dtype=float32")
-        if sigma is not None:
-            sigma[start:stop] = output.log_variance.float().mean(1).cpu()
-    embeddings[are_zero(inputs[0])] = 0
-    return embeddings, sigma
-
-
-def _finish(folder: Path, manifest: Manifest) -> Manifest:
-    """All chunks are there: write the index, and the manifest that says so."""
-    chunks = range(len(list(parts_of(manifest.rows, manifest.chunk_rows))))
-    hashes = [json.loads(progress_file(folder, chunk).read_text()) for chunk in chunks]
-    write_json(folder / CHUNKS, hashes)
-    gallery = Gallery(folder, manifest)
-    if manifest.has_index:
-        temporary = folder / f".{INDEX}.tmp"
-        write_index(temporary, gallery, gallery.rows("embeddings"))
-        temporary.replace(folder / INDEX)
-    last: dict[str, Any] = {"step": "transform", "at": timestamp(), "rows": manifest.rows}
-    zeros = [json.loads(path.read_text()) for path in sorted((folder / PROGRESS).glob(f"*{ZEROS}"))]
-    if zeros:
-        last |= {"zero_rows": sum(part["count"] for part in zeros), "first_zero_row": zeros[0]["first"]}
-    ready = replace(manifest, stage="ready", transformed_sha256=digest_of(hashes), last=last)
-    ready.write(folder)
-    remove(folder / PROGRESS)
-    return ready
-
-
-assert TRANSFORMED == 0  # state.npy is made of zeros
+def _finish(table: Table, inputs: Inputs, pending: Pending, drift: Drift | None) -> Table:
+    """All fragments are there: make them the rows, and forget that they were pending."""
+    state = replace(inputs.state, rows=pending.rows)
+    numbers: dict[str, Any] = {"rows": pending.rows}
+    if pending.zeros:
+        numbers |= {"zero_rows": pending.zeros, "first_zero_row": pending.first_zero}
+    if drift is not None:
+        numbers |= {"generation": state.generation, "drift": str(drift)}
+    schema = schema_of(state, inputs.old.id_type, inputs.old.has_labels)
+    table = table.commit(Operation.Overwrite(schema, pending.fragments), "transform", **numbers)
+    return _without_pending(table.indexed())

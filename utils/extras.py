@@ -5,9 +5,11 @@ from typing import Any
 
 from utils.errors import UserError
 
+PACKAGES = {"lance": "pylance", "faiss": "faiss-cpu"}  # module -> package, where the names differ
+
 
 def load_extra(module: str, *, where: str) -> Any:
-    """The module, of a package of the same name that is no requirement.
+    """The module, of a package that is no requirement.
 
     Args:
         module: as `pyarrow.parquet`.
@@ -16,7 +18,8 @@ def load_extra(module: str, *, where: str) -> Any:
     Raises:
         UserError: it is not installed.
     """
-    package = module.partition(".")[0]
+    name = module.partition(".")[0]
+    package = PACKAGES.get(name, name)
     try:
         return importlib.import_module(module)
     except ImportError:

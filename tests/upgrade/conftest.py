@@ -1,15 +1,14 @@
 """A tiny gallery with everything around it: old and new embeddings, a transformation, a config."""
 
-import errno
-import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 import torch
 from torch import nn
@@ -17,8 +16,10 @@ from torch import nn
 from models.model_files import describe_transformation, save_model
 from models.transformations import build_transformation
 from tests.tiny import files_in, run_script, succeed
+from upgrade.columns import values
 from upgrade.config import UpgradeConfig
-from upgrade.gallery import Gallery
+from upgrade.opening import open_table
+from upgrade.table import Table
 
 N, OLD_DIM, NEW_DIM = 500, 6, 5
 IDS = np.random.default_rng(1).permutation(10 * N)[:N] - N  # in no order, some negative
@@ -26,7 +27,7 @@ IDS = np.random.default_rng(1).permutation(10 * N)[:N] - N  # in no order, some 
 CONFIG = """
 gallery: old.npz
 transformation_path: transformation.pt
-output: upgraded
+output: upgraded.lance
 old_model: resnet18-2021
 new_model: resnet50-2024
 chunk_rows: 64
@@ -59,16 +60,16 @@ class Case:
 
     folder: Path
     old: np.ndarray
-    new: np.ndarray  # what the new model would give, (N, NEW_DIM) float16
+    new: np.ndarray  # what the new model would give, (N, NEW_DIM) float16, near to what the transformation makes
 
-    def run(self, step: str, *arguments: str, processes: int | None = None) -> str:
+    def run(self, step: str, *arguments: str) -> str:
         """Run a step -> its output."""
         return succeed(
-            "upgrade_gallery.py", step, "--config", "upgrade.yaml", *arguments, cwd=self.folder, processes=processes
+            "upgrade_gallery.py", step, "--config", "upgrade.yaml", *arguments, cwd=self.folder, processes=None
         )
 
     def refuse(self, step: str, *arguments: str) -> str:
-        """Run a step that must refuse its input and write nothing (the lock's holder aside) -> its error."""
+        """Run a step that must refuse its input and write nothing -> its error."""
         before = self.files()
         error = self.refuse_midway(step, *arguments)
         assert self.files() == before
@@ -79,44 +80,55 @@ class Case:
         done = run_script(
             "upgrade_gallery.py", step, "--config", "upgrade.yaml", *arguments, cwd=self.folder, processes=None
         )
-        assert (done.returncode, done.stderr[:7]) == (2, "error: "), (done.stdout, done.stderr)
-        assert len(done.stderr.strip().splitlines()) <= 2
-        return done.stderr
+        error = done.stderr.rpartition("\r")[2]  # behind the progress of a slow machine
+        assert (done.returncode, error[:7]) == (2, "error: "), (done.stdout, done.stderr)
+        assert len(error.strip().splitlines()) <= 2
+        return error
 
     def files(self) -> dict[str, tuple[int, int] | None]:
-        """Size and time of change of every file, but for the lock."""
-        return {name: entry for name, entry in files_in(self.folder).items() if name != "upgraded/lock"}
+        """Size and time of change of every file."""
+        return files_in(self.folder)
 
-    def content(self) -> dict[str, str]:
-        """Name -> hash of every file of the gallery but the lock, the journal and what holds times of day."""
-        files = files_in(self.folder / "upgraded")
-        return {
-            name: hashlib.sha256((self.folder / "upgraded" / name).read_bytes()).hexdigest()
-            for name, entry in files.items()
-            if entry is not None
-            and name not in ("lock", "manifest.json", "transformation.pt")
-            and not name.startswith(("journal/", "refit/"))
-        }
+    @property
+    def uri(self) -> str:
+        """The table."""
+        return str(self.folder / "upgraded.lance")
 
-    def kept(self) -> dict[str, str]:
-        """The content less what a killed process was preparing: that goes with the next step."""
-        return {name: digest for name, digest in self.content().items() if not name.startswith(".")}
+    def table(self, output: str = "upgraded.lance") -> Table:
+        """The table, open."""
+        return open_table(str(self.folder / output))
 
-    def array(self, name: str) -> np.ndarray:
-        """An array of the gallery."""
-        return np.load(self.folder / "upgraded" / f"{name}.npy")
+    def content(self, output: str = "upgraded.lance") -> pa.Table:
+        """All rows, by rising ids."""
+        return self.table(output).dataset.to_table().sort_by("id").combine_chunks()
+
+    def array(self, name: str, output: str = "upgraded.lance") -> np.ndarray:
+        """A column, in the order of the old gallery where its ids are IDS, else by rising ids."""
+        content = self.content(output)
+        ids = values(content["id"])
+        column = content[name].combine_chunks()
+        found = values(pc.fill_null(column, -1) if column.null_count else column)
+        return found[np.searchsorted(ids, IDS)] if set(ids.tolist()) == set(IDS.tolist()) else found
+
+    def null(self, name: str) -> np.ndarray:
+        """Which rows have no value in a column, in the order of the old gallery."""
+        content = self.content()
+        return content[name].is_null().to_numpy()[np.searchsorted(values(content["id"]), IDS)]
 
     def json(self, name: str) -> Any:
-        """What a JSON file of the gallery holds."""
-        return json.loads((self.folder / "upgraded" / f"{name}.json").read_text())
+        """What a JSON file beside the table holds."""
+        return json.loads((self.folder / f"upgraded.lance.plan/{name}.json").read_text())
 
-    def gallery(self) -> Gallery:
-        """The gallery, open."""
-        return Gallery.open(self.folder / "upgraded")
+    def tags(self) -> dict[str, int]:
+        """Tag -> version."""
+        return self.table().tags()
 
     def config(self, step: Any, **keys: Any) -> UpgradeConfig:
-        """What `upgrade.yaml` says, for a step within this process; its files are found from the case's folder."""
-        return UpgradeConfig(step, "old.npz", "transformation.pt", "upgraded", "resnet18-2021", "resnet50-2024", **keys)
+        """What `upgrade.yaml` says, for a step within this process."""
+        named: dict[str, Any] = {} if "store" in keys else {"gallery": str(self.folder / "old.npz")}
+        named |= {"chunk_rows": 64, "precision": "fp32", "transformation_path": str(self.folder / "transformation.pt")}
+        names = {"output": self.uri, "old_model": "resnet18-2021", "new_model": "resnet50-2024"}
+        return UpgradeConfig(step, **(named | names | keys))
 
     def write_old(self, **arrays: Any) -> None:
         """Write the old gallery anew, with the arrays that are given in place of its own."""
@@ -139,47 +151,20 @@ def make_case(folder: Path, *, unit: bool = False) -> Case:
     """Write a case into `folder`."""
     rng = np.random.default_rng(0)
     old = rng.normal(size=(N, OLD_DIM)).astype(np.float32)
-    new = rng.normal(size=(N, NEW_DIM)).astype(np.float32)
     if unit:
-        old, new = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (old, new))
+        old /= np.linalg.norm(old, axis=1, keepdims=True)
     folder.mkdir(exist_ok=True)
     recorded: dict[str, Any] = {"normalised": True} if unit else {}
-    write_transformation(folder / "transformation.pt", "fastfill", **recorded)
+    model = write_transformation(folder / "transformation.pt", "fastfill", **recorded)
+    with torch.no_grad():
+        predicted = model(torch.from_numpy(old)).embedding.numpy()
+    new = predicted + 0.5 * predicted.std(0).mean() * rng.normal(size=predicted.shape)
+    if unit:
+        new /= np.linalg.norm(new, axis=1, keepdims=True)
     (folder / "upgrade.yaml").write_text(CONFIG)
     case = Case(folder, old, new.astype(np.float16))
     case.write_old()
     return case
-
-
-MIXING = np.random.default_rng(6).normal(size=(OLD_DIM, NEW_DIM))  # old -> new, but for noise
-RECIPE = """
-old: sample_old.npz
-new: sample_new.npz
-held_out: 0.5
-batch_size: 16
-method: ridge
-output: transformation.pt
-"""
-
-
-def make_refittable(folder: Path, *recipe: str, pairs: int = 60, **arrays: np.ndarray) -> Case:
-    """Write a case whose transformation is fitted to a small sample, `sample_old.npz` and `sample_new.npz`."""
-    make_case(folder)
-    rng = np.random.default_rng(7)
-
-    def write(name: str, count: int, ids: np.ndarray, **more: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        old = rng.normal(size=(count, OLD_DIM)).astype(np.float32)
-        new = (old @ MIXING + 2 * rng.normal(size=(count, NEW_DIM))).astype(np.float16)
-        np.savez(folder / f"{name}.npz", embeddings=old, ids=ids, **more)  # type: ignore[arg-type]
-        return old, new
-
-    old, new = write("old", N, IDS, **arrays)
-    _, sample = write("sample_old", pairs, np.arange(pairs))
-    np.savez(folder / "sample_new.npz", embeddings=sample, ids=np.arange(pairs))
-    np.save(folder / "sample_labels.npy", np.array([30, 10, 20])[np.arange(pairs) % 3])
-    (folder / "recipe.yaml").write_text(RECIPE)
-    succeed("fit_embeddings.py", "--config", "recipe.yaml", *recipe, cwd=folder, processes=None)
-    return Case(folder, old, new)
 
 
 BATCHES = {"first.npz": np.arange(150), "second.npz": np.arange(100, 220)}
@@ -195,22 +180,6 @@ def prepared(case: Case, *arguments: str) -> Case:
     return case
 
 
-def fill_disk_at(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the disk be full when room is taken for the file NAME.npy."""
-    allocate = os.posix_fallocate
-
-    def full(descriptor: int, offset: int, length: int) -> None:
-        if Path(f"/proc/self/fd/{descriptor}").readlink().stem == name:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        allocate(descriptor, offset, length)
-
-    monkeypatch.setattr(os, "posix_fallocate", full)
-
-
-def without_sample(case: Case) -> None:
-    (case.folder / "sample_new.npz").unlink()
-
-
 @pytest.fixture
 def case(tmp_path: Path) -> Case:
     """A gallery that is not transformed yet."""
@@ -222,12 +191,4 @@ def upgraded(case: Case) -> Case:
     """A gallery that is transformed and planned."""
     case.run("transform")
     case.run("plan")
-    return case
-
-
-@pytest.fixture
-def ready(tmp_path: Path) -> Case:
-    """A gallery to which the first batch is applied."""
-    case = prepared(make_refittable(tmp_path))
-    case.run(*BATCH)
     return case

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from retrieval import Calibration, backfilling_order, cutoffs, evaluate
-from tests.tiny import succeed
-from tests.upgrade.conftest import BATCHES, IDS, Case, N, make_case, make_refittable, prepared, write_transformation
-from upgrade.prediction import predict_recall
+from retrieval.prediction import predict_recall
+from tests.tiny import fail, succeed
+from tests.upgrade.conftest import BATCHES, IDS, Case, N, make_case, prepared, write_transformation
 
 CALIBRATIONS = {"l2": 2.25, "cosine": 0.6}
 
@@ -26,24 +26,25 @@ def calibrated(tmp_path: Path, request: pytest.FixtureRequest) -> Case:
 
 
 def calibration_of(case: Case) -> Calibration:
-    distance = "cosine" if case.json("manifest")["normalised"] else "l2"
+    distance = "cosine" if case.table().state.normalised else "l2"
     return Calibration(distance, CALIBRATIONS[distance])
 
 
 def served(case: Case) -> np.ndarray:
     """What the index must hold, by the files."""
-    embeddings = torch.from_numpy(case.array("embeddings").astype(np.float32))
-    return calibration_of(case).mixed(embeddings, torch.from_numpy(case.array("state") == 1)).numpy()
+    embeddings = torch.from_numpy(case.array("embedding").astype(np.float32))
+    return calibration_of(case).mixed(embeddings, torch.from_numpy(case.array("batch") > 0)).numpy()
 
 
 def test_the_index_has_the_coordinate_whatever_happens_to_a_row(calibrated: Case) -> None:
     faiss = pytest.importorskip("faiss")
 
     def check() -> None:
-        index = faiss.read_index(str(calibrated.folder / "upgraded/gallery.faiss"))
+        calibrated.run("export", "--to", "gallery.faiss")
+        index = faiss.read_index(str(calibrated.folder / "gallery.faiss"))
         assert np.allclose(index.reconstruct_batch(IDS), served(calibrated), atol=2e-3)  # it keeps float16
 
-    prepared(calibrated, "faiss=True")
+    prepared(calibrated)
     check()
     for batch in BATCHES:
         calibrated.run("apply", "--batch", batch)
@@ -59,10 +60,10 @@ def test_the_plan_is_that_of_the_calibrated_mix(calibrated: Case) -> None:
     np.savez(calibrated.folder / "pairs_old.npz", embeddings=calibrated.old[rows])
     np.savez(calibrated.folder / "pairs_new.npz", embeddings=calibrated.new[rows])
     calibrated.run("plan", "plan_params.old=pairs_old.npz", "plan_params.new=pairs_new.npz", "plan_params.points=3")
-    curve = calibrated.json("plan/plan")["curves"]["random"]
+    curve = calibrated.json("plan")["curves"]["random"]
 
     transformed, new = (
-        torch.from_numpy(values[rows].astype(np.float32)) for values in (calibrated.array("embeddings"), calibrated.new)
+        torch.from_numpy(values[rows].astype(np.float32)) for values in (calibrated.array("embedding"), calibrated.new)
     )
     transformed, new = calibration_of(calibrated).transformed(transformed), calibration_of(calibrated).exact(new)
     orders = {"random": backfilling_order("random", transformed=transformed, new=new)}
@@ -77,7 +78,7 @@ def test_the_gallery_is_judged_as_it_is_served(calibrated: Case) -> None:
     calibrated.run("apply", "--batch", "first.npz")
     np.savez(calibrated.folder / "new.npz", embeddings=calibrated.new, ids=IDS, labels=labels)
     distance = calibration_of(calibrated).distance
-    config = "{embeddings_params: {query: new.npz, gallery: upgraded}, eval_params: {distance_metric_name: %s}}"
+    config = "{embeddings_params: {query: new.npz, gallery: upgraded.lance}, eval_params: {distance_metric_name: %s}}"
     (calibrated.folder / "eval.yaml").write_text(config % distance)
     succeed("eval.py", "--config", "eval.yaml", "--output", "result.json", cwd=calibrated.folder)
     found = json.loads((calibrated.folder / "result.json").read_text())
@@ -91,16 +92,18 @@ def test_the_gallery_is_judged_as_it_is_served(calibrated: Case) -> None:
     assert found["metrics"] == pytest.approx(wanted.to_json())
     assert found["calibration"] == {"distance": distance, "value": CALIBRATIONS[distance]}
     plain = evaluate(
-        new, torch.from_numpy(calibrated.array("embeddings")).float(), torch.from_numpy(labels), distance=distance
+        new, torch.from_numpy(calibrated.array("embedding")).float(), torch.from_numpy(labels), distance=distance
     )
     assert plain.mean_average_precision != pytest.approx(wanted.mean_average_precision)
 
 
-def test_a_refit_brings_its_own_calibration(tmp_path: Path) -> None:
-    case = prepared(make_refittable(tmp_path, "held_out=0.5", pairs=210))
-    first = torch.load(tmp_path / "transformation.pt", weights_only=True)["calibration"]
-    assert case.json("manifest")["calibration"] == first["l2"]["value"]
-    case.run("apply", "--batch", "first.npz", "refit=True")
-    assert case.json("manifest")["refit"] is not None
-    second = torch.load(tmp_path / "upgraded/transformation.pt", weights_only=True)["calibration"]
-    assert case.json("manifest")["calibration"] == second["l2"]["value"] != first["l2"]["value"]
+def test_a_table_that_is_not_finished_is_not_evaluated(calibrated: Case) -> None:
+    calibrated.write_old(labels=np.arange(N) % 5)
+    old = calibrated.old.copy()
+    old[300] = np.nan
+    calibrated.write_old(embeddings=old, labels=np.arange(N) % 5)
+    assert "row 300 holds NaN" in calibrated.refuse_midway("transform", "fragment_rows=64")
+    np.savez(calibrated.folder / "new.npz", embeddings=calibrated.new, ids=IDS, labels=np.arange(N) % 5)
+    (calibrated.folder / "eval.yaml").write_text("embeddings_params: {query: new.npz, gallery: upgraded.lance}")
+    error = fail("eval.py", "--config", "eval.yaml", cwd=calibrated.folder)
+    assert "embeddings_params.gallery: upgraded.lance: is not fully transformed yet" in error

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from tests.upgrade.conftest import CONFIG, IDS, NEW_DIM, OLD_DIM, Case, N, make_case, write_transformation
-from upgrade.ids import text_keys
-from upgrade.rows import parts_of
-from upgrade.sources import open_source
+from upgrade.ends.files import open_source
+from upgrade.ends.ids import text_keys
+from upgrade.ends.rows import parts_of
 from utils.errors import UserError
 
 ORDER = np.random.default_rng(0).permutation(N)
@@ -46,8 +46,7 @@ def of_gallery_shards(case: Case) -> tuple[str, ...]:
 @pytest.mark.parametrize("write", [permuted, in_shards, of_gallery_shards])
 def test_side_information_is_joined_by_id(with_side: Case, write: Callable[[Case], tuple[str, ...]]) -> None:
     with_side.run("transform", *write(with_side), "output=joined")
-    for name in ("embeddings", "sigma", "ids"):
-        assert np.array_equal(np.load(with_side.folder / f"joined/{name}.npy"), with_side.array(name))
+    assert with_side.content("joined") == with_side.content()
 
 
 @pytest.mark.parametrize(
@@ -76,7 +75,7 @@ def test_without_ids_rows_are_paired_by_place(with_side: Case) -> None:
     np.save(with_side.folder / "old.npy", with_side.old)
     np.save(with_side.folder / "side.npy", SIDE)
     with_side.run("transform", "gallery=old.npy", "side_info=side.npy", "output=placed")
-    assert np.array_equal(np.load(with_side.folder / "placed/embeddings.npy"), with_side.array("embeddings"))
+    assert np.array_equal(with_side.array("embedding", "placed"), with_side.array("embedding"))
     np.save(with_side.folder / "side.npy", SIDE[:-1])
     error = with_side.refuse("transform", "gallery=old.npy", "side_info=side.npy", "output=short")
     assert "side_info: side.npy and old.npy hold different items: 499 and 500 of them" in error
@@ -92,7 +91,7 @@ def test_pairs_of_a_plan_are_joined_by_id(upgraded: Case) -> None:
         np.savez(upgraded.folder / "old_pairs.npz", embeddings=old[rows], ids=ids[rows])
         pairs = ("plan_params.old=old_pairs.npz", "plan_params.new=new.npz", "plan_params.max_pairs=40")
         upgraded.run("plan", *pairs, "plan_params.metric=map")
-        plans.append(upgraded.json("plan/plan"))
+        plans.append(upgraded.json("plan"))
     assert plans[0] == plans[1]
 
 
@@ -108,16 +107,15 @@ def with_texts(case: Case) -> Case:
 
 def test_a_gallery_with_text_ids_goes_through_every_step_as_one_with_numbers(tmp_path: Path) -> None:
     texts, numbers = with_texts(make_case(tmp_path / "texts")), make_case(tmp_path / "numbers")
-    text_of = dict(zip(IDS, TEXTS, strict=True))
 
     def run(*step: str) -> None:
         for case in (texts, numbers):
             case.run(*step)
-        for name in ("embeddings", "state", "sigma"):
-            assert np.array_equal(texts.array(name), numbers.array(name))
-        assert texts.array("ids").tolist() == [text_of[number] for number in numbers.array("ids")]
-        if (texts.folder / "upgraded/order.npy").exists():
-            assert texts.array("order").tolist() == [text_of[number] for number in numbers.array("order")]
+        place = {text: row for row, text in enumerate(TEXTS.tolist())}
+        order = [place[text] for text in texts.content()["id"].to_pylist()]
+        for name in ("embedding", "batch", "sigma", "source_hash"):
+            assert np.array_equal(texts.array(name), numbers.array(name)[order])
+        assert np.array_equal(texts.content()["priority"].is_null().to_numpy(), numbers.null("priority")[order])
 
     run("transform")
     run("plan")
@@ -126,20 +124,18 @@ def test_a_gallery_with_text_ids_goes_through_every_step_as_one_with_numbers(tmp
         numbers.write_batch(name, rows)
         run("apply", "--batch", name)
     assert "all of its" in texts.run("apply", "--batch", "first.npz")
-    for target, batches_left in (("1", 1), ("transformed", 0)):
+    for target in ("1", "transformed"):
         run("status", "--verify")
         run("rollback", "--to", target)
-        assert batches_left == len(list((texts.folder / "upgraded/journal").iterdir()))
-    texts.run("status", "--verify")
     texts.run("rollback", "--to", "old")
 
 
 def test_texts_are_compared_as_a_whole(case: Case) -> None:
     with_texts(case).run("transform")
-    width = case.array("ids").dtype.itemsize // 4
+    width = TEXTS.dtype.itemsize // 4
     for rows, dtype in ((np.arange(5), f"U{width + 30}"), (np.arange(4), TEXTS[:4].dtype)):
         case.run("apply", "--batch", case.write_batch("batch.npz", rows, ids=TEXTS[rows].astype(dtype)))
-    for other in (TEXTS[7] + "x" * 60, TEXTS[7][:-1], TEXTS[7] + " ", "", "\x00" + TEXTS[7]):
+    for other in (TEXTS[7] + "x" * 60, TEXTS[7][:-1], TEXTS[7] + " ", "", "\x00" + TEXTS[7], "it's; --", "\\"):
         error = case.refuse("apply", "--batch", case.write_batch("batch.npz", [7], ids=np.array([other])))
         assert f"the gallery has no id {other}" in error
     error = case.refuse("apply", "--batch", case.write_batch("batch.npz", np.arange(3), ids=np.arange(3)))
@@ -150,11 +146,13 @@ def test_texts_are_compared_as_a_whole(case: Case) -> None:
 def test_texts_are_found_and_joined_whatever_their_keys(
     case: Case, kinds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("ids", "lookup", "gallery"):
+    for module in ("ends.ids", "old"):
         monkeypatch.setattr(f"upgrade.{module}.text_keys", lambda texts: text_keys(texts) % np.uint64(kinds))
     with_texts(case).run("transform")
     asked = np.append(TEXTS[ORDER], ["not there", ""])
-    assert np.array_equal(case.gallery().rows_of(asked), np.append(ORDER, [-1, -1]))
+    place, found = case.table().lookup(asked, ["batch"])
+    assert np.array_equal(place < 0, np.append(np.zeros(N, bool), [True, True]))
+    assert found["id"].take(place[:N]).to_pylist() == TEXTS[ORDER].tolist()
 
     np.savez(case.folder / "side.npz", embeddings=SIDE[ORDER], ids=TEXTS[ORDER].astype("U90"), labels=ORDER)
     source, side = (open_source(case.folder / name, where=name) for name in ("texts", "side.npz"))
@@ -176,7 +174,7 @@ def test_keys_do_not_depend_on_the_width_and_hardly_ever_meet() -> None:
     assert np.array_equal(keys, text_keys(texts.astype("U50")))
     assert np.array_equal(keys, text_keys(texts.astype(texts.dtype.newbyteorder())))
     assert len(np.unique(keys)) == len(texts)
-    assert int(text_keys(np.array(["refill"]))[0]) == 2128304902858430975  # as in the files that there are
+    assert int(text_keys(np.array(["refill"]))[0]) == 2128304902858430975  # as in the orders that there are
 
 
 def test_objects_and_texts_that_occur_twice_are_refused(case: Case) -> None:
@@ -206,7 +204,7 @@ def test_numbers_beyond_int64_are_refused_and_others_are_exact(case: Case) -> No
     np.savez(case.folder / "shards/0.npz", embeddings=case.old[:9], ids=np.arange(9, dtype=np.int32))
     np.savez(case.folder / "shards/1.npz", embeddings=case.old[9:], ids=exact[9:].astype(np.uint64))
     case.run("transform", "gallery=shards", "output=mixed")
-    assert np.array_equal(np.load(case.folder / "mixed/ids.npy"), np.append(np.arange(9), exact[9:]))
+    assert np.array_equal(case.table("mixed").all_ids(), np.append(np.arange(9), exact[9:]))
 
 
 def test_a_shard_without_rows_is_no_error(case: Case) -> None:
@@ -214,7 +212,7 @@ def test_a_shard_without_rows_is_no_error(case: Case) -> None:
     np.savez(case.folder / "shards/2.npz", embeddings=np.array([]))
     np.savez(case.folder / "shards/3.npz", embeddings=np.zeros((0, OLD_DIM), np.float32), ids=np.array([]))
     case.run("transform", "gallery=shards")
-    assert np.array_equal(case.array("ids"), IDS)
+    assert np.array_equal(case.table().all_ids(), np.sort(IDS))
     (case.folder / "shards/1.npz").unlink()
     assert "shards is empty" in case.refuse("transform", "gallery=shards", "output=other")
 
@@ -226,9 +224,3 @@ def test_a_batch_without_items_changes_nothing(upgraded: Case) -> None:
         assert upgraded.run("apply", "--batch", "batch.npz") == "batch.npz: holds no item; the gallery is as it was\n"
     (upgraded.folder / "batch.npz").unlink()
     assert upgraded.files() == before
-
-
-def test_an_index_takes_no_text_ids(case: Case) -> None:
-    assert "faiss: FAISS takes whole numbers alone, and the ids of texts are text" in with_texts(case).refuse(
-        "transform", "faiss=True"
-    )

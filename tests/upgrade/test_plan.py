@@ -2,24 +2,64 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, write_transformation
-from upgrade.lookup import sorted_rows
-from upgrade.order import _falling
 
 PAIRS = ("plan_params.old=pairs_old.npz", "plan_params.new=pairs_new.npz", "plan_params.k=3")
+
+
+def order_of(case: Case, *arguments: str) -> np.ndarray:
+    """The ids that are to be re-embedded, as a user gets them."""
+    case.run("plan", *arguments)
+    case.run("export", "--next", "next.npy")
+    found: np.ndarray = np.load(case.folder / "next.npy")
+    return found
+
+
+def test_the_order_is_that_of_falling_sigma_less_what_is_re_embedded(upgraded: Case) -> None:
+    falling = IDS[np.lexsort((IDS, -upgraded.array("sigma")))]
+    assert np.array_equal(order_of(upgraded), falling)
+    assert np.array_equal(order_of(upgraded, "order=sigma"), falling)
+    upgraded.run("apply", "--batch", upgraded.write_batch("batch.npz", np.arange(100)))
+    upgraded.run("export", "--next", "next.npy", "--limit", "20")
+    left = falling[~np.isin(falling, IDS[:100])]
+    assert np.array_equal(np.load(upgraded.folder / "next.npy"), left[:20])
+    assert np.array_equal(order_of(upgraded), left)
+    assert upgraded.tags()["batch-1"] == upgraded.table().version  # a rollback comes back to this plan
+
+
+def test_an_order_by_a_classifier(upgraded: Case) -> None:
+    weight = np.random.default_rng(4).normal(size=(7, NEW_DIM)).astype(np.float32)
+    np.save(upgraded.folder / "classifier.npy", weight)
+    logits = upgraded.array("embedding").astype(np.float64) @ weight.T.astype(np.float64)
+    probability = (np.exp(logits) / np.exp(logits).sum(1, keepdims=True)).max(1)
+    found = order_of(upgraded, "order=confidence", "classifier=classifier.npy")
+    places = {item: row for row, item in enumerate(IDS.tolist())}
+    in_order = probability[[places[item] for item in found.tolist()]]
+    assert (np.diff(in_order) > -1e-6).all()
+    assert "by sigma" in upgraded.run(
+        "plan", "classifier=classifier.npy"
+    )  # the gallery keeps to a few of these classes
+    assert "order: confidence needs the new model's `classifier`" in upgraded.refuse("plan", "order=confidence")
+    np.save(upgraded.folder / "classifier.npy", weight[:, :3])
+    assert "should be (classes, 5) floating point" in upgraded.refuse("plan", "classifier=classifier.npy")
+
+
+def test_auto_takes_the_classifier_whose_classes_the_gallery_spreads_over(case: Case) -> None:
+    write_transformation(case.folder / "transformation.pt", arch="fct")
+    case.run("transform")
+    np.save(case.folder / "classifier.npy", np.eye(NEW_DIM, dtype=np.float32))
+    assert "by random" in case.run("plan")
+    assert "by confidence" in case.run("plan", "classifier=classifier.npy")
+    assert "order: sigma needs a transformation with a log variance" in case.refuse("plan", "order=sigma")
 
 
 def test_without_sigma_the_order_is_random_and_a_function_of_the_seed(case: Case) -> None:
     write_transformation(case.folder / "transformation.pt", arch="fct")
     case.run("transform")
-    orders = []
-    for seed in (0, 0, 1):
-        case.run("plan", f"seed={seed}")
-        orders.append(case.array("order"))
-        assert np.array_equal(np.sort(orders[-1]), np.sort(IDS))
+    assert "has no plan yet" in case.refuse("export", "--next", "next.npy")
+    orders = [order_of(case, f"seed={seed}") for seed in (0, 0, 1)]
+    assert all(np.array_equal(np.sort(order), np.sort(IDS)) for order in orders)
     assert np.array_equal(orders[0], orders[1])
     assert (orders[0] == orders[2]).mean() < 0.05
     assert abs(np.corrcoef(np.argsort(orders[0]), np.argsort(orders[2]))[0, 1]) < 0.2
@@ -31,7 +71,7 @@ def test_the_prediction_is_said_drawn_and_written(upgraded: Case) -> None:
     new = rng.normal(size=(60, NEW_DIM)).astype(np.float32)
     np.savez(upgraded.folder / "pairs_new.npz", embeddings=new, labels=np.arange(60) % 3)
     output = upgraded.run("plan", *PAIRS, "plan_params.items_per_second=2", "plan_params.points=4")
-    plan = upgraded.json("plan/plan")
+    plan = upgraded.json("plan")
     answer = plan["answer"]
     assert answer["items"] == -(-answer["fraction"] * N // 1)
     assert answer["text"] == output.splitlines()[-1]
@@ -41,9 +81,9 @@ def test_the_prediction_is_said_drawn_and_written(upgraded: Case) -> None:
     assert answer["interval"][0] <= answer["reached"] <= answer["interval"][1]
     assert list(plan["curves"]) == ["sigma", "random"]
     assert all(len(curve["values"]) == 6 for curve in plan["curves"].values())
-    assert (upgraded.folder / "upgraded/plan/plan.png").read_bytes()[:4] == b"\x89PNG"
+    assert (upgraded.folder / "upgraded.lance.plan/plan.png").read_bytes()[:4] == b"\x89PNG"
     upgraded.run("plan", *PAIRS, "plan_params.metric=map", "plan_params.max_pairs=40")
-    plan = upgraded.json("plan/plan")
+    plan = upgraded.json("plan")
     assert (plan["metric"], plan["pairs"]) == ("mAP", 40)
 
 
@@ -70,29 +110,3 @@ def test_bad_pairs_are_refused(upgraded: Case) -> None:
     np.savez(upgraded.folder / "pairs_new.npz", embeddings=new)
     write_transformation(upgraded.folder / "transformation.pt", inner_dim=8)
     assert "transformation.pt is not what the gallery was made with" in upgraded.refuse("plan", *PAIRS)
-
-
-@settings(max_examples=30, deadline=None)
-@given(seed=st.integers(0, 2**32 - 1), count=st.integers(1, 300), kinds=st.integers(1, 400), limit=st.integers(1, 50))
-def test_sorting_in_parts_is_sorting(seed: int, count: int, kinds: int, limit: int) -> None:
-    """Also with many equal keys, and with some left out."""
-    values = np.random.default_rng(seed).integers(0, kinds, count).astype(np.uint64)
-
-    def odd(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        rows = np.arange(start, stop)
-        chosen = values[start:stop] % 2 == 1
-        return values[start:stop][chosen], rows[chosen]
-
-    parts = list(sorted_rows(odd, len(values), limit))
-    (expected,) = np.nonzero(values % 2 == 1)
-    expected = expected[values[expected].argsort(kind="stable")]
-    assert np.array_equal(np.concatenate([rows for _, rows in parts]), expected)
-    assert np.array_equal(np.concatenate([found for found, _ in parts]), values[expected])
-
-
-@settings(deadline=None)
-@given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=2))
-def test_keys_of_sigma_fall_as_it_rises(pair: list[float]) -> None:
-    low, high = _falling(np.array(pair, np.float32))
-    assert (pair[0] < pair[1]) == (low > high)
-    assert (pair[0] == pair[1]) == (low == high)

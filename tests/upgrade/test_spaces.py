@@ -14,21 +14,22 @@ from tests.upgrade.conftest import NEW_DIM, OLD_DIM, Case, N, make_case
 from upgrade.inputs import open_inputs
 from upgrade.spaces import have_unit_length
 from upgrade.transform import transform_gallery
-from utils.distributed import World
 from utils.errors import UserError
 
 
 def is_normalised(case: Case) -> bool:
     """Whether the gallery is of length 1, as its manifest says and its rows are."""
-    lengths = np.linalg.norm(case.array("embeddings").astype(np.float32), axis=1)
-    stated: bool = case.json("manifest")["normalised"]
+    lengths = np.linalg.norm(case.array("embedding").astype(np.float32), axis=1)
+    stated = case.table().state.normalised
     assert stated == (np.abs(lengths - 1) < 1e-3).all()
     return stated
 
 
-def write_ridge(path: Path, scale: float | None, *, refined: bool = False, **recorded: bool) -> None:
+def write_ridge(
+    path: Path, scale: float | None, *, refined: bool = False, dim: int = NEW_DIM, **recorded: bool
+) -> None:
     """A linear transformation, refined or not: the identity, about, times a scale; of random weights without one."""
-    arguments: dict[str, Any] = {"arch": "ridge", "old_embedding_dim": OLD_DIM, "new_embedding_dim": NEW_DIM}
+    arguments: dict[str, Any] = {"arch": "ridge", "old_embedding_dim": OLD_DIM, "new_embedding_dim": dim}
     model = build_transformation(**arguments, side_info_dim=0)
     for tensor in model.state_dict().values():
         if scale is None:
@@ -66,14 +67,14 @@ def test_what_the_transformation_records_decides_and_else_the_user_whatever_the_
 def test_a_zero_row_stays_zero_wherever_it_stands(tmp_path: Path, unit: bool, row: int) -> None:
     case = make_case(tmp_path / "case", unit=unit)
     assert "zero" not in case.run("transform")
-    clean = case.array("embeddings")
+    clean = case.array("embedding")
     case.run("rollback", "--to", "old")
     zero = np.array([row, row + 70])  # in two chunks
     case.old[zero] = 0
     case.write_old()
     for _ in range(2):  # a finished gallery says it again
         assert f"old.npz: 2 zero vectors, the first in row {row}; kept as zero\n" in case.run("transform")
-    found = case.array("embeddings")
+    found = case.array("embedding")
     assert not found[zero].any()
     clean[zero] = 0
     assert np.array_equal(found, clean)
@@ -87,7 +88,7 @@ def test_a_zero_row_of_a_batch_stays_zero(tmp_path: Path, unit: bool) -> None:
     case.new[[3, 5]] = 0
     output = case.run("apply", "--batch", case.write_batch("batch.npz", np.arange(2, 20)))
     assert "batch.npz: 2 zero vectors, the first in row 1; kept as zero\n" in output
-    assert np.array_equal(case.array("embeddings")[2:20], case.new[2:20])
+    assert np.array_equal(case.array("embedding")[2:20], case.new[2:20])
     only = case.write_batch("zero.npz", np.arange(3, 6, 2))
     assert "zero.npz: 2 zero vectors" in case.run("apply", "--batch", only)
 
@@ -126,8 +127,7 @@ def test_what_float16_cannot_hold_is_said_so(case: Case) -> None:
     assert "transformation.pt of old.npz: row 333 holds values beyond 65504, the largest of float16" in done
     assert "set dtype=float32" in done
     case.run("transform", "dtype=float32", "output=wide")
-    wide = np.load(case.folder / "wide/embeddings.npy")
-    np.testing.assert_allclose(wide, 2e4 * case.old[:, :NEW_DIM], rtol=1e-6)
+    np.testing.assert_allclose(case.array("embedding", "wide"), 2e4 * case.old[:, :NEW_DIM], rtol=1e-6)
     write_ridge(case.folder / "transformation.pt", np.inf)
     error = case.refuse_midway("transform", "output=nan")
     assert "transformation.pt of old.npz: row 0 holds NaN or infinity" in error
@@ -143,7 +143,6 @@ def test_too_little_memory_is_not_taken_for_dimensions(
     def fail(*arguments: Any) -> None:
         raise error
 
-    monkeypatch.chdir(case.folder)
     config = case.config("transform")
     for target, step in (
         ("torch.nn.Linear.forward", open_inputs),
@@ -152,5 +151,5 @@ def test_too_little_memory_is_not_taken_for_dimensions(
         with monkeypatch.context() as patch:
             patch.setattr(target, fail)
             with pytest.raises(UserError, match=f"free some.*or lower chunk_rows.*{error}"):
-                step(config, World())
-    assert transform_gallery(config, World()).rows == N
+                step(config, torch.device("cpu"))
+    assert transform_gallery(config, torch.device("cpu"))[0].counts().rows == N

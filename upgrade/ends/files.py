@@ -11,10 +11,10 @@ import numpy as np
 from data.embeddings import checked_ids
 from data.items import Items, matching_rows
 from data.parquet_files import natural_key
-from upgrade.faiss_index import SUFFIXES, open_index
-from upgrade.formats import ARRAYS, open_parquet, open_safetensors, open_torch
-from upgrade.ids import WholeNumbers, matching_keys
-from upgrade.rows import Concatenated, Reordered, RowFile, Rows, archive_member, parts_of
+from upgrade.ends.faiss_index import SUFFIXES, open_index
+from upgrade.ends.formats import ARRAYS, open_parquet, open_safetensors, open_torch
+from upgrade.ends.ids import WholeNumbers, matching_keys
+from upgrade.ends.rows import Concatenated, Reordered, RowFile, Rows, archive_member, parts_of
 from utils.errors import UserError
 
 UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)

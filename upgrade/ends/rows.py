@@ -1,10 +1,9 @@
-"""Arrays of rows in `.npy` files, read and written a part at a time.
+"""Arrays of rows in `.npy` files, read a part at a time.
 
-Whole passes go by plain reads and writes: every page of a memory map that they touch would count as the process's own
+Whole passes go by plain reads: every page of a memory map that they touch would count as the process's own
 memory. A map serves where few rows are scattered over the file.
 """
 
-import os
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -67,28 +66,6 @@ class RowFile:
             raise ValueError("the file ends before its array does")
         return cls(path, shape, dtype, offset)
 
-    @classmethod
-    def create(cls, path: Path, shape: tuple[int, ...], dtype: Any) -> "RowFile":
-        """A new `.npy` file of zeros, with its room on the disk taken.
-
-        Raises:
-            OSError: the disk has no room for it.
-        """
-        with path.open("w+b") as file:
-            header = {"descr": npy.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
-            npy.write_array_header_1_0(file, header)
-            offset = file.tell()
-            file.flush()
-            size = offset + int(np.prod(shape)) * np.dtype(dtype).itemsize
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(file.fileno(), 0, size)
-                else:  # macOS: a full disk shows later, when the rows are written
-                    os.ftruncate(file.fileno(), size)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, str(path)) from None
-        return cls(path, shape, np.dtype(dtype), offset)
-
     def read(self, start: int, stop: int) -> Array:
         """The rows [start, stop), as an array of their own."""
         shape = (stop - start, *self.shape[1:])
@@ -96,33 +73,11 @@ class RowFile:
         values = np.fromfile(self.path, self.dtype, int(np.prod(shape)), offset=self.offset + start * row_bytes)
         return values.reshape(shape)
 
-    def write(self, start: int, rows: Array) -> None:
-        """Write `rows` (m, ...) durably, from the row `start` on."""
-        row_bytes = self.dtype.itemsize * int(np.prod(self.shape[1:]))
-        with self.path.open("r+b") as file:
-            file.seek(self.offset + start * row_bytes)
-            file.write(np.ascontiguousarray(rows, self.dtype).data)
-            file.flush()
-            os.fsync(file.fileno())
-
     def take(self, index: Array) -> Array:
         """The rows `index` (m,) -> (m, ...)."""
-        return np.asarray(self.mapped("r")[index])
-
-    def put(self, index: Array, rows: Array) -> None:
-        """Set the rows `index` (m,); durable after `sync`."""
-        self.mapped("r+")[index] = rows
-
-    def sync(self) -> None:
-        """Wait until everything that was written to the file is on the disk."""
-        with self.path.open("r+b") as file:
-            os.fsync(file.fileno())
-
-    def mapped(self, mode: Any) -> Array:
-        """A memory map of all rows."""
         if 0 in self.shape:
-            return np.empty(self.shape, self.dtype)
-        return np.memmap(self.path, self.dtype, mode, self.offset, self.shape)
+            return np.empty((len(index), *self.shape[1:]), self.dtype)
+        return np.asarray(np.memmap(self.path, self.dtype, "r", self.offset, self.shape)[index])
 
 
 @dataclass(frozen=True)

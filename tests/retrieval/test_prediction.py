@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from retrieval import prediction
+from retrieval.prediction import Curve, predict_map, predict_recall
 from tests.retrieval.oracle import evaluate_slowly
-from upgrade import prediction
-from upgrade.prediction import Curve, predict_map, predict_recall
 
 M, D, K = 60, 4, 3
 CUTOFFS = [0, 15, 30, 60]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data.parquet_files import columns_of, joined, values_of
-from upgrade.rows import Array, Concatenated, HeldRows, RowFile, Rows
+from upgrade.ends.rows import Array, Concatenated, HeldRows, RowFile, Rows
 from utils.errors import UserError
 from utils.extras import load_extra
 from utils.files import read_torch

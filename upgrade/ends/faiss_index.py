@@ -1,28 +1,16 @@
 """FAISS indexes as a source of embeddings."""
 
-import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from upgrade.rows import Array, HeldRows, Rows
+from upgrade.ends.rows import Array, HeldRows, Rows
 from utils.errors import UserError
+from utils.extras import load_extra
 
 SUFFIXES = (".faiss", ".index")
-
-
-def load_faiss(where: str) -> Any:
-    """The module faiss, an optional dependency.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    try:
-        return importlib.import_module("faiss")
-    except ImportError:
-        raise UserError(f"{where}: needs FAISS, which is not here: pip install faiss-cpu") from None
 
 
 @dataclass(frozen=True)
@@ -56,9 +44,9 @@ def open_index(path: Path, where: str) -> tuple[Rows, Rows]:
     Raises:
         UserError: FAISS is not installed, the file is no index, or its vectors cannot be reconstructed.
     """
-    faiss = load_faiss(where)
+    faiss = load_extra("faiss", where=where)
     try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+        index = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))  # faiss-cpu 1.9 has no such flag
     except RuntimeError as error:
         raise UserError(f"{where}: {path} cannot be read as a FAISS index; it may be cut short") from error
     outer_ids = None

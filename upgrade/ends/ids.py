@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from data.items import places
-from upgrade.rows import Array, Rows, parts_of
+from upgrade.ends.rows import Array, Rows, parts_of
 from utils.errors import UserError
 
 

@@ -1,0 +1,42 @@
+"""The columns of an upgrade's table, and what is in them as arrays."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from data.items import Array
+from data.parquet_files import values_of
+from upgrade.state import State
+
+
+def schema_of(state: State, id_type: pa.DataType, has_labels: bool) -> pa.Schema:
+    """The columns of a table."""
+    number = pa.float16() if state.dtype == "float16" else pa.float32()
+    fields = [
+        pa.field("id", id_type, nullable=False),
+        pa.field("embedding", pa.list_(number, state.dim)),
+        pa.field("sigma", pa.float32()),
+        pa.field("priority", pa.float32()),
+        pa.field("batch", pa.int32()),
+        *([pa.field("label", pa.int64())] if has_labels else []),
+        pa.field("source_hash", pa.uint64()),
+    ]
+    return pa.schema(fields, metadata=state.to_metadata())
+
+
+def number_type(schema: pa.Schema) -> Any:
+    """In which type of numpy's the embeddings are kept."""
+    return schema.field("embedding").type.value_type.to_pandas_dtype()
+
+
+def vectors_column(vectors: Array) -> pa.Array:
+    """(n, d) -> a column of lists."""
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(vectors).reshape(-1)), vectors.shape[1])
+
+
+def values(column: pa.ChunkedArray | pa.Array) -> Array:
+    """A column -> (n,) or (n, d)."""
+    chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
+    parts = [values_of(chunk) for chunk in chunks if len(chunk)]
+    return np.concatenate(parts) if parts else np.empty(0)
