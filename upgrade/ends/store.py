@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
@@ -26,7 +26,7 @@ class Pushed:
     old_model: str
     new_model: str
     transformation: str  # SHA-256
-    calibration: dict[str, float | str] | None  # {"distance": "l2" | "cosine", "value": v}
+    calibration: dict[str, Any] | None  # {"distance": "l2" | "cosine", "value": v}
     cut_over: bool
 
 
