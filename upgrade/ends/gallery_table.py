@@ -1,12 +1,11 @@
 """A gallery's table in Postgres: what the catalogue says of it, and the row that records what was pushed to it."""
 
-import dataclasses
 from dataclasses import dataclass
 
 from psycopg import errors, sql
 
 from upgrade.ends.config import PgvectorParams
-from upgrade.ends.postgres import INTEGERS, Connection
+from upgrade.ends.postgres import INTEGERS, Connection, one
 from upgrade.ends.store import Pushed
 from utils.errors import UserError
 
@@ -65,7 +64,7 @@ class GalleryTable:
         """A statement with its names quoted."""
         params = self.params
         names = {"id": params.id_column, "old": self.old, "new": self.new, "batch": params.batch}
-        return sql.SQL(query).format(  # type: ignore[arg-type]
+        return sql.SQL(query).format(
             place=sql.Identifier(params.schema, params.table),
             pgvector=sql.Identifier(self.pgvector),
             state=sql.Identifier(params.schema, STATE),
@@ -140,8 +139,8 @@ def _check_ids(connected: Connection, table: GalleryTable) -> None:
     if part and not alone:
         raise UserError(f"store.id_column: {name} is part of a compound key; one column should tell the rows apart")
     if not alone:
-        query = table.sql("SELECT {id}::text, count(*) FROM {place} GROUP BY {id} HAVING count(*) > 1 LIMIT 1")
-        if twice := connected.execute(query).fetchone():
+        twins = table.sql("SELECT {id}::text, count(*) FROM {place} GROUP BY {id} HAVING count(*) > 1 LIMIT 1")
+        if twice := connected.execute(twins).fetchone():
             raise UserError(f"store.id_column: {name} is {twice[0]} in {twice[1]:,} rows; each needs an id of its own")
         index = table.sql("CREATE UNIQUE INDEX CONCURRENTLY ON {place} ({id})").as_string()
         raise UserError(f"store.id_column: {name} has no unique index, by which rows are found: {index}")
@@ -158,22 +157,27 @@ def read_state(connected: Connection, params: PgvectorParams, *, lock: bool = Fa
     try:
         row = connected.execute(query.format(place, _mine(params))).fetchone()
     except errors.UndefinedColumn:
-        raise UserError(f"store: {params.schema}.{STATE} is not of this tool, which needs the name: rename it") from None
+        raise UserError(
+            f"store: {params.schema}.{STATE} is not of this tool, which needs the name: rename it"
+        ) from None
     if row is None:
         return None
-    *facts, record = row
-    state = State(*facts, None if record is None else Pushed(**{**record, "cut_over": row[1]}))
+    new_column, cut_over, complete, writer, record = row
+    pushed = None if record is None else Pushed(**{**record, "cut_over": cut_over})
+    state = State(new_column, cut_over, complete, writer, pushed)
     if state.new_column != params.new and state.cut_over:
         raise UserError(f"store.new_column: the gallery was switched from {state.new_column}, not from {params.new}")
     return state if state.new_column == params.new else None
 
 
-def create_state(connected: Connection, table: GalleryTable) -> None:
-    """Make STATE."""
-    connected.execute(
-        table.sql(
-            "CREATE TABLE {state} (table_name text, embedding_column text, new_column text NOT NULL,"
-            " cut_over boolean NOT NULL DEFAULT false, complete boolean NOT NULL, writer text, record jsonb,"
-            " PRIMARY KEY (table_name, embedding_column))"
+def ensure_state(connected: Connection, table: GalleryTable) -> None:
+    """Make STATE, if it is not there: with IF NOT EXISTS alone, the right to make it would be needed all the same."""
+    name = sql.Literal(sql.Identifier(table.params.schema, STATE).as_string())
+    if one(connected, table.sql("SELECT to_regclass({name}) IS NULL", name=name))[0]:
+        connected.execute(
+            table.sql(
+                "CREATE TABLE {state} (table_name text, embedding_column text, new_column text NOT NULL,"
+                " cut_over boolean NOT NULL, complete boolean NOT NULL, writer text, record jsonb,"
+                " PRIMARY KEY (table_name, embedding_column))"
+            )
         )
-    )

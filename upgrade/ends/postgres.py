@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import psycopg
 import pyarrow as pa
-from psycopg import errors
+from psycopg import errors, sql
 
 from upgrade.ends.config import PgvectorParams
 from utils.errors import UserError
@@ -73,6 +73,13 @@ def transaction(connected: Connection, params: PgvectorParams) -> Iterator[None]
         yield
 
 
+def one(connected: Connection, query: sql.Composed) -> tuple[Any, ...]:
+    """The one row that a query gives."""
+    row = connected.execute(query).fetchone()
+    assert row is not None
+    return row
+
+
 def rows_of(raw: list[tuple[Any, ...]], *, text: bool) -> pa.RecordBatch:
     """Rows of a binary COPY, (id int8 or text, vector, perhaps label int8), as ids, embeddings (n, d) and labels.
 
@@ -129,7 +136,8 @@ def copy_of(rows: pa.RecordBatch, id_type: str, vector_type: str) -> bytes:
             raise UserError(f"store.id_column: is {id_type}, which cannot hold all ids that are to be pushed")
         return HEADER + packed.tobytes() + TRAILER
     parts = [HEADER]
-    for item, row in zip(ids.to_pylist(), packed, strict=True):
+    size, content = packed.itemsize, packed.tobytes()
+    for place, item in enumerate(ids.to_pylist()):
         name = uuid.UUID(item).bytes if id_type == "uuid" else item.encode()
-        parts += [b"\0\3", len(name).to_bytes(4, "big"), name, row.tobytes()]
+        parts += [b"\0\3", len(name).to_bytes(4, "big"), name, content[place * size : (place + 1) * size]]
     return b"".join([*parts, TRAILER])
