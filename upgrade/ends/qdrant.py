@@ -225,7 +225,7 @@ class Qdrant:
     def _write(self, ids: list[Any], vectors: Any, numbers: list[int]) -> tuple[int, int]:
         """Points into Qdrant -> how many of them are gone, and how many the application has written itself."""
         client, params = self.client, self.params
-        payload: Any = False if self.inside else True
+        payload: Any = not self.inside
         found = {point.id: point.payload for point in client.retrieve(params.collection, ids, with_payload=payload)}
         conditions: list[Any] = [
             models.HasIdCondition(has_id=ids),

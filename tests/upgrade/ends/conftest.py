@@ -1,8 +1,6 @@
 """A Postgres of the tests' own, with pgvector, and tables in it."""
 
 import itertools
-import os
-import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +32,9 @@ def server() -> Iterator[Any]:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         started = pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        with psycopg.connect(started.get_uri(), autocommit=True) as connected:
+            connected.execute("ALTER SYSTEM SET fsync = off")  # what a process wrote outlives it, if not the machine
+            connected.execute("SELECT pg_reload_conf()")
         yield started
         started.ensure_postgres_running()
         started.cleanup()
@@ -141,11 +142,4 @@ def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def kill_server(server: Any) -> None:
-    """kill -9 of the server, and a start of it, which recovers from its log."""
-    os.kill(server.get_pid(), signal.SIGKILL)
-    wait_until(lambda: not Path(f"/proc/{server.get_pid()}").exists() or not server.get_postmaster_info().is_running())
-    server.ensure_postgres_running()
+        time.sleep(0.005)
