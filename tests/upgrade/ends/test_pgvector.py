@@ -92,7 +92,7 @@ def test_any_name_is_quoted_and_pgvector_may_be_out_of_the_search_path(database:
     database.run('CREATE SCHEMA "sch\'ema"; CREATE SCHEMA extensions; ALTER EXTENSION vector SET SCHEMA extensions')
     database.run('CREATE TABLE "sch\'ema"."My ""Items""" ("Key %s" bigint PRIMARY KEY, "{e}" extensions.vector)')
     database.run('INSERT INTO "sch\'ema"."My ""Items""" VALUES (1, \'[1,2]\'), (2, \'[3,4]\')')
-    keys = {"schema": "sch'ema", "id_column": "Key %s", "embedding_column": "{e}"}
+    keys: dict[str, Any] = {"schema": "sch'ema", "id_column": "Key %s", "embedding_column": "{e}"}
     index: Any = {"index": "hnsw", "operator_class": "halfvec_l2_ops", "index_options": {"m": 8}}
     store = Pgvector.open(PgvectorParams(table='My "Items"', dsn_env=DSN, **keys, **index))
     assert store.info().dim == 2
@@ -278,7 +278,7 @@ def test_a_partitioned_table(database: Database) -> None:
     assert store.push(record_batches(np.arange(100), new), RECORD) == 100
     store.cutover()
     assert np.array_equal(list(database.vectors("embedding", "high").values()), new[50:])
-    with pytest.raises(UserError, match="store.index: Postgres builds none CONCURRENTLY on a partitioned table"):
+    with pytest.raises(UserError, match="Postgres builds none CONCURRENTLY on a partitioned table"):
         Pgvector.open(PgvectorParams(table="items", dsn_env=DSN, **INDEX)).push(iter([]), RECORD)
 
 
