@@ -1,6 +1,8 @@
 """A Postgres of the tests' own, with pgvector, and tables in it."""
 
 import itertools
+import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
