@@ -1,4 +1,4 @@
-"""A gallery's table in Postgres: what the catalogue says of it, and the row that records what was pushed to it."""
+"""A gallery's table in Postgres: what the catalogue says of it, and the record of what was pushed to it."""
 
 from dataclasses import dataclass
 
@@ -15,7 +15,7 @@ VECTORS = ("vector", "halfvec")
 
 @dataclass(frozen=True)
 class State:
-    """The row of STATE."""
+    """The gallery's row of STATE."""
 
     new_column: str
     cut_over: bool
@@ -26,7 +26,7 @@ class State:
 
 @dataclass(frozen=True)
 class Column:
-    """A column of the catalogue."""
+    """A column, by the catalogue."""
 
     number: int
     type: str
@@ -41,29 +41,27 @@ class GalleryTable:
     params: PgvectorParams
     oid: int
     partitioned: bool
+    has_state: bool  # STATE is there
+    state: State | None
     columns: dict[str, Column]
     pgvector: str  # schema of the extension, which need be in no search path
-    state: State | None
 
     @property
-    def old(self) -> str:
-        """The column of the old vectors."""
-        return self.params.kept if self.state and self.state.cut_over else self.params.embedding_column
-
-    @property
-    def new(self) -> str:
-        """The column of the new vectors, which may be missing."""
-        return self.params.embedding_column if self.state and self.state.cut_over else self.params.new
-
-    @property
-    def id_type(self) -> str:
-        """Of the column that tells the rows."""
-        return self.columns[self.params.id_column].type
+    def names(self) -> tuple[str, str]:
+        """The columns of the old and of the new vectors; the second may be missing."""
+        params, switched = self.params, self.state is not None and self.state.cut_over
+        return (params.kept, params.embedding_column) if switched else (params.embedding_column, params.new)
 
     def sql(self, query: str, **more: sql.Composable) -> sql.Composed:
         """A statement with its names quoted."""
-        params = self.params
-        names = {"id": params.id_column, "old": self.old, "new": self.new, "batch": params.batch}
+        params, (old, new) = self.params, self.names
+        names = {
+            "id": params.id_column,
+            "label": params.label_column or "",
+            "old": old,
+            "new": new,
+            "batch": params.batch,
+        }
         return sql.SQL(query).format(
             place=sql.Identifier(params.schema, params.table),
             pgvector=sql.Identifier(self.pgvector),
@@ -83,7 +81,7 @@ class GalleryTable:
 
 
 def _mine(params: PgvectorParams) -> sql.Composed:
-    condition = sql.SQL("table_name = {} AND embedding_column = {}")
+    condition = sql.SQL("(table_name, embedding_column) = ({}, {})")
     return condition.format(sql.Literal(params.table), sql.Literal(params.embedding_column))
 
 
@@ -113,15 +111,15 @@ def find_table(connected: Connection, params: PgvectorParams, *, lock: bool = Fa
     oid, kind = found[params.table]
     if kind not in ("r", "p"):
         raise UserError(f"store.table: {params.schema}.{params.table} is a view or the like: name the table itself")
-    state = read_state(connected, params, lock=lock) if STATE in found else None
+    state = _state(connected, params, lock=lock) if STATE in found else None
     rows = connected.execute(  # after the lock: a switch may have been going on
         "SELECT attname, attnum, typname, atttypmod, attnotnull FROM pg_attribute JOIN pg_type t ON t.oid = atttypid"
         " WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped ORDER BY attnum",
         [oid],
     )
     columns = {name: Column(*facts) for name, *facts in rows}
-    table = GalleryTable(params, oid, kind == "p", columns, extension[1], state)
-    table.column(table.old, "embedding_column", VECTORS)
+    table = GalleryTable(params, oid, kind == "p", STATE in found, state, columns, extension[1])
+    table.column(table.names[0], "embedding_column", VECTORS)
     if params.label_column is not None:
         table.column(params.label_column, "label_column", tuple(INTEGERS))
     _check_ids(connected, table)
@@ -150,12 +148,11 @@ def _check_ids(connected: Connection, table: GalleryTable) -> None:
             raise UserError(f"store.id_column: {name} is NULL in {nulls:,} rows; each needs an id of its own")
 
 
-def read_state(connected: Connection, params: PgvectorParams, *, lock: bool = False) -> State | None:
-    """The row of STATE, which exists; None where the gallery has none, or one of another column."""
+def _state(connected: Connection, params: PgvectorParams, *, lock: bool) -> State | None:
+    """The gallery's row of STATE; None where there is none, or one of another new column."""
     query = sql.SQL("SELECT new_column, cut_over, complete, writer, record FROM {} WHERE {}" + " FOR UPDATE" * lock)
-    place = sql.Identifier(params.schema, STATE)
     try:
-        row = connected.execute(query.format(place, _mine(params))).fetchone()
+        row = connected.execute(query.format(sql.Identifier(params.schema, STATE), _mine(params))).fetchone()
     except errors.UndefinedColumn:
         raise UserError(
             f"store: {params.schema}.{STATE} is not of this tool, which needs the name: rename it"
@@ -163,21 +160,7 @@ def read_state(connected: Connection, params: PgvectorParams, *, lock: bool = Fa
     if row is None:
         return None
     new_column, cut_over, complete, writer, record = row
+    if new_column != params.new and cut_over:
+        raise UserError(f"store.new_column: the gallery was switched from {new_column}, not from {params.new}")
     pushed = None if record is None else Pushed(**{**record, "cut_over": cut_over})
-    state = State(new_column, cut_over, complete, writer, pushed)
-    if state.new_column != params.new and state.cut_over:
-        raise UserError(f"store.new_column: the gallery was switched from {state.new_column}, not from {params.new}")
-    return state if state.new_column == params.new else None
-
-
-def ensure_state(connected: Connection, table: GalleryTable) -> None:
-    """Make STATE, if it is not there: with IF NOT EXISTS alone, the right to make it would be needed all the same."""
-    name = sql.Literal(sql.Identifier(table.params.schema, STATE).as_string())
-    if one(connected, table.sql("SELECT to_regclass({name}) IS NULL", name=name))[0]:
-        connected.execute(
-            table.sql(
-                "CREATE TABLE {state} (table_name text, embedding_column text, new_column text NOT NULL,"
-                " cut_over boolean NOT NULL, complete boolean NOT NULL, writer text, record jsonb,"
-                " PRIMARY KEY (table_name, embedding_column))"
-            )
-        )
+    return State(new_column, cut_over, complete, writer, pushed) if new_column == params.new else None

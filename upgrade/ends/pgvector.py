@@ -1,21 +1,19 @@
 """A gallery in Postgres with pgvector: new vectors beside the old ones, and a switch of the two columns' names."""
 
-import sys
-import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from itertools import chain, islice
-from typing import Any
 
 import pyarrow as pa
 from psycopg import IsolationLevel, sql
 from psycopg.types.json import Jsonb
 
 from upgrade.ends.config import PgvectorParams
-from upgrade.ends.gallery_table import GalleryTable, ensure_state, find_table
-from upgrade.ends.postgres import INTEGERS, Connection, connection, copy_of, one, rows_of, transaction
+from upgrade.ends.gallery_table import VECTORS, GalleryTable, find_table
+from upgrade.ends.postgres import INTEGERS, Connection, connection, one, records_of, rows_of, transaction
 from upgrade.ends.store import Pushed, StoreInfo
+from upgrade.ends.vector_index import build_index, indexes_of, note
 from utils.errors import UserError
 
 MANY = 10_000  # rows whose writing through a standing index is worth a word
@@ -55,19 +53,16 @@ class Pgvector:
         params = self.params
         with connection(params) as connected, transaction(connected, params):
             table, at = find_table(connected, params), connected.info
-            declared = table.columns[table.old].dim
-            dim = sql.Literal(declared) if declared > 0 else table.sql("{pgvector}.vector_dims({old})")
+            old = table.columns[table.names[0]]
+            dim = sql.Literal(old.dim) if old.dim > 0 else table.sql("{pgvector}.vector_dims({old})")
             query = table.sql("SELECT count({old}), count(*), min({dim}), max({dim}) FROM {place}", dim=dim)
             rows, total, low, high = one(connected, query)
             place = f"postgresql://{at.host}:{at.port}/{at.dbname}/{params.schema}.{params.table}"
         if not rows:
-            raise UserError(f"store.embedding_column: {table.old} holds no vector")
+            raise UserError(f"store.embedding_column: {table.names[0]} holds no vector")
         if low != high:
-            raise UserError(
-                f"store.embedding_column: {table.old} holds vectors of {low} to {high} dimensions, not of one model"
-            )
-        id_type = pa.int64() if table.id_type in INTEGERS else pa.string()
-        return StoreInfo(f"{place}.{params.embedding_column}", rows, total - rows, low, id_type)
+            raise UserError(f"store.embedding_column: {table.names[0]} holds vectors of {low} to {high} dimensions")
+        return StoreInfo(f"{place}.{params.embedding_column}", rows, total - rows, low, _arrow_id(table))
 
     def read_old(self, rows: int) -> Iterator[pa.RecordBatch]:
         """By one COPY: a statement sees one snapshot, and the server sends as fast as it is read."""
@@ -75,19 +70,18 @@ class Pgvector:
             connected.isolation_level, connected.read_only = IsolationLevel.REPEATABLE_READ, True
             with transaction(connected, self.params):
                 table = find_table(connected, self.params)
-                text = table.id_type not in INTEGERS
-                columns = "{id}::text" if text else "{id}::int8"
-                columns += ", {old}::{pgvector}.vector" + ", {label}::int8" * (self.params.label_column is not None)
-                order = '{id}::text COLLATE "C"' if text else "{id}"  # text by code points, as elsewhere
-                query = table.sql(
-                    f"COPY (SELECT {columns} FROM {{place}} WHERE {{old}} IS NOT NULL ORDER BY {order})"
-                    " TO STDOUT (FORMAT BINARY)",
-                    label=sql.Identifier(self.params.label_column or ""),
+                # Text comes by its code points, as everywhere else here.
+                kind, text = ("text", '::text COLLATE "C"') if _arrow_id(table) == pa.string() else ("int8", "")
+                label = ", {label}::int8" * (self.params.label_column is not None)
+                query = (
+                    f"COPY (SELECT {{id}}::{kind}, {{old}}::{{pgvector}}.vector{label} FROM {{place}}"
+                    f" WHERE {{old}} IS NOT NULL ORDER BY {{id}}{text}) TO STDOUT (FORMAT BINARY)"
                 )
-                with connected.cursor().copy(query) as copy:
+                with connected.cursor().copy(table.sql(query)) as copy:
+                    copy.set_types([kind, "bytea", "int8"][: 3 if label else 2])
                     records = copy.rows()
-                    while raw := list(islice(records, rows)):
-                        yield rows_of(raw, text=text)
+                    while some := list(islice(records, rows)):
+                        yield rows_of(some, _arrow_id(table))
 
     def pushed(self) -> Pushed | None:
         """The last push, as the record in the table's schema has it; None too where one was interrupted since."""
@@ -101,108 +95,73 @@ class Pgvector:
         Items that are no longer in the table are left out, and so are transformed vectors of those whose new vector
         the application wrote itself; both are counted.
         """
-        params, writer = self.params, uuid.uuid4().hex
+        params, writer, size = self.params, uuid.uuid4().hex, self.params.transaction_rows
         held = gone = own = written = 0
-        names: list[str] = []
+        example = ""
         first = next(batches, None)
         with connection(params) as connected:
             with transaction(connected, params):
-                dim = None if first is None else first["embedding"].type.list_size
-                table = self._begin(connected, dim, writer)
-            standing = [name for name, method, valid in _indexes(connected, table) if method == "hnsw" and valid]
-            for batch in chain([] if first is None else [first], batches):
-                for start in range(0, len(batch), params.transaction_rows):
-                    rows = batch.slice(start, params.transaction_rows)
-                    with transaction(connected, params):
-                        _claim(connected, table, writer)
-                        changed, missing, kept, name = _write(connected, table, rows)
-                    held, gone, own = held + len(rows) - missing - kept, gone + missing, own + kept
-                    names += [name] if name and not names else []
-                    if standing and written < MANY <= written + changed:
-                        _note(f"writing through the HNSW index {standing[0]} takes some 20 times as long; before many")
-                        _note("rows, DROP INDEX CONCURRENTLY it: push builds it anew, by store.index")
-                    written += changed
+                table = self._begin(connected, first, writer)
+            standing = [name for name, method, valid in indexes_of(connected, table) if method == "hnsw" and valid]
+            every = chain([] if first is None else [first], batches)
+            for rows in (batch.slice(start, size) for batch in every for start in range(0, len(batch), size)):
+                with transaction(connected, params):
+                    _claim(connected, table, writer)
+                    changed, missing, kept, name = _write(connected, table, rows)
+                held, gone, own, example = (
+                    held + len(rows) - missing - kept,
+                    gone + missing,
+                    own + kept,
+                    example or name,
+                )
+                if standing and written < MANY <= written + changed:
+                    note(f"the HNSW index {standing[0]} slows this; before many rows DROP it, and push builds it anew")
+                written += changed
             if params.index != "none":
-                self._build_index(connected, table)
+                build_index(connected, table)
             with transaction(connected, params):
                 _claim(connected, table, writer)
                 query = "UPDATE {state} SET complete = true, record = {record} WHERE {mine}"
                 connected.execute(table.sql(query, record=sql.Literal(Jsonb(asdict(record)))))
         if gone:
-            _note(f"{gone:,} items are no longer in the table and were left out, as {names[0]}")
+            note(f"{gone:,} items are no longer in the table and were left out, as {example}")
         if own:
-            _note(f"{own:,} items keep the new vector that the application wrote")
+            note(f"{own:,} items keep the new vector that the application wrote")
         return held
 
-    def _begin(self, connected: Connection, dim: int | None, writer: str) -> GalleryTable:
-        """The table, with a column for new vectors of `dim` numbers, and `writer` the one that may push."""
+    def _begin(self, connected: Connection, first: pa.RecordBatch | None, writer: str) -> GalleryTable:
+        """The table, with a column for such vectors, and `writer` the one that may push."""
         params = self.params
         table = find_table(connected, params, lock=True)
-        ensure_state(connected, table)
-        if dim is not None and not {table.new, params.batch} <= set(table.columns):
+        dim = None if first is None else first["embedding"].type.list_size
+        if dim is not None and not {table.names[1], params.batch} <= set(table.columns):
             kind = table.sql(f"{{pgvector}}.{params.type}({dim})")
             query = "ALTER TABLE {place} ADD COLUMN IF NOT EXISTS {new} {kind}, ADD COLUMN IF NOT EXISTS {batch} int"
             connected.execute(table.sql(query, kind=kind))
             table = find_table(connected, params)
-        column = table.column(table.new, "new_column", ("vector", "halfvec"))
+        new = table.column(table.names[1], "new_column", VECTORS)
         table.column(params.batch, "new_column", ("int4",))
-        if dim is not None and (column.type, column.dim) != (params.type, dim):
+        if dim is not None and (new.type, new.dim) != (params.type, dim):
+            is_, pushed = f"{new.type}({new.dim})", f"{params.type}({dim})"
             raise UserError(
-                f"store.new_column: {table.new} is {column.type}({column.dim}), what is pushed {params.type}({dim}); "
-                "name another, or drop it"
+                f"store.new_column: {table.names[1]} is {is_}, what is pushed {pushed}; name another, or drop it"
             )
-        if (
-            table.state is None
-            and one(connected, table.sql("SELECT EXISTS (SELECT FROM {place} WHERE {new} IS NOT NULL)"))[0]
-        ):
-            raise UserError(f"store.new_column: {table.new} holds vectors that no push has written; name another")
-        triggers = connected.execute(
-            "SELECT tgname FROM pg_trigger WHERE tgrelid = %s AND NOT tgisinternal AND tgenabled <> 'D'"
-            " AND tgtype & 16 <> 0 AND tgattr::text = ''",
-            [table.oid],
-        ).fetchall()
-        if triggers:
-            _note(f"triggers of the table run for every row: {', '.join(name for (name,) in triggers)}")
-        connected.execute(
-            table.sql(
-                "INSERT INTO {state} VALUES ({names}, {new_column}, false, false, {writer})"
-                " ON CONFLICT (table_name, embedding_column) DO UPDATE SET new_column = excluded.new_column,"
-                " complete = false, writer = excluded.writer",
-                names=sql.SQL(", ").join([sql.Literal(params.table), sql.Literal(params.embedding_column)]),
-                new_column=sql.Literal(params.new),
-                writer=sql.Literal(writer),
+        filled = table.sql("SELECT EXISTS (SELECT FROM {place} WHERE {new} IS NOT NULL)")
+        if table.state is None and one(connected, filled)[0]:
+            raise UserError(f"store.new_column: {table.names[1]} holds vectors that no push has written; name another")
+        if not table.has_state:
+            query = (
+                "CREATE TABLE {state} (table_name text, embedding_column text, new_column text, cut_over boolean,"
+                " complete boolean, writer text, record jsonb, PRIMARY KEY (table_name, embedding_column))"
             )
+            connected.execute(table.sql(query))
+        query = (
+            "INSERT INTO {state} VALUES ({values}, false, false, {writer}) ON CONFLICT (table_name, embedding_column)"
+            " DO UPDATE SET (new_column, complete, writer) = (excluded.new_column, false, excluded.writer)"
         )
+        values = sql.SQL(", ").join(map(sql.Literal, (params.table, params.embedding_column, params.new)))
+        connected.execute(table.sql(query, values=values, writer=sql.Literal(writer)))
         return table
-
-    def _build_index(self, connected: Connection, table: GalleryTable) -> None:
-        """The index, unless it stands; what an interrupted build has left goes first, and one at work is waited for."""
-        params = self.params
-        ours = f"{params.table}_{params.new}_{params.index}".encode()[:63].decode(errors="ignore")
-        while one(
-            connected, table.sql(f"SELECT EXISTS (SELECT FROM pg_stat_progress_create_index WHERE relid = {table.oid})")
-        )[0]:
-            time.sleep(1)
-        for name, method, valid in _indexes(connected, table):
-            if valid and method == params.index:
-                return
-            if not valid and name == ours:
-                drop = sql.SQL("DROP INDEX CONCURRENTLY {}").format(sql.Identifier(params.schema, ours))
-                connected.execute(drop)
-        if table.partitioned:
-            raise UserError("store.index: Postgres builds none CONCURRENTLY on a partitioned table: make it by hand")
-        options = [
-            sql.SQL("{} = {}").format(sql.Identifier(k), sql.Literal(v)) for k, v in params.index_options.items()
-        ]
-        _note(f"building the index {ours}")
-        query = table.sql(
-            "CREATE INDEX CONCURRENTLY {index} ON {place} USING {method} ({new} {pgvector}.{operators}) {options}",
-            index=sql.Identifier(ours),
-            method=sql.Identifier(params.index),
-            operators=sql.Identifier(params.operator_class or ""),
-            options=sql.SQL("WITH ({})").format(sql.SQL(", ").join(options)) if options else sql.SQL(""),
-        )
-        connected.execute(query)
 
     def cutover(self) -> None:
         """Rename both columns in one transaction, over in milliseconds; a second time it does nothing.
@@ -219,17 +178,16 @@ class Pgvector:
                 _check_ready(connected, table)
                 followers = _followers(connected, table)
             with transaction(connected, params):
-                now = find_table(connected, params, lock=True)
-                if now != table:
+                if find_table(connected, params, lock=True) != table:
                     raise UserError("store: another step has changed the table meanwhile; run the step again")
                 _rename(connected, table, (params.embedding_column, params.kept), (params.new, params.embedding_column))
                 connected.execute(table.sql("UPDATE {state} SET cut_over = true WHERE {mine}"))
             with transaction(connected, params):
                 late, names = _lacking(connected, find_table(connected, params))
         if late:
-            _note(f"{late:,} rows came without a new vector while names were switched, as {names}; push again")
+            note(f"{late:,} rows came without a new vector while names were switched, as {names}; push again")
         if followers:
-            _note(f"these still follow the old vectors, now {params.kept}; make them anew: {', '.join(followers)}")
+            note(f"these still follow the old vectors, now {params.kept}; make them anew: {', '.join(followers)}")
 
     def undo_cutover(self) -> None:
         """The names as they were; where nothing was switched it does nothing."""
@@ -245,11 +203,11 @@ class Pgvector:
                 table = find_table(connected, params)
                 (without,) = one(connected, table.sql("SELECT count(*) - count({old}) FROM {place}"))
         if without:
-            _note(f"{without:,} rows have no old vector; queries by the old model do not find them")
+            note(f"{without:,} rows have no old vector; queries by the old model do not find them")
 
 
-def _note(text: str) -> None:
-    print(f"store: {text}", file=sys.stderr, flush=True)
+def _arrow_id(table: GalleryTable) -> pa.DataType:
+    return pa.int64() if table.columns[table.params.id_column].type in INTEGERS else pa.string()
 
 
 def _claim(connected: Connection, table: GalleryTable, writer: str) -> None:
@@ -258,38 +216,28 @@ def _claim(connected: Connection, table: GalleryTable, writer: str) -> None:
         raise UserError("store: another push or cutover has begun since; this one ends, and nothing is mixed")
 
 
-def _write(connected: Connection, table: GalleryTable, rows: pa.RecordBatch) -> tuple[int, int, int, str | None]:
-    """Rows into the table -> how many it changed, lacks (the first), and keeps because they are the application's."""
-    send = table.sql(f"{{pgvector}}.{table.params.type}_send")
-    connected.execute(
-        table.sql(
-            "CREATE TEMPORARY TABLE refill_rows ON COMMIT DROP AS"
-            " SELECT {id} AS id, {new} AS vector, {batch} AS batch FROM {place} WITH NO DATA"
-        )
-    )
+def _write(connected: Connection, table: GalleryTable, rows: pa.RecordBatch) -> tuple[int, int, int, str]:
+    """Rows into the table -> how many it changed, lacks and keeps as the application wrote them; one that it lacks."""
+    params = table.params
+    side = "CREATE TEMPORARY TABLE refill_rows ON COMMIT DROP AS SELECT {id} AS id, {new} AS vector, {batch} AS batch"
+    connected.execute(table.sql(f"{side} FROM {{place}} WITH NO DATA"))
+    id_type = table.columns[params.id_column].type
     with connected.cursor().copy("COPY pg_temp.refill_rows FROM STDIN (FORMAT BINARY)") as copy:
-        copy.write(copy_of(rows, table.id_type, table.params.type))
+        copy.set_types([id_type, "bytea", "int4"])
+        for record in records_of(rows, id_type, params.type):
+            copy.write_row(record)
     update = "UPDATE {place} t SET {new} = s.vector, {batch} = s.batch FROM pg_temp.refill_rows s WHERE t.{id} = s.id"
-    changed = connected.execute(table.sql(f"{update} AND {DIFFERS} AND NOT ({OWN})", send=send)).rowcount
+    query = table.sql(f"{update} AND {DIFFERS} AND NOT ({OWN})", send=table.sql(f"{{pgvector}}.{params.type}_send"))
+    changed = connected.execute(query).rowcount
     if changed == len(rows):
-        return changed, 0, 0, None
-    # Own vectors are told after the update as before it, which leaves them alone.
-    query = (
-        f"SELECT count(*) FILTER (WHERE t.{{id}} IS NULL), count(*) FILTER (WHERE {OWN}),"
-        " min(s.id::text) FILTER (WHERE t.{id} IS NULL)"
-        " FROM pg_temp.refill_rows s LEFT JOIN {place} t ON t.{id} = s.id"
+        return changed, 0, 0, ""
+    # The application's vectors are told after the update as before it, which leaves them alone.
+    counts = (
+        f"count(*) FILTER (WHERE t.{{id}} IS NULL), count(*) FILTER (WHERE {OWN}),"
+        " coalesce(min(s.id::text) FILTER (WHERE t.{id} IS NULL), '')"
     )
-    missing, kept, name = one(connected, table.sql(query))
-    return changed, missing, kept, name
-
-
-def _indexes(connected: Connection, table: GalleryTable) -> list[tuple[Any, ...]]:
-    """Name, method and validity of the indexes on the new column."""
-    return connected.execute(
-        "SELECT c.relname, amname, indisvalid FROM pg_index JOIN pg_class c ON c.oid = indexrelid"
-        " JOIN pg_am a ON a.oid = relam WHERE indrelid = %s AND %s = ANY(indkey)",
-        [table.oid, table.columns[table.new].number],
-    ).fetchall()
+    query = table.sql(f"SELECT {counts} FROM pg_temp.refill_rows s LEFT JOIN {{place}} t ON t.{{id}} = s.id")
+    return changed, *one(connected, query)
 
 
 def _lacking(connected: Connection, table: GalleryTable) -> tuple[int, str]:
@@ -303,15 +251,15 @@ def _lacking(connected: Connection, table: GalleryTable) -> tuple[int, str]:
 def _check_ready(connected: Connection, table: GalleryTable) -> None:
     if table.state is None or not table.state.complete:
         raise UserError("store: nothing was pushed, or not to its end; push first")
-    table.column(table.new, "new_column", ("vector", "halfvec"))
+    table.column(table.names[1], "new_column", VECTORS)
     lacking, names = _lacking(connected, table)
     if lacking:
         raise UserError(f"store: {lacking:,} rows lack a new vector, as {names}; transform and push them first")
     if table.params.kept in table.columns:
         raise UserError(f"store: the table has a column {table.params.kept}, which name the old vectors are to get")
-    if table.columns[table.old].not_null:
+    if table.columns[table.names[0]].not_null:
         query = table.sql("ALTER TABLE {place} ALTER COLUMN {old} DROP NOT NULL").as_string()
-        raise UserError(f"store: new items will have no {table.old}, which is NOT NULL: {query}")
+        raise UserError(f"store: new items will have no {table.names[0]}, which is NOT NULL: {query}")
 
 
 def _rename(connected: Connection, table: GalleryTable, *names: tuple[str, str]) -> None:
@@ -322,10 +270,10 @@ def _rename(connected: Connection, table: GalleryTable, *names: tuple[str, str])
 
 def _followers(connected: Connection, table: GalleryTable) -> list[str]:
     """What is bound to the column of the old vectors whatever its name: views, generated columns, triggers."""
-    rows = connected.execute(
-        "SELECT DISTINCT pg_describe_object(classid, objid, objsubid) FROM pg_depend WHERE refobjid = %s"
-        " AND refclassid = 'pg_class'::regclass AND refobjsubid = %s AND NOT (classid = 'pg_class'::regclass"
-        " AND objsubid = 0)",
-        [table.oid, table.columns[table.old].number],
+    query = (
+        "SELECT DISTINCT pg_describe_object(classid, objid, objsubid) FROM pg_depend WHERE refobjid = %s AND"
+        " refobjsubid = %s AND refclassid = 'pg_class'::regclass"
+        " AND NOT (classid = 'pg_class'::regclass AND objsubid = 0)"  # its indexes, which go with it
     )
+    rows = connected.execute(query, [table.oid, table.columns[table.names[0]].number])
     return [name for (name,) in rows]

@@ -1,4 +1,4 @@
-"""Postgres for a gallery: connections whose failures are said in a line, and rows in its binary COPY."""
+"""Postgres for a gallery: connections whose failures are said in a line, and vectors in its binary COPY."""
 
 import os
 import uuid
@@ -15,9 +15,7 @@ from upgrade.ends.config import PgvectorParams
 from utils.errors import UserError
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-Array = np.ndarray[Any, Any]
-INTEGERS = {"int2": ">i2", "int4": ">i4", "int8": ">i8"}
-HEADER, TRAILER = b"PGCOPY\n\xff\r\n\x00" + bytes(8), b"\xff\xff"  # of a binary COPY
+INTEGERS = {"int2": pa.int16(), "int4": pa.int32(), "int8": pa.int64()}
 
 
 @contextmanager
@@ -29,10 +27,7 @@ def connection(params: PgvectorParams) -> Iterator[Connection]:
     """
     dsn = os.environ.get(params.dsn_env)
     if not dsn:
-        raise UserError(
-            f"store.dsn_env: the environment variable {params.dsn_env} is not set; it should hold the DSN, as "
-            "postgresql://USER:PASSWORD@HOST/DATABASE"
-        )
+        raise UserError(f"store.dsn_env: the environment variable {params.dsn_env}, for the DSN, is not set")
     try:
         with psycopg.connect(dsn, autocommit=True, prepare_threshold=None, application_name="refill") as connected:
             yield connected
@@ -48,9 +43,8 @@ def _reason(error: psycopg.Error, params: PgvectorParams) -> str:
             return f"another transaction held its lock for store.lock_timeout, {params.lock_timeout:g} s; {again}"
         case errors.InsufficientPrivilege():
             return (
-                f"{said}; push needs its owner, or\n"
-                f"columns added by the owner ({params.new} {params.type}(DIMENSION), {params.batch} int), UPDATE, and "
-                "CREATE in the schema; cutover needs the owner"
+                f"{said}; cutover needs the table's owner, push too, or\nUPDATE, CREATE in the schema, and columns by "
+                f"the owner: {params.new} {params.type}(DIMENSION), {params.batch} int"
             )
         case errors.DiskFull():
             return f"the server has no space left ({said}); {again}"
@@ -80,34 +74,24 @@ def one(connected: Connection, query: sql.Composed) -> tuple[Any, ...]:
     return row
 
 
-def rows_of(raw: list[tuple[Any, ...]], *, text: bool) -> pa.RecordBatch:
-    """Rows of a binary COPY, (id int8 or text, vector, perhaps label int8), as ids, embeddings (n, d) and labels.
+def rows_of(records: list[tuple[Any, ...]], id_type: pa.DataType) -> pa.RecordBatch:
+    """(id, vector as its bytes, perhaps label) of a binary COPY, as ids, embeddings (n, d) and labels.
 
     Raises:
         UserError: the vectors have several dimensions.
     """
-    ids, vectors, *labels = zip(*raw, strict=True)
+    ids, vectors, *labels = zip(*records, strict=True)
     if len(sizes := {len(vector) for vector in vectors}) > 1:
         raise UserError(f"store.embedding_column: holds vectors of {len(sizes)} dimensions, not of one model")
-    dim = sizes.pop() // 4 - 1
-    # A vector is its dimension, two bytes of nothing, and its numbers.
-    packed = np.frombuffer(b"".join(vectors), np.dtype([("head", ">i4"), ("values", ">f4", (dim,))]))
-    columns = {
-        "id": pa.array([x.decode() for x in ids], pa.string()) if text else pa.array(_integers(ids)),
-        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(packed["values"].astype(np.float32).reshape(-1)), dim),
-    }
-    if labels:
-        absent = np.array([label is None for label in labels[0]])
-        columns["label"] = pa.array(_integers([label or bytes(8) for label in labels[0]]), mask=absent)
-    return pa.RecordBatch.from_pydict(columns)
+    dim = sizes.pop() // 4 - 1  # before the numbers there are 4 bytes, of which two hold the dimension
+    packed = np.frombuffer(b"".join(vectors), np.dtype([("head", "V4"), ("values", ">f4", (dim,))]))
+    flat = pa.array(packed["values"].astype(np.float32).reshape(-1))
+    columns = {"id": pa.array(ids, id_type), "embedding": pa.FixedSizeListArray.from_arrays(flat, dim)}
+    return pa.RecordBatch.from_pydict(columns | ({"label": pa.array(labels[0], pa.int64())} if labels else {}))
 
 
-def _integers(raw: Any) -> Array:
-    return np.frombuffer(b"".join(raw), ">i8").astype(np.int64)
-
-
-def copy_of(rows: pa.RecordBatch, id_type: str, vector_type: str) -> bytes:
-    """The binary COPY of id, embedding and batch, by the types of the table's columns.
+def records_of(rows: pa.RecordBatch, id_type: str, vector_type: str) -> Iterator[tuple[Any, ...]]:
+    """(id, vector as its bytes, batch) for a binary COPY, by the types of the table's columns.
 
     Raises:
         UserError: NaN, numbers too large for halfvec, or ids that are null, twice, or none of the column's.
@@ -116,28 +100,20 @@ def copy_of(rows: pa.RecordBatch, id_type: str, vector_type: str) -> bytes:
     if ids.null_count or vectors.null_count or len(ids.unique()) < len(ids):
         raise UserError("store: rows to push lack an id or a vector, or have one id twice")
     given = vectors.flatten().to_numpy().reshape(len(ids), -1)  # (n, d)
-    kind = ">f2" if vector_type == "halfvec" else ">f4"
+    packed = np.zeros(
+        len(ids),
+        [("dim", ">i2"), ("zero", ">i2"), ("x", ">f2" if vector_type == "halfvec" else ">f4", given.shape[1:])],
+    )
     with np.errstate(over="ignore"):
-        values = given.astype(kind)
-    if (bad := ~np.isfinite(values).all(axis=1)).any():
+        packed["dim"], packed["x"] = given.shape[1], given
+    if (bad := ~np.isfinite(packed["x"]).all(axis=1)).any():
         row = int(bad.argmax())
         if np.isfinite(given[row]).all():
             raise UserError(f"store.type: halfvec holds numbers up to 65,504; item {ids[row]} has more: take vector")
         raise UserError(f"store: the new embedding of item {ids[row]} holds NaN or infinity")
-    width = np.dtype(INTEGERS.get(id_type, "V0")).itemsize
-    head: list[Any] = [("fields", ">i2"), ("width", ">i4"), ("id", INTEGERS[id_type])] if width else []
-    rest: list[Any] = [("size", ">i4"), ("dim", ">i2"), ("nothing", ">i2"), ("values", kind, given.shape[1:])]
-    packed = np.zeros(len(ids), np.dtype([*head, *rest, ("four", ">i4"), ("batch", ">i4")]))
-    packed["size"], packed["dim"], packed["values"] = values[0].nbytes + 4, given.shape[1], values
-    packed["four"], packed["batch"] = 4, rows["batch"].to_numpy()
-    if width:
-        packed["fields"], packed["width"], packed["id"] = 3, width, ids.to_numpy()
-        if (packed["id"] != ids.to_numpy()).any():
-            raise UserError(f"store.id_column: is {id_type}, which cannot hold all ids that are to be pushed")
-        return HEADER + packed.tobytes() + TRAILER
-    parts = [HEADER]
-    size, content = packed.itemsize, packed.tobytes()
-    for place, item in enumerate(ids.to_pylist()):
-        name = uuid.UUID(item).bytes if id_type == "uuid" else item.encode()
-        parts += [b"\0\3", len(name).to_bytes(4, "big"), name, content[place * size : (place + 1) * size]]
-    return b"".join([*parts, TRAILER])
+    try:
+        keys = ids.cast(INTEGERS.get(id_type, pa.string())).to_pylist()
+    except pa.ArrowInvalid as error:
+        raise UserError(f"store.id_column: is {id_type}, which cannot hold all ids that are to be pushed") from error
+    names = map(uuid.UUID, keys) if id_type == "uuid" else keys
+    return zip(names, (row.tobytes() for row in packed), rows["batch"].to_pylist(), strict=True)

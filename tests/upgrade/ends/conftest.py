@@ -38,8 +38,7 @@ def server() -> Iterator[Any]:
             connected.execute("ALTER SYSTEM SET fsync = off")  # what a process wrote outlives it, if not the machine
             connected.execute("SELECT pg_reload_conf()")
         yield started
-        os.kill(started.get_pid(), signal.SIGQUIT)  # at once: nothing in it is needed again
-        wait_until(lambda: not started.get_postmaster_info().is_running())
+        stop(started)
 
 
 @dataclass(frozen=True)
@@ -145,3 +144,11 @@ def wait_until(true: Callable[[], bool], seconds: float = 30.0) -> None:
     while not true():
         assert time.monotonic() < end
         time.sleep(0.005)
+
+
+def stop(server: Any) -> None:
+    """kill -9 of the server; its other processes notice and end."""
+    postmaster = server.get_pid()
+    children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+    os.kill(postmaster, signal.SIGKILL)
+    wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))

@@ -257,7 +257,7 @@ def test_many_rows_through_a_standing_index_get_a_word(
     store.push(gallery.rows(slice(0, 200), shift=1, batch=1), RECORD)
     assert "HNSW" not in capsys.readouterr().err
     store.push(gallery.rows(shift=2), RECORD)
-    assert capsys.readouterr().err.count("writing through the HNSW index items_embedding_new_hnsw") == 1
+    assert capsys.readouterr().err.count("the HNSW index items_embedding_new_hnsw slows this") == 1
 
 
 def test_a_partitioned_table(database: Database) -> None:
@@ -283,14 +283,14 @@ def test_what_follows_the_old_column_is_named(gallery: Gallery, capsys: pytest.C
         "CREATE VIEW searched AS SELECT id, embedding FROM items;"
         "ALTER TABLE items ADD dims int GENERATED ALWAYS AS (vector_dims(embedding)) STORED;"
         "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
-        "CREATE TRIGGER stamp BEFORE UPDATE ON items FOR EACH ROW EXECUTE FUNCTION f()"
+        "CREATE TRIGGER stamp BEFORE UPDATE OF embedding ON items FOR EACH ROW EXECUTE FUNCTION f()"
     )
     store = gallery.store()
     store.push(gallery.rows(), RECORD)
-    assert "triggers of the table run for every row: stamp" in capsys.readouterr().err
     store.cutover()
     errors = capsys.readouterr().err
     assert "view searched" in errors
+    assert "trigger stamp on table items" in errors
     assert "column dims of table items" in errors
 
 

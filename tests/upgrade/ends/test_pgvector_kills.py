@@ -5,14 +5,13 @@ import random
 import signal
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import psycopg
 import pyarrow as pa
 import pytest
 
-from tests.upgrade.ends.conftest import DSN, RECORD, Database, record_batches, wait_until
+from tests.upgrade.ends.conftest import DSN, RECORD, Database, record_batches, stop, wait_until
 from upgrade.ends.config import PgvectorParams
 from upgrade.ends.pgvector import Pgvector
 from utils.errors import UserError
@@ -70,12 +69,8 @@ def kill(victim: str, process: int, database: Database) -> None:
     if victim == "client":
         os.kill(process, signal.SIGKILL)
     elif victim == "server":
-        server = database.server
-        postmaster = server.get_pid()
-        children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
-        os.kill(postmaster, signal.SIGKILL)
-        wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))  # they notice
-        server.ensure_postgres_running()
+        stop(database.server)
+        database.server.ensure_postgres_running()
     else:
         sessions = database.run(
             "SELECT pid FROM pg_stat_activity WHERE application_name = 'refill' AND datname = %s", database.name

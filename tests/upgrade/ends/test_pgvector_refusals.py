@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from tests.upgrade.ends.conftest import DSN, NEW_DIM, RECORD, Database, Gallery, record_batches, same
+from upgrade.ends import pgvector
 from upgrade.ends.config import PgvectorParams
 from upgrade.ends.pgvector import Pgvector
 from utils.config import build
@@ -32,7 +33,7 @@ def opening(**keys: Any) -> Callable[[], Any]:
 
 def test_no_connection(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(DSN)
-    assert f"store.dsn_env: the environment variable {DSN} is not set" in refusal(opening())
+    assert f"store.dsn_env: the environment variable {DSN}, for the DSN, is not set" in refusal(opening())
     for dsn in ("postgresql://postgres:secret@127.0.0.1:1/none", f"{database.dsn}&dbname=none", "nonsense"):
         monkeypatch.setenv(DSN, dsn)
         assert "secret" not in refusal(opening())
@@ -249,14 +250,15 @@ def test_a_connection_that_drops(gallery: Gallery, moment: str, monkeypatch: pyt
     store, database = gallery.store(), gallery.database
     stop = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'refill' AND datname = %s"
     if moment == "copy":
-        write = psycopg.Copy.write
+        records = pgvector.records_of
 
-        def dropping(copy: Any, data: bytes) -> None:
-            write(copy, data[:100])
-            database.run(stop, database.name)
-            write(copy, data[100:])
+        def dropping(*arguments: Any) -> Iterator[tuple[Any, ...]]:
+            for number, record in enumerate(records(*arguments)):
+                if number == 30:
+                    database.run(stop, database.name)
+                yield record
 
-        monkeypatch.setattr(psycopg.Copy, "write", dropping)
+        monkeypatch.setattr(pgvector, "records_of", dropping)
     else:
         blocker = psycopg.connect(database.dsn)
         store.push(gallery.rows(slice(0, 1)), RECORD)
