@@ -55,11 +55,11 @@ def make_table(table: str, rows: int) -> None:
             f"DROP TABLE IF EXISTS {table}",
             f"CREATE TABLE {table} (id bigint PRIMARY KEY, embedding vector({DIM}),"
             f" embedding_new halfvec({DIM}), embedding_new_batch int)",
-            f"INSERT INTO {table} SELECT i, (SELECT array_agg((i * 7 + j) % 101) FROM generate_series(1, {DIM}) j)::vector"
-            f" FROM generate_series(0, {rows - 1}) i",
+            f"INSERT INTO {table} SELECT i, (SELECT array_agg((i * 7 + j) % 101) FROM generate_series(1, {DIM}) j)"
+            f"::vector FROM generate_series(0, {rows - 1}) i",
             f"VACUUM ANALYZE {table}",
         ):
-            connected.execute(statement)  # type: ignore[arg-type]
+            connected.execute(statement)
 
 
 def store(table: str) -> Pgvector:
@@ -75,7 +75,7 @@ def push_by_updates(table: str, ids: np.ndarray, shifts: Iterator[int]) -> None:
     """The obvious way: one UPDATE a row, in one transaction."""
     rows = zip(map(str, vectors(ids, next(shifts)).tolist()), ids.tolist(), strict=True)
     with psycopg.connect(os.environ[DSN]) as connected:
-        connected.cursor().executemany(f"UPDATE {table} SET embedding_new = %s::halfvec WHERE id = %s", rows)  # type: ignore[arg-type]
+        connected.cursor().executemany(f"UPDATE {table} SET embedding_new = %s::halfvec WHERE id = %s", rows)
 
 
 def read_and_push(table: str) -> None:
@@ -115,12 +115,12 @@ def _figures(rows: int, turns: int) -> Iterator[Figure]:
     batch = partial(push, "ours", some, shifts)
     yield figure(f"a batch of {len(some):,}", [seconds(batch) for _ in range(turns + 1)][1:], "s")
     with psycopg.connect(os.environ[DSN], autocommit=True) as connected:
-        started = seconds(
+        built = seconds(
             lambda: connected.execute("CREATE INDEX CONCURRENTLY ON ours USING hnsw (embedding_new halfvec_l2_ops)")
         )
-    yield figure(f"an HNSW index on {rows:,} rows", started, "s")
+    yield figure(f"an HNSW index on {rows:,} rows", built, "s")
     yield figure(f"a batch of {len(some):,} through it", [seconds(batch) for _ in range(turns)], "s")
-    for part in (rows // 4, rows):
+    for part in (rows, 4 * rows):
         make_table("measured", part)
         cost = cost_of(read_and_push, partial(str, "measured"), partial(str, "measured"))
         yield figure(f"memory of reading and pushing {part:,} rows", cost.extra, "GiB", at_most=0.25)

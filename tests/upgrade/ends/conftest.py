@@ -33,7 +33,8 @@ def server() -> Iterator[Any]:
     """A server on a socket in a folder of its own, which a user that is not root must reach: pytest's bar others."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
-        started = pgserver.get_server(Path(folder) / "data", cleanup_mode="stop")
+        version = int(os.environ.get("REFILL_POSTGRES", "18"))  # or 16
+        started = pgserver.get_server(Path(folder) / "data", postgres_version=version)
         with psycopg.connect(started.get_uri(), autocommit=True) as connected:
             connected.execute("ALTER SYSTEM SET fsync = off")  # what a process wrote outlives it, if not the machine
             connected.execute("SELECT pg_reload_conf()")
