@@ -294,6 +294,43 @@ def test_what_follows_the_old_column_is_named(gallery: Gallery, capsys: pytest.C
     assert "column dims of table items" in errors
 
 
+def test_queries_by_the_new_model_never_meet_the_old_vectors(database: Database) -> None:
+    """As docs/stores.md says: they try the new column and then the other, while names are switched to and fro."""
+    old, new = np.arange(200, dtype=np.float32).reshape(100, 2), np.arange(200, 0, -1, dtype=np.float16).reshape(100, 2)
+    database.make_table(list(range(100)), old)  # item i lies where item 99 - i will
+    store = Pgvector.open(PgvectorParams(table="items", dsn_env=DSN, lock_timeout=30))
+    store.push(record_batches(np.arange(100), new), RECORD)
+    answers: list[Any] = []
+    ended = threading.Event()
+
+    def serve() -> None:
+        nearest = "SELECT id FROM items {} ORDER BY {} <-> '[200,199]' LIMIT 1"
+        guard = "WHERE (SELECT cut_over FROM refill_upgrade WHERE table_name = 'items')"
+        with psycopg.connect(database.dsn, autocommit=True) as connected:
+            while not ended.is_set():
+                for column, where in (("embedding_new", ""), ("embedding", guard)):
+                    try:
+                        answer = connected.execute(nearest.format(where, column)).fetchone()
+                    except psycopg.errors.UndefinedColumn:
+                        continue
+                    answers.append((column, answer))
+                    break
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    for _ in range(10):
+        count = len(answers)
+        wait_until(lambda count=count: len(answers) > count + 5)  # type: ignore[misc]
+        store.cutover()
+        count = len(answers)
+        wait_until(lambda count=count: len(answers) > count + 5)  # type: ignore[misc]
+        store.undo_cutover()
+    ended.set()
+    thread.join()
+    assert {column for column, answer in answers if answer} == {"embedding_new", "embedding"}
+    assert {answer for _, answer in answers} <= {(0,), None}  # None: switched back in between, asked again
+
+
 def test_nothing_outlives_a_transaction(gallery: Gallery) -> None:
     """As a transaction pooler asks for: each transaction may be of another session."""
     gallery.database.run(f"ALTER DATABASE \"{gallery.database.name}\" SET log_statement = 'all'")
