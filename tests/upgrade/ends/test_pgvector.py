@@ -23,6 +23,7 @@ from tests.upgrade.ends.conftest import (
     same,
     wait_until,
 )
+from upgrade.ends import pgvector
 from upgrade.ends.config import PgvectorParams
 from upgrade.ends.pgvector import Pgvector
 from utils.errors import UserError
@@ -201,6 +202,21 @@ def test_a_push_ends_where_another_step_has_begun(gallery: Gallery, other: str) 
         assert store.pushed() is None
 
 
+def test_a_cutover_is_of_what_it_has_looked_at(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
+    store, database = gallery.store(), gallery.database
+    store.push(gallery.rows(), RECORD)
+    old, look = database.vectors("embedding"), pgvector._followers
+
+    def meanwhile(*arguments: Any) -> Any:
+        database.run("UPDATE refill_upgrade SET complete = false, writer = 'another push'")
+        return look(*arguments)
+
+    monkeypatch.setattr(pgvector, "_followers", meanwhile)
+    with pytest.raises(UserError, match="another step has changed the table meanwhile"):
+        store.cutover()
+    assert same(database.vectors("embedding"), old)
+
+
 INDEX: dict[str, Any] = {"index": "hnsw", "operator_class": "halfvec_l2_ops"}
 VALID = "SELECT relname, indisvalid FROM pg_index JOIN pg_class c ON c.oid = indexrelid WHERE relname LIKE '%hnsw'"
 
@@ -228,7 +244,7 @@ def test_the_index_comes_after_the_rows_and_one_left_by_an_interruption_goes(gal
         assert connected.execute(query).fetchone() == (int(gallery.ids[7]),)
 
 
-def test_a_build_that_is_at_work_is_waited_for(gallery: Gallery) -> None:
+def test_a_build_that_is_at_work_is_waited_for(gallery: Gallery, capsys: pytest.CaptureFixture[str]) -> None:
     """A killed client's build goes on in the server."""
     store, database = gallery.store(**INDEX), gallery.database
     gallery.store().push(gallery.rows(), RECORD)
@@ -246,6 +262,7 @@ def test_a_build_that_is_at_work_is_waited_for(gallery: Gallery) -> None:
         thread.join(timeout=30)
     assert database.run(VALID) == [("items_embedding_new_hnsw", True)]
     assert store.pushed() == RECORD
+    assert "building the index" not in capsys.readouterr().err  # by the push, a second time
 
 
 def test_many_rows_through_a_standing_index_get_a_word(

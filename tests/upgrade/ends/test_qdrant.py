@@ -190,6 +190,10 @@ def test_a_push_that_breaks_off_is_no_push(points: Points) -> None:
     assert "2 points lack a new vector, as " in message
     assert all(str(key) in message for key in points.ids[248:])
     store.push(points.rows(), RECORD)
+    with pytest.raises(UserError, match="is gone"):
+        store.push(breaking(), RECORD)
+    assert store.pushed() is None
+    store.push(points.rows(), RECORD)
     store.cutover()
 
 
@@ -269,6 +273,9 @@ def test_a_collection_or_vector_that_is_not_there(points: Points, monkeypatch: p
     version.version = "1.17.0"
     if points.keys:
         assert points.store().target == "items_new"
+        points.store().push(points.rows(), RECORD)
+        version.version = "1.18.0"  # a server that was renewed meanwhile
+        assert points.store().pushed() == RECORD
 
 
 def test_points_that_cannot_be_read_or_written(points: Points) -> None:
