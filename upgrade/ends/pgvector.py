@@ -8,6 +8,7 @@ from itertools import chain, islice
 import pyarrow as pa
 from psycopg import IsolationLevel, sql
 from psycopg.types.json import Jsonb
+from tqdm import tqdm
 
 from upgrade.ends.config import PgvectorParams
 from upgrade.ends.gallery_table import VECTORS, GalleryTable, find_table
@@ -99,7 +100,8 @@ class Pgvector:
         held = gone = own = written = 0
         example = ""
         first = next(batches, None)
-        with connection(params) as connected:
+        progress = tqdm(desc="pushing", unit="row", unit_scale=True, leave=False, delay=1)
+        with connection(params) as connected, progress:
             with transaction(connected, params):
                 table = self._begin(connected, first, writer)
             standing = [name for name, method, valid in indexes_of(connected, table) if method == "hnsw" and valid]
@@ -117,6 +119,8 @@ class Pgvector:
                 if standing and written < MANY <= written + changed:
                     note(f"the HNSW index {standing[0]} slows this; before many rows DROP it, and push builds it anew")
                 written += changed
+                progress.update(len(rows))
+            progress.close()
             if params.index != "none":
                 build_index(connected, table)
             with transaction(connected, params):

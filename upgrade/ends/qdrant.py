@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.exceptions import ApiException
+from tqdm import tqdm
 
 from upgrade.ends.config import QdrantParams
 from upgrade.ends.store import Pushed, StoreInfo
@@ -164,6 +165,7 @@ class Qdrant:
         """Request by request; points that are gone are left out, new vectors that the application wrote stay."""
         size, writer = self.params.request_points, uuid.uuid4().hex
         held = gone = own = begun = 0
+        progress = tqdm(desc="pushing", unit="point", unit_scale=True, leave=False, delay=1)
         for rows in (batch.slice(start, size) for batch in batches for start in range(0, len(batch), size)):
             vectors = rows["embedding"].flatten().to_numpy().astype(np.float32).reshape(len(rows), -1)
             if (bad := ~np.isfinite(vectors).all(axis=1)).any():
@@ -178,6 +180,8 @@ class Qdrant:
                     raise UserError("store: another push has begun since; this one ends")
                 missing, kept = self._write(rows["id"].to_pylist(), vectors.tolist(), rows["batch"].to_pylist())
             held, gone, own, begun = held + len(rows) - missing - kept, gone + missing, own + kept, 1
+            progress.update(len(rows))
+        progress.close()
         with self._talk():
             self._keep(complete=True, writer=writer, pushed=asdict(record))
         for count, text in ((gone, "are no longer in the collection"), (own, "keep the application's own new vector")):
