@@ -10,6 +10,7 @@ import numpy as np
 import psycopg
 import pyarrow as pa
 import pytest
+from tqdm import tqdm
 
 from tests.upgrade.ends.conftest import DSN, RECORD, Database, record_batches, stop, wait_until
 from upgrade.ends.config import PgvectorParams
@@ -105,7 +106,10 @@ def rounds_of(database: Database) -> np.ndarray:
     return found
 
 
-def test_a_push_killed_at_any_moment_is_finished_by_a_rerun(database: Database, request: pytest.FixtureRequest) -> None:
+def test_a_push_killed_at_any_moment_is_finished_by_a_rerun(
+    database: Database, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)  # no thread, which a fork would leave behind
     rounds = request.config.getoption("--kills") or 3
     draw, outcomes = random.Random(0), []
     database.make_table(list(range(ROWS)), OLD)
