@@ -42,9 +42,7 @@ class Qdrant:
             if version < METADATA:
                 raise UserError("store: the server keeps no metadata of collections, which those of 1.16 and later do")
             if params.collection in self._aliases():
-                raise UserError(
-                    f"store.collection: {params.collection} is an alias, for store.alias: name its collection"
-                )
+                raise UserError(f"store.collection: {params.collection} is an alias: name its collection")
             if not client.collection_exists(params.collection):
                 raise UserError(f"store.collection: there is no {params.collection}")
             self.vectors = self._vectors(params.collection)
