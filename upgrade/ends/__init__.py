@@ -6,14 +6,15 @@ from typing import Any
 from upgrade.ends.store import Pushed, Store, StoreInfo
 from utils.config import build, unknown_choice
 from utils.errors import UserError
+from utils.extras import load_extra
 
 __all__ = ["KINDS", "Pushed", "Store", "StoreInfo", "open_store"]
 
-# kind -> module, the class of the store, that of its keys; each is imported only where it is asked for.
+# kind -> the library that it needs, module, the class of the store, that of its keys; imported where it is asked for.
 KINDS = {
-    "lance": ("upgrade.ends.lance_column", "LanceColumn", "LanceColumnParams"),
-    "pgvector": ("upgrade.ends.pgvector", "Pgvector", "PgvectorParams"),
-    "qdrant": ("upgrade.ends.qdrant", "Qdrant", "QdrantParams"),
+    "lance": ("lance", "upgrade.ends.lance_column", "LanceColumn", "LanceColumnParams"),
+    "pgvector": ("psycopg", "upgrade.ends.pgvector", "Pgvector", "PgvectorParams"),
+    "qdrant": ("qdrant_client", "upgrade.ends.qdrant", "Qdrant", "QdrantParams"),
 }
 
 
@@ -27,7 +28,8 @@ def open_store(section: dict[str, Any]) -> Store:
     kind = keys.pop("kind", None)
     if kind not in KINDS:
         raise UserError(unknown_choice("store.kind", kind, KINDS))
-    path, store, params = KINDS[kind]
+    library, path, store, params = KINDS[kind]
+    load_extra(library, where=f"store.kind: {kind}")
     module = importlib.import_module(path)
     opened: Store = getattr(module, store).open(build(getattr(module, params), keys, "store", prefix=""))
     return opened

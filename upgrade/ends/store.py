@@ -4,16 +4,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import pyarrow as pa
+
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """What a store holds now."""
+    """What a store holds."""
 
-    identity: str  # stable text that names the place (host/database/table/column; never a password)
+    identity: str  # stable text that names the place (host, database, table, column; never a password)
     rows: int  # with an old vector
     without: int  # rows without one (NULL), which are reported and left out
     dim: int  # of the old vectors
-    id_type: Any  # pa.DataType: int64 or string
+    id_type: pa.DataType  # int64 or string
 
 
 @dataclass(frozen=True)
@@ -24,34 +26,34 @@ class Pushed:
     old_model: str
     new_model: str
     transformation: str  # SHA-256
-    calibration: dict[str, float] | None  # {"distance": "l2"|"cosine", "value": v}
+    calibration: dict[str, Any] | None  # {"distance": "l2" | "cosine", "value": v}
     cut_over: bool
 
 
 class Store(Protocol):
-    """A place with a column of old vectors, into which new ones are pushed beside them."""
+    """A place with old vectors, to which the new ones are pushed beside them, and which is switched as a whole."""
 
-    def info(self) -> StoreInfo:
-        """What it holds now."""
+    def info(self) -> StoreInfo: ...
 
-    def read_old(self, rows: int) -> Iterator[Any]:
-        """Record batches of `rows` rows, in rising order of the ids, in constant memory, from one consistent snapshot.
+    def read_old(self, rows: int) -> Iterator[pa.RecordBatch]:
+        """Columns id, embedding (fixed_size_list<float32, d_old>), label (int64) if the store has them.
 
-        Columns: id, embedding (fixed_size_list<float32, d_old>), label (int64) if the store has them.
+        In rising id order, `rows` at a time, in constant memory, from one consistent snapshot.
         """
 
     def pushed(self) -> Pushed | None:
-        """What was pushed last, all of it."""
+        """The last push; None before the first, and after one that was interrupted: then every row is to be pushed."""
 
-    def push(self, batches: Iterator[Any], record: Pushed) -> int:
-        """Write record batches -> how many rows were written.
+    def push(self, batches: Iterator[pa.RecordBatch], record: Pushed) -> int:
+        """Store new vectors beside the old ones -> how many rows hold what was sent.
 
-        Columns: id, embedding (fixed_size_list<float16|float32, d_new>), batch (int32: 0 transformed, k re-embedded by
-        batch k). Idempotent by id, in transactions of bounded size; `record` becomes the store's own when all are in.
+        Rows are id, embedding (fixed_size_list<float16 | float32, d_new>), batch (int32: 0 transformed, k re-embedded
+        by batch k). Idempotent by id; transactions of bounded size; `record` becomes the store's own when all are in,
+        but for `cut_over`, which the store itself knows.
         """
 
     def cutover(self) -> None:
-        """One atomic switch to the new vectors."""
+        """One atomic switch: queries find the new vectors."""
 
     def undo_cutover(self) -> None:
         """The way back."""
