@@ -2,6 +2,7 @@
 #
 #   make quickstart    watch an embedding model being replaced, on the rendered data set
 #   make upgrade-example  upgrade a gallery: docs/upgrade_your_gallery.md
+#   make upgrade-example-pgvector  the same in Postgres: docs/stores.md
 #   make test          run every test
 #   make lint          ruff and mypy
 
@@ -9,13 +10,16 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart upgrade-example test lint format clean
+.PHONY: quickstart upgrade-example upgrade-example-pgvector test lint format clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python reproduce.py --config configs/suites/quickstart.yaml
 
 upgrade-example: $(VENV)/installed-gallery
 	PYTHON=$(BIN)/python docs/upgrade_example.sh
+
+upgrade-example-pgvector: $(VENV)/installed-dev
+	PYTHON=$(BIN)/python docs/upgrade_example_pgvector.sh
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile

@@ -5,7 +5,12 @@ from typing import Any
 
 from utils.errors import UserError
 
-PACKAGES = {"lance": "pylance", "faiss": "faiss-cpu", "psycopg": "psycopg[binary]", "qdrant_client": "qdrant-client"}  # module -> package, where the names differ
+PACKAGES = {
+    "lance": "pylance",
+    "faiss": "faiss-cpu",
+    "psycopg": "psycopg[binary]",
+    "qdrant_client": "qdrant-client",
+}  # module -> package, where the names differ
 
 
 def load_extra(module: str, *, where: str) -> Any:
@@ -23,4 +28,4 @@ def load_extra(module: str, *, where: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise UserError(f"{where}: needs {package}, which is not here: pip install '{package}'") from None
+        raise UserError(f"{where}: needs {package}, which is not here: pip install {package}") from None
