@@ -23,7 +23,7 @@ TEXTS = {
     str(path.relative_to(REPOSITORY)): path.read_text(encoding="utf-8")
     for path in [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *(REPOSITORY / "docs").glob("*.md")]
 }
-EXAMPLE = (REPOSITORY / "docs" / "upgrade_example.sh").read_text(encoding="utf-8")
+EXAMPLES = {"upgrade_example.sh": "glyphs_upgrade", "upgrade_example_pgvector.sh": "glyphs_upgrade_pgvector"}  # config
 
 
 def commands_in(page: str) -> list[str]:
@@ -37,13 +37,16 @@ def commands_in(page: str) -> list[str]:
 
 
 def commands_of_example() -> list[str]:
-    """The commands of docs/upgrade_example.sh, with the first value of each loop's variable."""
-    script = re.sub(r"\$\{?file\}?", "FILE", EXAMPLE.replace("\\\n", " "))
-    for variable, value in re.findall(r"for (\w+) in (\w+)", script):
-        script = re.sub(rf"\$\{{?{variable}\}}?", value, script)
-    runs = re.findall(r"\brun (\w+\.py [^\"\n]*)$", script, re.MULTILINE)
-    steps = re.findall(r"^ *upgrade (\w.*)$", script, re.MULTILINE)
-    runs += [f"upgrade_gallery.py {step} --config configs/glyphs_upgrade.yaml" for step in steps]
+    """The commands of the worked examples in docs/, with the first value of each loop's variable."""
+    runs: list[str] = []
+    for name, config in EXAMPLES.items():
+        example = (REPOSITORY / "docs" / name).read_text(encoding="utf-8")
+        script = re.sub(r"\$\{?file\}?", "FILE", example.replace("\\\n", " "))
+        for variable, value in re.findall(r"for (\w+) in (\w+)", script):
+            script = re.sub(rf"\$\{{?{variable}\}}?", value, script)
+        runs += re.findall(r"\brun (\w+\.py [^\"\n]*)$", script, re.MULTILINE)
+        steps = re.findall(r"^ *upgrade (\w.*)$", script, re.MULTILINE)
+        runs += [f"upgrade_gallery.py {step} --config configs/{config}.yaml" for step in steps]
     return [f"python {run}" for run in runs]
 
 
