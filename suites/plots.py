@@ -26,7 +26,7 @@ ORDER_STYLES: dict[str, tuple[LineStyle, str, str]] = {  # of lines: dashes, mar
     "distance": (":", "x", ORANGE),
     "auto": ((0, (3, 1)), "P", GREEN),
     "confidence": ("-.", "s", GREEN),
-    "gain": ((0, (1, 1.5)), "h", RED),
+    "gain": ((0, (1, 2)), "h", RED),
     "density": ((0, (2, 2)), "p", PURPLE),
     "entropy": ((0, (5, 1, 1, 1, 1, 1)), "v", PURPLE),
     "class_distance": ((0, (1, 3)), "^", RED),
