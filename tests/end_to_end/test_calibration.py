@@ -104,7 +104,7 @@ def test_two_fields_of_other_dimensions_are_searched_by_a_query_each(folder: Pat
 def test_what_two_fields_go_without_is_named(folder: Path, argument: str, message: str) -> None:
     files = "embeddings_params={query: new.npz, gallery: old.npz}"
     arguments = ("eval_params.two_fields=standardised", "eval_params.backfilling_list=[random]", argument)
-    assert message in fail("eval.py", "--config", "eval.yaml", files, *arguments, cwd=folder)
+    assert message in fail("eval.py", "--config", "eval.yaml", files, *arguments, cwd=folder, processes=None)
 
 
 def test_where_little_is_held_out_nothing_is_calibrated_and_that_is_said(folder: Path) -> None:
