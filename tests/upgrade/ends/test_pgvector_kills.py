@@ -110,7 +110,7 @@ def test_a_push_killed_at_any_moment_is_finished_by_a_rerun(
     database: Database, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tqdm, "monitor_interval", 0)  # no thread, which a fork would leave behind
-    rounds = request.config.getoption("--kills") or 1
+    rounds = request.config.getoption("--kills") or 3
     draw, outcomes = random.Random(0), []
     database.make_table(list(range(ROWS)), OLD)
     push(1)
