@@ -198,6 +198,8 @@ def two_field_curves(
     assert query.labels is not None
     assert params.backfilling is not None
     assert params.two_fields is not None
+    if gallery.re_embedded is not None:
+        raise UserError("eval_params.two_fields: is for a gallery of the old model; this one is being upgraded")
     points = cutoffs(len(gallery), params.backfilling)
     curves = {}
     for name, order in orders.items():
@@ -210,7 +212,9 @@ def two_field_curves(
                 cutoffs=points,
                 merge=params.two_fields,
                 distance=params.distance_metric_name,
-                wanted=Wanted((1, 5), params.recall_at, params.precision_at, params.compute_map),
+                wanted=Wanted(
+                    recall_at=params.recall_at, precision_at=params.precision_at, compute_map=params.compute_map
+                ),
                 world=world,
                 progress=progress,
             )

@@ -107,6 +107,12 @@ def test_what_two_fields_go_without_is_named(folder: Path, argument: str, messag
     assert message in fail("eval.py", "--config", "eval.yaml", files, *arguments, cwd=folder, processes=None)
 
 
+def test_two_fields_refuse_a_model_that_transforms(work: Path) -> None:
+    orders = "eval_params={backfilling: 3, backfilling_list: [random], two_fields: standardised}"
+    arguments = ("--config", "eval.yaml", "gallery_model_path=checkpoints/old_transformed.pt", orders)
+    assert "two_fields: is for the old model as it is" in fail("eval.py", *arguments, cwd=work, processes=None)
+
+
 def test_where_little_is_held_out_nothing_is_calibrated_and_that_is_said(folder: Path) -> None:
     printed = succeed("fit_embeddings.py", "--config", "fit.yaml", "held_out=0.1", cwd=folder, processes=None)
     assert "not calibrated: 60 pairs are held out" in printed
