@@ -74,7 +74,7 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
         gallery_model = freeze(build_model(of_gallery, where="gallery_model_path"), world)
     if config.eval_params.two_fields is not None and isinstance(gallery_model, TransformedModel):
         raise UserError(
-            f"eval_params.two_fields: is for the old model as it is; {config.gallery_model_path} transforms what it gives"
+            f"eval_params.two_fields: is for the old model as it is; {config.gallery_model_path} transforms its vectors"
         )
     images = open_images(config.dataset_params, "validation", world, seed=config.seed, all_classes=True)
     embedded, ids = embed_images(
