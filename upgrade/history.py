@@ -54,7 +54,8 @@ def status(uri: str) -> str:
         lines.append(f"  states       {', '.join(['...', *shown] if len(names) > 5 else shown)}")
     last = table.last_step()
     if last:
-        lines.append("  last step    " + ", ".join(f"{name} {value}" for name, value in last.items()))
+        step = last.pop("step")
+        lines.append(f"  last step    {step}" + "".join(f", {name} {value}" for name, value in last.items()))
     if unfinished or pending:
         lines.append(f"  transform is not finished ({pending:,} rows are done); run it again to go on")
     return "\n".join(lines)
