@@ -126,7 +126,12 @@ def test_status_counts_and_verifies(upgraded: Case) -> None:
     output = upgraded.run("status", "--verify")
     words = output.split()
     assert [words[words.index(name) + 1] for name in ("old", "transformed", "re-embedded")] == ["0", "375", "125"]
-    for part in ("25.00 %", "last step    apply", "every row is what transform or a batch made of it", "transformed, batch-1"):
+    for part in (
+        "25.00 %",
+        "last step    apply",
+        "every row is what transform or a batch made of it",
+        "transformed, batch-1",
+    ):
         assert part in output
     overwrite(upgraded, 300, embedding=[9.0] * NEW_DIM)
     assert f"id {IDS[300]} is not what transform made of it" in upgraded.refuse_midway("status", "--verify")
