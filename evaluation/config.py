@@ -148,6 +148,26 @@ class EmbeddingsParams:
 
 
 @dataclass
+class EarlierUpgrade:
+    """`earlier_upgrade`: the gallery was upgraded before, to a model in between, which has re-embedded a part of it."""
+
+    model_path: str = key(
+        doc="the model in between, transformed into the space of the queries: of the items it has re-embedded",
+        path="input",
+    )
+    re_embedded_share: float = key(0.0, doc="share of those, drawn by the seed", minimum=0.0, maximum=1.0)
+    chained: bool = key(
+        False,
+        doc="whether the others, as `gallery_model_path` gives them, are in the space of the model in between and go "
+        "through its transformation as well",
+    )
+
+    def __post_init__(self) -> None:
+        if not self.chained and self.re_embedded_share == 0:
+            raise ValueError("chained, re_embedded_share: without either, no item is of the model in between")
+
+
+@dataclass
 class EvalConfig:
     """eval.py: query and gallery models with images, or embedding files -> CMC, mAP, backfilling curves."""
 
@@ -156,6 +176,7 @@ class EvalConfig:
     gallery_model_path: str | None = key(None, doc="model of the gallery (transformed old, old or new)", path="input")
     dataset_params: DatasetParams | None = key(None, doc="images; the validation split is query set and gallery")
     embeddings_params: EmbeddingsParams | None = key(None, doc="embedding files in place of models and images")
+    earlier_upgrade: EarlierUpgrade | None = key(None, doc="of models and images: what an upgrade before has left")
     output: str | None = key(None, doc="result file (JSON); also --output FILE", path="output")
     seed: int = key(0, doc="of the random order and the bootstrap", minimum=0)
     precision: Precision = key("fp32", doc="of the embedding models; bf16 moves a metric by up to 0.5 points")
@@ -164,8 +185,8 @@ class EvalConfig:
         if self.eval_params.two_fields and self.embeddings_params and self.embeddings_params.transformation:
             raise ValueError("eval_params.two_fields: is for the old embeddings as they are; without a transformation")
         from_models = [self.query_model_path, self.gallery_model_path, self.dataset_params]
-        if self.embeddings_params is not None and any(from_models):
-            raise ValueError("embeddings_params: stands in place of the model paths and dataset_params")
+        if self.embeddings_params is not None and any([*from_models, self.earlier_upgrade]):
+            raise ValueError("embeddings_params: stands in place of model paths, dataset_params and earlier_upgrade")
         if self.embeddings_params is None and self.eval_params.same_items is not None:
             raise ValueError("eval_params.same_items: is for embeddings_params; models embed the same images")
         if self.embeddings_params is None and not all(from_models):

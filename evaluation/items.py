@@ -3,20 +3,22 @@
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
-from data.datasets import open_images
+from data.datasets import open_images, resolve_image_size
 from data.embeddings import EmbeddingSet
 from data.lengths import about_zeros, lengths_of, zeros_kept
-from embedding.extraction import embed_images, freeze
-from evaluation.config import EmbeddingsParams, EvalConfig
+from embedding.extraction import embed_images, embedding_dim, freeze
+from evaluation.config import EarlierUpgrade, EmbeddingsParams, EvalConfig
 from evaluation.files import Calibrations, ClassVectors, read_class_vectors, read_query_and_gallery
 from evaluation.subsets import take_subset
 from models.embedding import TransformedModel
 from models.model_files import build_model, calibration_of, check_inputs, classifier_of, read_description
 from models.refinement import RefinedTransformation
-from models.transformed import Transformation
+from models.transformed import Transformation, Transformed
 from utils.distributed import World
 from utils.errors import UserError
+from utils.seeds import Stream, generator
 
 TRANSFORMED_AT_ONCE = 1 << 14  # items
 
@@ -68,17 +70,21 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
     assert config.dataset_params is not None
     description = read_description(config.query_model_path, where="query_model_path", transformation=False)
     query_model = freeze(build_model(description, where="query_model_path"), world)
-    gallery_model, of_gallery = query_model, description
+    models, of_gallery = {"query": query_model, "gallery": query_model}, description
     if config.gallery_model_path != config.query_model_path:
         of_gallery = read_description(config.gallery_model_path, where="gallery_model_path", transformation=False)
-        gallery_model = freeze(build_model(of_gallery, where="gallery_model_path"), world)
+        models["gallery"] = freeze(build_model(of_gallery, where="gallery_model_path"), world)
+    earlier = config.earlier_upgrade
+    if earlier is not None:
+        models |= after_earlier_upgrade(models["gallery"], config, world)
+    gallery_model = models["gallery"]
     if config.eval_params.two_fields is not None and isinstance(gallery_model, TransformedModel):
         raise UserError(
             f"eval_params.two_fields: is for the old model as it is; {config.gallery_model_path} transforms its vectors"
         )
     images = open_images(config.dataset_params, "validation", world, seed=config.seed, all_classes=True)
     embedded, ids = embed_images(
-        {"query": query_model, "gallery": gallery_model},
+        models,
         images.view_batches(0, world.local_batch(config.dataset_params.batch_size)),
         total=len(range(len(images))[world.share(len(images))]),
         precision=config.precision,
@@ -86,13 +92,64 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
         title="embedding",
     )
     numbers, labels = ids.to(world.device), images.labels[ids].to(world.device)
+    if earlier is not None and "re_embedded" in embedded:
+        embedded["gallery"] = half_way(embedded["gallery"], embedded["re_embedded"], earlier, config.seed)
     query, gallery = (
         EmbeddingSet(output.embedding, ids.numpy(), labels, output.log_variance, numbers)
         for output in (embedded["query"], embedded["gallery"])
     )
     classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None
     classes = classes or ClassVectors(classifier_of(query_model, description))
-    return Compared(query, gallery, replace(classes, names=images.classes), calibration_of(of_gallery))
+    calibrations = {} if earlier is not None else calibration_of(of_gallery)  # two ways, of a constant each
+    return Compared(query, gallery, replace(classes, names=images.classes), calibrations)
+
+
+def after_earlier_upgrade(gallery: nn.Module, config: EvalConfig, world: World) -> dict[str, nn.Module]:
+    """The models of a gallery that was upgraded before: of its items, and, if there are any, of those `re_embedded`.
+
+    Args:
+        gallery: model of the items that the model in between has not re-embedded.
+
+    Raises:
+        UserError: the model in between cannot be read, is not transformed, or does not take what `gallery` gives.
+    """
+    earlier, where = config.earlier_upgrade, "earlier_upgrade.model_path"
+    assert earlier is not None
+    assert config.dataset_params is not None
+    description = read_description(earlier.model_path, where=where)
+    between = freeze(build_model(description, where=where), world)
+    if not isinstance(between, TransformedModel):
+        raise UserError(f"{where}: {earlier.model_path} is no transformed model, as train_transformation.py writes it")
+    if earlier.chained:
+        size, side = resolve_image_size(config.dataset_params), between.side_info
+        old_dim, side_dim = (
+            embedding_dim(gallery, size, world),
+            None if side is None else embedding_dim(side, size, world),
+        )
+        named = f"{where}: the transformation in {earlier.model_path}"
+        check_inputs(description["transformation"], old_dim, side_dim, where=named)
+        gallery = TransformedModel(gallery, side, between.transformation)
+    return {"gallery": gallery} | ({"re_embedded": between} if earlier.re_embedded_share else {})
+
+
+def half_way(others: Transformed, re_embedded: Transformed, earlier: EarlierUpgrade, seed: int) -> Transformed:
+    """The gallery (n, d) of which an earlier upgrade has re-embedded a share of the items, given all n on either way.
+
+    Raises:
+        UserError: the two ways do not lead to one dimension.
+    """
+    (n, dim), (_, other) = others.embedding.shape, re_embedded.embedding.shape
+    if dim != other:
+        raise UserError(
+            f"earlier_upgrade.model_path: {earlier.model_path} gives {other}-d embeddings, gallery_model_path {dim}-d"
+        )
+    drawn = torch.randperm(n, generator=generator(seed, Stream.EARLIER_UPGRADE))[: round(earlier.re_embedded_share * n)]
+    is_drawn = torch.zeros(n, 1, dtype=torch.bool).index_fill(0, drawn, value=True).to(others.embedding.device)
+    embedding = torch.where(is_drawn, re_embedded.embedding, others.embedding)
+    if others.log_variance is None or re_embedded.log_variance is None:
+        return Transformed(embedding, None)
+    first, second = (part.flatten(1).mean(1, keepdim=True) for part in (re_embedded.log_variance, others.log_variance))
+    return Transformed(embedding, torch.where(is_drawn, first, second))
 
 
 def gallery_in_new_space(

@@ -18,6 +18,7 @@ class Stream(IntEnum):
     SUBSET = 6  # items of an evaluation
     BOOTSTRAP = 7  # resamples of a prediction
     CALIBRATION = 8  # mixed galleries to choose a calibration by
+    EARLIER_UPGRADE = 9  # items that a model in between has re-embedded
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, *more: int) -> torch.Generator:
