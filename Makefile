@@ -3,6 +3,7 @@
 #   make quickstart    watch an embedding model being replaced, on the rendered data set
 #   make upgrade-example  upgrade a gallery: docs/upgrade_your_gallery.md
 #   make upgrade-example-pgvector  the same in Postgres: docs/stores.md
+#   make text-example  upgrade a gallery of texts: docs/upgrade_texts.md
 #   make test          run every test
 #   make lint          ruff and mypy
 
@@ -10,7 +11,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: quickstart upgrade-example upgrade-example-pgvector test lint format clean
+.PHONY: quickstart upgrade-example upgrade-example-pgvector text-example test lint format clean
 
 quickstart: $(VENV)/installed
 	$(BIN)/python reproduce.py --config configs/suites/quickstart.yaml
@@ -20,6 +21,9 @@ upgrade-example: $(VENV)/installed-gallery
 
 upgrade-example-pgvector: $(VENV)/installed-dev
 	PYTHON=$(BIN)/python docs/upgrade_example_pgvector.sh
+
+text-example: $(VENV)/installed-gallery
+	PYTHON=$(BIN)/python docs/text_example.sh
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
