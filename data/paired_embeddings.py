@@ -6,10 +6,12 @@ import torch
 from torch.nn import functional as F
 
 from data.config import PairedFiles
-from data.embedding_files import LONE, read_arrays, read_matrix
-from data.embeddings import EmbeddingSet, checked_ids, checked_labels, read_embeddings
+from data.embeddings import EmbeddingSet, read_embeddings
 from data.items import Items, matching_rows
 from data.lengths import CHUNK, Lengths, about_zeros, lengths_of
+from data.sources.arrays import read_arrays, read_matrix
+from data.sources.formats import LONE
+from data.sources.ids import checked_ids, checked_labels
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -139,7 +141,7 @@ def _read_labels(
     if files.labels is None:
         return next((sets[role].labels for role in ("new", "old") if sets[role].labels is not None), None)
     where = f"labels: {files.labels}"
-    arrays = read_arrays(files.labels, ("labels", "ids"), where="labels", lone=True)
+    arrays = read_arrays(files.labels, ("labels", "ids"), where="labels")
     if LONE in arrays and reordered:
         raise UserError(
             f"{where}: holds labels alone, row by row, but the files of embeddings are not in one order; give a file "
@@ -148,7 +150,7 @@ def _read_labels(
     name = LONE if LONE in arrays else "labels"
     if name not in arrays:
         raise UserError(f"{where} has no array `labels`")
-    labels = checked_labels(arrays[name], where)
+    labels = torch.from_numpy(checked_labels(arrays[name], where))
     ids = checked_ids(arrays["ids"], where) if "ids" in arrays else None
     reference = Items(old.name, old.count, old.ids if name else None)  # a lone array has no place for ids
     rows = matching_rows(reference, Items(where, len(labels), ids))
