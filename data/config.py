@@ -72,6 +72,15 @@ class PairedFiles:
         doc="embedding file of the same items, by the new model; joined by `ids`, or row by row if neither has any",
         path="input",
     )
+    old_dim: int | None = key(
+        None,
+        doc="take the first so many dimensions of the old embeddings, as of a Matryoshka model, and give them the "
+        "length 1 again where the file's have it; the transformation then takes those of a wider gallery by itself",
+        minimum=1,
+    )
+    new_dim: int | None = key(
+        None, doc="likewise of the new embeddings: queries and batches are to be cut in the same way", minimum=1
+    )
     side_info: str | None = key(None, doc="embedding file of their side-information; likewise", path="input")
     labels: str | None = key(
         None,

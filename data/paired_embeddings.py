@@ -1,6 +1,7 @@
 """Files of paired embeddings: the same items by the old and by the new model."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn import functional as F
@@ -26,6 +27,8 @@ class PairedEmbeddings:
     labels: torch.Tensor | None  # (n,) int64, from 0 on; -1 for an item of no class; None where no item has one
     classifier: torch.Tensor | None  # (C, d_new) float32, the new model's
     normalised: bool  # the new space is searched by cosine: its embeddings have length 1
+    # role -> dimension of the file's embeddings, and whether these have length 1, where a prefix of them is taken
+    wider: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
     classes: torch.Tensor | None = None  # (C,) what the files call the classes 0, 1, ..., where it is something else
 
     @property
@@ -74,12 +77,20 @@ def read_paired_embeddings(files: PairedFiles, world: World = World()) -> Paired
     count = len(sets["old"])
     if count < FEWEST:
         raise UserError(f"old: {files.old} has {count} pairs; at least {FEWEST} are needed")
-    new = sets["new"].embeddings
     normalised = _are_normalised(files, lengths["new"], world)
     embeddings = {role: items.embeddings for role, items in sets.items()}
+    wider = {}
+    for role, dim in (("old", files.old_dim), ("new", files.new_dim)):
+        width, unit = embeddings[role].shape[1], lengths[role].are_one
+        if dim is not None and dim > width:
+            raise UserError(f"{role}_dim: is {dim}, but {role}: {paths[role]} is {width}-d")
+        if dim is not None and dim < width:
+            wider[role] = (width, unit)
+            prefix = embeddings[role][:, :dim]
+            embeddings[role] = F.normalize(prefix.float(), dim=1) if unit else prefix
     if normalised:
-        embeddings["new"] = F.normalize(new.float(), dim=1)
-    classifier = read_classifier(files, new.shape[1])
+        embeddings["new"] = F.normalize(embeddings["new"].float(), dim=1)
+    classifier = read_classifier(files, embeddings["new"].shape[1])
     labels = _read_labels(files, sets, old, reordered=any(sets[role] is not as_read[role] for role in sets))
     if labels is not None:
         labels = labels.clamp(min=-1) if (labels >= 0).any() else None
@@ -87,7 +98,7 @@ def read_paired_embeddings(files: PairedFiles, world: World = World()) -> Paired
     if classifier is None and labels is not None:
         classes, labels = numbered(labels)  # a classifier for these classes is fitted
     _check_classes(files, labels, classifier)
-    return PairedEmbeddings(embeddings, labels, classifier, normalised, classes)
+    return PairedEmbeddings(embeddings, labels, classifier, normalised, wider, classes)
 
 
 def numbered(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
