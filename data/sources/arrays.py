@@ -11,9 +11,10 @@ import torch
 from data.items import Array
 from data.sources.formats import LONE, OPENERS
 from data.sources.ids import int64_or_texts
+from data.sources.lance_tables import is_table, open_table
+from data.sources.parquet_files import open_parquet, write_columns
 from data.sources.quantisation import SAYING, dequantised, is_quantised
 from data.sources.rows import Rows, concatenated, whole
-from data.sources.tables import is_table, open_parquet, open_table, write_columns
 from utils.errors import UserError
 from utils.extras import load_extra
 from utils.files import atomic_path, write_arrays

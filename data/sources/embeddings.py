@@ -10,9 +10,10 @@ from data.items import Items, matching_rows
 from data.sources.arrays import open_arrays
 from data.sources.formats import LONE
 from data.sources.ids import check_kind, checked_ids, int64_or_texts, matching_keys
+from data.sources.lance_tables import RE_EMBEDDED
+from data.sources.parquet_files import SEVERAL_VECTORS
 from data.sources.quantisation import dequantised, is_quantised
 from data.sources.rows import Rows, converted, parts_of, reordered, whole
-from data.sources.tables import RE_EMBEDDED, SEVERAL_VECTORS
 from utils.errors import UserError
 
 MANIFEST = "manifest.json"

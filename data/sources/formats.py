@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from data.items import Array
+from data.sources.parquet_files import open_parquet
 from data.sources.rows import Rows, by_numbers, converted, in_file, in_memory, open_npy, read_header
-from data.sources.tables import open_parquet
 from utils.errors import UserError
 from utils.extras import load_extra
 from utils.files import read_torch

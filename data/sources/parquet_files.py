@@ -1,13 +1,8 @@
-"""Parquet files and Lance tables of named arrays: a column each, of numbers, texts, UUIDs or lists of one length.
+"""Parquet files of named arrays: a column each, of numbers, texts, UUIDs or lists of numbers of one length."""
 
-A Lance table may be a gallery that upgrade_gallery.py has made. What an upgrade says of itself is JSON in the metadata
-of its schema, and `batch` tells what each row holds: 0 what the transformation made, k what batch k brought.
-"""
-
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +16,6 @@ from utils.extras import load_extra
 COLUMNS = {"embeddings": "embedding", "ids": "id", "labels": "label"}  # by what else tables call them
 UUID_BYTES = 16
 SEVERAL_VECTORS = "several vectors an item, as ColBERT gives them, and one is needed (their mean, say)"
-STATE = b"refill"  # in the metadata of an upgrade's schema
-READY = "ready"  # the stage of an upgrade whose transformation is finished
-RE_EMBEDDED = "re_embedded"
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,59 +81,6 @@ def _by_groups(column: _Column, groups: list[int], counts: list[int]) -> Iterato
             return _row_group(column, number, first.shape[1:])[index]
 
         yield by_numbers((counts[number], *first.shape[1:]), first.dtype, take)
-
-
-def is_table(path: str | Path) -> bool:
-    """Whether a folder is a Lance table."""
-    return (Path(path) / "_versions").is_dir()
-
-
-def open_table(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
-    """The columns of a Lance table, as `open_parquet`; of an upgrade also `re_embedded` (n,) bool.
-
-    Raises:
-        UserError: an upgrade whose transformation is not finished, or pylance is not installed.
-        ValueError, OSError: it cannot be read, or a column is of something else.
-    """
-    dataset = load_extra("lance", where=where).dataset(str(path))
-    state = state_of(dataset.schema.metadata)
-    if state is not None and state["stage"] != READY:
-        raise UserError(f"{where}: is not fully transformed yet; run `upgrade_gallery.py transform` again")
-
-    def take(column: str, index: Array) -> Array:
-        return _values_in(dataset.take(index, columns=[column])[column])
-
-    found: dict[str, Rows] = {}
-    count = dataset.count_rows()
-    for name, column in columns_of(dataset.schema.names, names).items():
-        if name == names[0] and count:
-            first = take(column, np.arange(1))
-            found[name] = by_numbers((count, *first.shape[1:]), first.dtype, partial(take, column))
-            continue
-        values = dataset.to_table(columns=[column])[column]
-        if not (name in ("labels", "sigma") and values.null_count == count):
-            found[name] = in_memory(_values_in(values))
-    if state is not None:
-        found[RE_EMBEDDED] = in_memory(dataset.to_table(columns=["batch"])["batch"].to_numpy() > 0)
-    return found
-
-
-def _values_in(column: Any) -> Array:
-    return np.concatenate([values_of(chunk) for chunk in column.chunks if len(chunk)] or [np.empty(0)])
-
-
-def calibration_of_table(path: Path, *, where: str) -> dict[str, float] | None:
-    """The calibration, distance and value, of the upgrade in a table; None if it has none, or is no upgrade."""
-    state = state_of(load_extra("lance", where=where).dataset(str(path)).schema.metadata)
-    calibration: dict[str, Any] | None = None if state is None else state["calibration"]
-    return calibration
-
-
-def state_of(metadata: dict[bytes, bytes] | None) -> dict[str, Any] | None:
-    """What an upgrade says of itself in the metadata of its table's schema; None where there is no upgrade."""
-    text = (metadata or {}).get(STATE)
-    content: dict[str, Any] | None = None if text is None else json.loads(text)
-    return content
 
 
 def columns_of(present: Sequence[str], names: Sequence[str]) -> dict[str, str]:
