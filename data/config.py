@@ -59,13 +59,13 @@ class SimCLRParams:
 class PairedFiles:
     """Files with embeddings of the same items by both models.
 
-    An embedding file is an `.npz`, a folder of `.npy`, a `.parquet` or a folder of such, a `.safetensors` or a `.pt`.
-    Files with ids are joined by these, in any order; without ids, row i of all is the same item.
+    Embedding files are all that `data.sources` opens. Files with ids are joined by these, in any order; without ids,
+    row i of all is the same item.
     """
 
     old: str = key(
-        doc="embedding file of the items, by the old model: `.npz`, a folder of `.npy`, `.parquet` or a folder of it, "
-        "`.safetensors` or `.pt`, with `embeddings` and perhaps `ids` (numbers or texts) and `labels`",
+        doc="embedding file of the items, by the old model, in any form of data.md: `embeddings` and perhaps `ids` "
+        "(numbers or texts) and `labels`",
         path="input",
     )
     new: str = key(

@@ -9,10 +9,11 @@ from torch.nn import functional as F
 from data.config import PairedFiles
 from data.embeddings import EmbeddingSet, read_embeddings
 from data.items import Items, matching_rows
-from data.lengths import CHUNK, Lengths, about_zeros, lengths_of
+from data.lengths import Lengths, about_zeros, lengths_of
 from data.sources.arrays import read_arrays, read_matrix
 from data.sources.formats import LONE
 from data.sources.ids import checked_ids, checked_labels
+from data.sources.rows import check_finite, parts_of
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -69,7 +70,8 @@ def read_paired_embeddings(files: PairedFiles, world: World = World()) -> Paired
     for role, path in paths.items():
         if path is not None:
             sets[role] = read_embeddings(path, where=role)
-            _check_finite(sets[role].embeddings, f"{role}: {path}")
+            for start, stop in parts_of(len(sets[role])):
+                check_finite(sets[role].embeddings[start:stop].numpy(), f"{role}: {path}", start)
             lengths[role] = _look_at_lengths(sets[role].embeddings, f"{role}: {path}", world)
     as_read, old = dict(sets), sets["old"].named(f"old: {files.old}")
     for role, items in as_read.items():
@@ -109,13 +111,6 @@ def numbered(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     known = labels >= 0
     classes, places = labels[known].unique(return_inverse=True)
     return classes, torch.full_like(labels, -1).masked_scatter_(known, places)
-
-
-def _check_finite(embeddings: torch.Tensor, where: str) -> None:
-    for start in range(0, len(embeddings), CHUNK):
-        bad = (~embeddings[start : start + CHUNK].isfinite()).any(1).nonzero()
-        if len(bad):
-            raise UserError(f"{where}: row {start + int(bad[0])} is not finite")
 
 
 def _look_at_lengths(embeddings: torch.Tensor, where: str, world: World) -> Lengths:

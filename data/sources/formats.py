@@ -4,14 +4,15 @@ import json
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
+from numpy.lib import format as npy
 
 from data.items import Array
 from data.sources.parquet_files import open_parquet
-from data.sources.rows import Rows, by_numbers, converted, in_file, in_memory, open_npy, read_header
+from data.sources.rows import Rows, by_numbers, converted, in_file, in_memory
 from utils.errors import UserError
 from utils.extras import load_extra
 from utils.files import read_torch
@@ -23,9 +24,26 @@ SAFETENSORS_TYPES = {
 }
 
 
-def open_lone_npy(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
-    """An `.npy` file; raises as `open_npy`."""
-    return {LONE: open_npy(path)}
+def open_npy(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
+    """The array of an `.npy` file.
+
+    Raises:
+        ValueError, KeyError, OSError: it is none, is cut short, or holds Python objects.
+    """
+    with path.open("rb") as file:
+        shape, in_columns, dtype = _read_header(file)
+        if in_columns and len(shape) > 1:
+            return {LONE: in_memory(np.load(path, mmap_mode="c", allow_pickle=False))}
+        return {LONE: in_file(path, shape, dtype, file.tell())}
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, column order and type of an `.npy` array, whose numbers follow in the file."""
+    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+    shape, in_columns, dtype = headers[npy.read_magic(file)](file)
+    if dtype.hasobject:
+        raise ValueError("its array holds Python objects; save texts with .astype(str)")
+    return shape, in_columns, dtype
 
 
 def open_npz(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
@@ -42,7 +60,7 @@ def open_npz(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
 def _member(archive: zipfile.ZipFile, path: Path, name: str) -> Rows:
     info = archive.getinfo(f"{name}.npy")
     with archive.open(info) as member:
-        shape, in_columns, dtype = read_header(member)
+        shape, in_columns, dtype = _read_header(member)
         data = member.tell()
     if info.compress_type != zipfile.ZIP_STORED or (in_columns and len(shape) > 1):
         with np.load(path, allow_pickle=False) as content:
@@ -142,7 +160,7 @@ def open_index(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
 
 
 OPENERS = {
-    ".npy": open_lone_npy,
+    ".npy": open_npy,
     ".npz": open_npz,
     ".parquet": open_parquet,
     ".safetensors": open_safetensors,

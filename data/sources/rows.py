@@ -7,10 +7,9 @@ memory. A map serves where few rows are scattered over the file.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy
 
 from data.items import Array
 from utils.errors import UserError
@@ -100,28 +99,6 @@ def concatenated(parts: Sequence[Rows]) -> Rows:
 def whole(rows: Rows) -> Array:
     """All rows; those of an `.npy` file memory-mapped, copy-on-write."""
     return rows.read(0, (*rows.shape, 1)[0]).reshape(rows.shape) if rows.mapped is None else rows.mapped()
-
-
-def open_npy(path: Path) -> Rows:
-    """The array of an `.npy` file.
-
-    Raises:
-        ValueError, KeyError, OSError: it is none, is cut short, or holds Python objects.
-    """
-    with path.open("rb") as file:
-        shape, in_columns, dtype = read_header(file)
-        if in_columns and len(shape) > 1:
-            return in_memory(np.load(path, mmap_mode="c", allow_pickle=False))
-        return in_file(path, shape, dtype, file.tell())
-
-
-def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Shape, column order and type of an `.npy` array, whose numbers follow in the file."""
-    headers = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
-    shape, in_columns, dtype = headers[npy.read_magic(file)](file)
-    if dtype.hasobject:
-        raise ValueError("its array holds Python objects; save texts with .astype(str)")
-    return shape, in_columns, dtype
 
 
 def parts_of(count: int, size: int = PART_ROWS) -> Iterator[tuple[int, int]]:

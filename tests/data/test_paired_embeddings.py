@@ -127,7 +127,7 @@ BARE_OLD = {"embeddings": OLD, "labels": LABELS}
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"new": new_with(embeddings=NAN)}, r"new: .*new\.npz: row 17 is not finite"),
+        ({"new": new_with(embeddings=NAN)}, r"new: .*new\.npz: row 17 holds NaN or infinity"),
         ({"old": {"embeddings": 0 * OLD}}, r"old: .*old\.npz: all 30 rows are zero vectors"),
         (
             {"new": {"embeddings": NEW[:-1], "ids": IDS[:-1]}},
