@@ -14,6 +14,7 @@ ADVICE = (
     "say what they mean by one more array in the file, or as .npy in the folder: `ranges` (2, d), least and largest "
     "value of each dimension; `scale` and `offset` (d,); or `bits`, how many, if they are packed bits"
 )
+PRECISIONS = {"int8": np.int8, "uint8": np.uint8, "binary": np.int8, "ubinary": np.uint8}
 
 
 def is_quantised(rows: Rows) -> bool:
@@ -75,3 +76,18 @@ def _middles(least: Array, step: Array, signed: bool) -> Callable[[Array], Array
         return (middle * step + least).astype(np.float32)
 
     return convert
+
+
+def quantised(embeddings: Array, precision: str, ranges: Array | None) -> Array:
+    """Embeddings (m, d) as `quantize_embeddings` gives them -> (m, w) of PRECISIONS[precision].
+
+    Args:
+        ranges: (2, d) least and largest values, for int8 and uint8; what lies beyond is given their ends.
+    """
+    if ranges is None:
+        packed = np.packbits(embeddings > 0, axis=1)
+        return packed if precision == "ubinary" else (packed ^ np.uint8(128)).view(np.int8)
+    least, largest = ranges.astype(np.float64)
+    step = (largest - least) / 255
+    steps = np.divide(embeddings - least, step, out=np.zeros(embeddings.shape), where=step > 0).clip(0, 255)
+    return (steps if precision == "uint8" else steps - 128).astype(PRECISIONS[precision])

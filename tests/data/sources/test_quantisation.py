@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from data.embeddings import read_embeddings
 from data.sources.arrays import write_named_arrays
+from data.sources.quantisation import quantised as quantise
 from utils.errors import UserError
 
 N, D = 400, 24
@@ -53,6 +54,21 @@ def test_steps_between_ranges_come_back_to_half_a_step_and_without_bias(tmp_path
     assert np.abs(error[~around_zero]).max() < 0.51
     assert np.abs(error).max() < 1.01
     assert abs(error.mean()) < 0.01
+
+
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+def test_what_is_written_is_what_sentence_transformers_writes(precision: str) -> None:
+    """But beyond the ranges, where that would wrap around."""
+    if precision.endswith("int8"):
+        expected, ranges = quantised(precision), RANGES
+        beyond = quantise(np.concatenate([ROWS - 1e3, ROWS + 1e3]), precision, RANGES)
+        assert set(beyond[:N].flat) == {np.iinfo(expected.dtype).min}
+        assert set(beyond[N:].flat) == {np.iinfo(expected.dtype).max}
+    else:
+        expected, ranges = packed(ROWS, precision), None
+    found = quantise(ROWS, precision, ranges)
+    assert found.dtype == expected.dtype
+    assert np.array_equal(found, expected)
 
 
 def test_a_constant_dimension_and_embeddings_of_length_one(tmp_path: Path) -> None:
