@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from utils.extras import load_extra
 
 COLUMNS = {"embeddings": "embedding", "ids": "id", "labels": "label"}  # by what else tables call them
 UUID_BYTES = 16
+HELD_BYTES = 2**27  # of row groups
 SEVERAL_VECTORS = "several vectors an item, as ColBERT gives them, and one is needed (their mean, say)"
 
 
@@ -41,14 +42,24 @@ class _Column:
         return np.concatenate([*self.parts(groups, PART_ROWS)])
 
 
-@lru_cache(maxsize=1)  # of all files: a row group may be large
+_held: WeakKeyDictionary[_Column, dict[int, Array]] = WeakKeyDictionary()
+
+
 def _row_group(column: _Column, number: int, width: tuple[int, ...]) -> Array:
+    """A row group, kept with others of all files while these have room: rows in another order come back to it."""
+    kept = _held.setdefault(column, {})
+    if number in kept:
+        return kept[number]
     try:
         rows = column.read([number])
     except ValueError as error:
         raise UserError(f"{column.where}: {error}") from None
     if rows.shape[1:] != width:
         raise UserError(f"{column.where}: row group {number} is {rows.shape[1]}-d, the first {width[0]}-d")
+    if rows.nbytes + sum(each.nbytes for groups in _held.values() for each in groups.values()) > HELD_BYTES:
+        for groups in _held.values():
+            groups.clear()
+    kept[number] = rows
     return rows
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import faiss
 import lance
@@ -14,6 +15,7 @@ from pyarrow import parquet as pq
 from safetensors.numpy import save_file
 
 from data.embeddings import read_embeddings
+from data.sources import parquet_files
 from data.sources.embeddings import open_embeddings, open_source
 from data.sources.rows import parts_of
 from utils.errors import UserError
@@ -205,6 +207,33 @@ def test_several_vectors_an_item_are_refused(tmp_path: Path) -> None:
     for name in ("e.npz", "even.parquet", "ragged.parquet"):
         with pytest.raises(UserError, match=f"w: .*{name}.*{message}"):
             read_embeddings(tmp_path / name, where="w")
+
+
+@pytest.mark.parametrize("held", [0, 2**27])
+def test_row_groups_are_read_again_where_there_is_no_room_for_them(
+    tmp_path: Path, held: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room each is read once, in whatever order rows are asked for; no more are kept than there is room for."""
+    monkeypatch.setattr(parquet_files, "HELD_BYTES", held)
+    monkeypatch.setattr(parquet_files, "_held", WeakKeyDictionary())
+    read, groups_read = parquet_files._Column.read, list[int]()
+
+    def counted(column: Any, groups: Any) -> np.ndarray:
+        groups_read.extend(groups)
+        return read(column, groups)
+
+    monkeypatch.setattr(parquet_files._Column, "read", counted)
+    for number, rows in enumerate(np.array_split(np.arange(N), 3)):
+        (tmp_path / "e").mkdir(exist_ok=True)
+        as_parquet(tmp_path / "e" / f"{number}.parquet", embeddings=ROWS[rows])
+    source = open_embeddings(tmp_path / "e", where="w")
+    for _ in range(3):
+        order = RNG.permutation(N)
+        assert np.array_equal(source.vectors.take(order), ROWS[order])
+        assert sum(len(groups) for groups in parquet_files._held.values()) == (1 if held == 0 else 6)
+    assert len(groups_read) == (18 if held == 0 else 6)
+    del source
+    assert not parquet_files._held
 
 
 def test_a_row_group_that_does_not_fit_is_named_when_it_is_read(tmp_path: Path) -> None:
