@@ -1,7 +1,6 @@
 """Files, folders and tables of named arrays: opened, read and written."""
 
 import re
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 
 from data.items import Array
-from data.sources.formats import LONE, OPENERS
+from data.sources.formats import LONE, OPENERS, UNREADABLE
 from data.sources.ids import int64_or_texts
 from data.sources.lance_tables import is_table, open_table
 from data.sources.parquet_files import open_parquet, write_columns
@@ -20,7 +19,6 @@ from utils.extras import load_extra
 from utils.files import atomic_path, write_arrays
 
 FORMS = f"{', '.join(OPENERS)}, a folder of .npy or of shards, or a Lance table"
-UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 WRITERS = {".parquet": "pyarrow.parquet", ".safetensors": "safetensors.torch"}  # that are no requirements
 
 

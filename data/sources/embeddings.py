@@ -85,7 +85,10 @@ def open_source(path: str | Path, *, where: str, ids: str | None = None, may_be_
     if ids is not None:
         if source.ids is not None:
             raise UserError(f"{where}: {path} has ids of its own; leave out the key that names {ids}")
-        source = replace(source, ids=open_arrays(ids, ["ids"], where=where).get(LONE))
+        arrays = open_arrays(ids, ["ids"], where=where)
+        if not arrays:
+            raise UserError(f"{where}: {ids} has no array `ids`")
+        source = replace(source, ids=next(iter(arrays.values())))
         _check_columns(source, f"{where}: {ids}")
     where = f"{where}: {path}"
     ids_read, labels = (
@@ -111,18 +114,17 @@ def open_embeddings(path: str | Path, *, where: str, may_be_empty: bool = False)
     named, where = arrays.get("embeddings", arrays.get(LONE)), f"{where}: {path}"
     if named is None:
         raise UserError(f"{where} has no array `embeddings`")
-    if is_quantised(named):
-        named = dequantised(named, {}, where)  # which says what is missing
-    if named.dtype.kind == "f" and named.dtype not in (np.float16, np.float32):
-        named = converted(named, lambda values: values.astype(np.float32), np.float32)
-    columns = {name: arrays.get(name) for name in (*COLUMNS, RE_EMBEDDED)}
-    source = Source(Path(path), named, **columns)
     if may_be_empty and named.shape[:1] == (0,):
         return Source(Path(path), named)
     if 0 in named.shape:
         raise UserError(f"{where} is empty, its embeddings are {named.shape}")
     if len(named.shape) == 3:
         raise UserError(f"{where}: embeddings are {named.shape}: {SEVERAL_VECTORS}")
+    if is_quantised(named):
+        named = dequantised(named, {}, where)  # which says what is missing
+    if named.dtype.kind == "f" and named.dtype not in (np.float16, np.float32):
+        named = converted(named, lambda values: values.astype(np.float32), np.float32)
+    source = Source(Path(path), named, **{name: arrays.get(name) for name in (*COLUMNS, RE_EMBEDDED)})
     if len(named.shape) != 2 or named.dtype.kind != "f":
         raise UserError(f"{where}: embeddings should be (n, d) floating point, got {named.shape} {named.dtype}")
     _check_columns(source, where)

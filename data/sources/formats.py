@@ -1,4 +1,7 @@
-"""Files that hold arrays by name, or one without a name, opened as rows: `.npz`, safetensors, `.pt`, FAISS indexes."""
+"""Files that hold arrays by name, or one without a name, opened as rows: `.npz`, safetensors, `.pt`, FAISS indexes.
+
+What opens a form raises `UNREADABLE` where a file is of another or cut short, and UserErrors where more is to be said.
+"""
 
 import json
 import zipfile
@@ -25,11 +28,7 @@ SAFETENSORS_TYPES = {
 
 
 def open_npy(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
-    """The array of an `.npy` file.
-
-    Raises:
-        ValueError, KeyError, OSError: it is none, is cut short, or holds Python objects.
-    """
+    """The array of an `.npy` file."""
     with path.open("rb") as file:
         shape, in_columns, dtype = _read_header(file)
         if in_columns and len(shape) > 1:
@@ -47,11 +46,7 @@ def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]
 
 
 def open_npz(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
-    """The arrays of an `.npz` archive, where they lie in the file; those that are compressed are read.
-
-    Raises:
-        ValueError, OSError, zipfile.BadZipFile: the file is no archive, or cut short.
-    """
+    """The arrays of an `.npz` archive, where they lie in the file; those that are compressed are read."""
     with zipfile.ZipFile(path) as archive:
         members = set(archive.namelist())
         return {name: _member(archive, path, name) for name in names if f"{name}.npy" in members}
@@ -72,11 +67,7 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str) -> Rows:
 
 
 def open_safetensors(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
-    """The tensors of a safetensors file, where they lie in it.
-
-    Raises:
-        ValueError, KeyError, OSError: it is none, is cut short, or a tensor is of another type.
-    """
+    """The tensors of a safetensors file, where they lie in it."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(min(size, path.stat().st_size)))
@@ -91,11 +82,7 @@ def open_safetensors(path: Path, names: Sequence[str], where: str) -> dict[str, 
 
 
 def open_torch(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
-    """The arrays of a file of torch.save, a tensor or a dict; tensors are memory-mapped.
-
-    Raises:
-        ValueError, OSError: it holds something else.
-    """
+    """The arrays of a file of torch.save, a tensor or a dict; tensors are memory-mapped."""
     content = read_torch(path, mmap=zipfile.is_zipfile(path))
     if isinstance(content, torch.Tensor):
         return {LONE: _held(content)}
@@ -121,11 +108,7 @@ def _from_bfloat16(rows: Rows) -> Rows:
 
 
 def open_index(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
-    """The `embeddings` of a FAISS index, and the `ids` that they were given. A compressed index gives what it has kept.
-
-    Raises:
-        UserError: FAISS is not installed, the file is no index, or its vectors cannot be reconstructed.
-    """
+    """The `embeddings` of a FAISS index, as far as it has kept them, and the `ids` that they were given."""
     faiss = load_extra("faiss", where=where)
     try:
         index = faiss.read_index(str(path), getattr(faiss, "IO_FLAG_MMAP_IFC", 0))  # faiss-cpu 1.9 has no such flag
@@ -159,6 +142,7 @@ def open_index(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
     return found
 
 
+UNREADABLE = (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile)
 OPENERS = {
     ".npy": open_npy,
     ".npz": open_npz,

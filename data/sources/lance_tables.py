@@ -29,12 +29,7 @@ def is_table(path: str | Path) -> bool:
 
 
 def open_table(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
-    """The columns of a Lance table, as `open_parquet`; of an upgrade also `re_embedded` (n,) bool.
-
-    Raises:
-        UserError: an upgrade whose transformation is not finished, or pylance is not installed.
-        ValueError, OSError: it cannot be read, or a column is of something else.
-    """
+    """As `open_parquet`, the columns of a Lance table; of an upgrade, which must be ready, also `re_embedded` (n,)."""
     dataset = load_extra("lance", where=where).dataset(str(path))
     state = state_of(dataset.schema.metadata)
     if state is not None and state["stage"] != READY:

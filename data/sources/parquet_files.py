@@ -64,12 +64,7 @@ def _row_group(column: _Column, number: int, width: tuple[int, ...]) -> Array:
 
 
 def open_parquet(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
-    """The columns of a Parquet file: the first of `names` is read by row groups, the others are held in memory.
-
-    Raises:
-        UserError: pyarrow is not installed.
-        ValueError, OSError: it is no Parquet file, or a column is of something else.
-    """
+    """The columns of a Parquet file: the first of `names` is read by row groups, the others are held in memory."""
     parquet = load_extra("pyarrow.parquet", where=where)
     with parquet.ParquetFile(path) as file:
         metadata, present = file.metadata, file.schema_arrow.names
