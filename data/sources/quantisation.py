@@ -14,6 +14,7 @@ ADVICE = (
     "say what they mean by one more array in the file, or as .npy in the folder: `ranges` (2, d), least and largest "
     "value of each dimension; `scale` and `offset` (d,); or `bits`, how many, if they are packed bits"
 )
+SAMPLED, FEWEST_BESIDE = 2**20, 200  # values that tell how all were rounded, and of them -1 and 1, to tell it by
 PRECISIONS = {"int8": np.int8, "uint8": np.uint8, "binary": np.int8, "ubinary": np.uint8}
 
 
@@ -25,8 +26,9 @@ def is_quantised(rows: Rows) -> bool:
 def dequantised(vectors: Rows, said: Mapping[str, Rows], where: str) -> Rows:
     """Bytes (n, w) as float32 embeddings (n, d), by the arrays that say what they mean.
 
-    - `ranges` (2, w): 255 steps between a least and a largest value, and numbers of steps whose fraction was cut off
-      (int8: after 128 was taken away): each stands for the middle of what it may have come from.
+    - `ranges` (2, w): numbers of 255 steps between a least and a largest value, rounded down (int8: less 128): each
+      stands for the middle of what it may have come from. int8 of sentence-transformers before 6.0 was rounded towards
+      zero; where it was, twice as many values are 0 as -1 or 1 (`_are_rounded_to_zero`).
     - `scale` and `offset` (w,), or one for all: byte * scale + offset.
     - `bits` d, up to 8 w: signs, the first in the highest bit (int8: 128 is taken away): +-1 / sqrt(d), so that
       embeddings have length 1 and a cosine is 1 - 2 Hamming distance / d.
@@ -55,7 +57,8 @@ def dequantised(vectors: Rows, said: Mapping[str, Rows], where: str) -> Rows:
         least, largest = arrays["ranges"].astype(np.float64)
         if (largest < least).any():
             raise UserError(f"{where}: ranges should be the least values and then the largest; some are the other way")
-        return converted(vectors, _middles(least, (largest - least) / 255, signed), np.float32)
+        to_zero = signed and _are_rounded_to_zero(vectors)
+        return converted(vectors, _middles(least, (largest - least) / 255, signed, to_zero), np.float32)
     scale, offset = (arrays[name].astype(np.float32) for name in ("scale", "offset"))
     return converted(vectors, lambda values: values.astype(np.float32) * scale + offset, np.float32)
 
@@ -68,18 +71,23 @@ def _signs(count: int, signed: bool) -> Callable[[Array], Array]:
     return convert
 
 
-def _middles(least: Array, step: Array, signed: bool) -> Callable[[Array], Array]:
+def _are_rounded_to_zero(vectors: Rows) -> bool:
+    values = vectors.read(0, min(vectors.shape[0], -(-SAMPLED // vectors.shape[1])))
+    zeros, beside = (values == 0).sum(), (np.abs(values) == 1).sum()
+    return bool(zeros > 0.75 * beside and beside >= FEWEST_BESIDE)  # 0.5 of them where all are rounded down, else 1
+
+
+def _middles(least: Array, step: Array, signed: bool, to_zero: bool) -> Callable[[Array], Array]:
     def convert(values: Array) -> Array:
-        cut = values.astype(np.float32)
-        # Of numbers from 0 on the fraction was cut off downwards, of negative ones upwards.
-        middle = np.clip(cut + 0.5 * np.sign(cut), -128, 127) + 128 if signed else np.minimum(cut + 0.5, 255)
-        return (middle * step + least).astype(np.float32)
+        rounded = values.astype(np.float32)
+        steps = rounded + 0.5 * (np.sign(rounded) if to_zero else 1) + 128 * signed
+        return (steps.clip(0, 255) * step + least).astype(np.float32)
 
     return convert
 
 
 def quantised(embeddings: Array, precision: str, ranges: Array | None) -> Array:
-    """Embeddings (m, d) as `quantize_embeddings` gives them -> (m, w) of PRECISIONS[precision].
+    """Embeddings (m, d) as `quantize_embeddings` (6.0) gives them -> (m, w) of PRECISIONS[precision].
 
     Args:
         ranges: (2, d) least and largest values, for int8 and uint8; what lies beyond is given their ends.
@@ -89,5 +97,5 @@ def quantised(embeddings: Array, precision: str, ranges: Array | None) -> Array:
         return packed if precision == "ubinary" else (packed ^ np.uint8(128)).view(np.int8)
     least, largest = ranges.astype(np.float64)
     step = (largest - least) / 255
-    steps = np.divide(embeddings - least, step, out=np.zeros(embeddings.shape), where=step > 0).clip(0, 255)
+    steps = np.floor((embeddings - least) / np.where(step == 0, 1, step)).clip(0, 255)
     return (steps if precision == "uint8" else steps - 128).astype(PRECISIONS[precision])

@@ -1,5 +1,6 @@
 """Bytes as embeddings: what sentence-transformers made of vectors comes back as near as it can, or is refused."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +14,24 @@ from data.sources.arrays import write_named_arrays
 from data.sources.quantisation import quantised as quantise
 from utils.errors import UserError
 
-N, D = 400, 24
+N, D = 1200, 24
 RNG = np.random.default_rng(0)
 ROWS = RNG.normal(size=(N, D)) * RNG.uniform(0.1, 3, D) + RNG.normal(size=D)
 RANGES = np.stack([ROWS.min(0), ROWS.max(0)]).astype(np.float32)
 STEP = (RANGES[1].astype(np.float64) - RANGES[0]) / 255
 
 
-def quantised(precision: str) -> np.ndarray:
-    """As the documentation of sentence-transformers has it, a value at a time."""
+def quantised(precision: str, *, before_6: bool = False) -> np.ndarray:
+    """As sentence-transformers has it, a value at a time: rounded down; in int8 before 6.0 towards zero."""
     values = np.empty((N, D), {"int8": np.int8, "uint8": np.uint8}[precision])
     for row in range(N):
         for column in range(D):
             steps = (float(ROWS[row, column]) - float(RANGES[0, column])) / STEP[column]
             steps = min(max(steps, 0), 255)
-            values[row, column] = int(steps - 128) if precision == "int8" else int(steps)  # int() cuts off
+            if precision == "int8":
+                values[row, column] = int(steps - 128) if before_6 else math.floor(steps) - 128
+            else:
+                values[row, column] = math.floor(steps)
     return values
 
 
@@ -45,12 +49,14 @@ def read(path: Path) -> np.ndarray:
     return embeddings.numpy()
 
 
-@pytest.mark.parametrize("precision", ["int8", "uint8"])
-def test_steps_between_ranges_come_back_to_half_a_step_and_without_bias(tmp_path: Path, precision: str) -> None:
-    values = quantised(precision)
+@pytest.mark.parametrize(("precision", "before_6"), [("int8", False), ("int8", True), ("uint8", False)])
+def test_steps_between_ranges_come_back_to_half_a_step_and_without_bias(
+    tmp_path: Path, precision: str, before_6: bool
+) -> None:
+    values = quantised(precision, before_6=before_6)
     np.savez(tmp_path / "e.npz", embeddings=values, ranges=RANGES)
     error = (read(tmp_path / "e.npz") - ROWS) / STEP
-    around_zero = values == 0 if precision == "int8" else np.zeros_like(values, bool)  # from -1 to 1 all became 0
+    around_zero = (values == 0) & before_6  # from -1 to 1 all became 0
     assert np.abs(error[~around_zero]).max() < 0.51
     assert np.abs(error).max() < 1.01
     assert abs(error.mean()) < 0.01
@@ -58,7 +64,7 @@ def test_steps_between_ranges_come_back_to_half_a_step_and_without_bias(tmp_path
 
 @pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
 def test_what_is_written_is_what_sentence_transformers_writes(precision: str) -> None:
-    """But beyond the ranges, where that would wrap around."""
+    """And beyond the ranges their ends."""
     if precision.endswith("int8"):
         expected, ranges = quantised(precision), RANGES
         beyond = quantise(np.concatenate([ROWS - 1e3, ROWS + 1e3]), precision, RANGES)
@@ -78,9 +84,10 @@ def test_a_constant_dimension_and_embeddings_of_length_one(tmp_path: Path) -> No
     unit = RNG.normal(size=(2000, 128))
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
     low, high = unit.min(0), unit.max(0)
-    values = ((unit - low) / (high - low) * 255 - 128).astype(np.int8)
-    np.savez(tmp_path / "e.npz", embeddings=values, ranges=np.stack([low, high]))
-    assert np.abs(np.linalg.norm(read(tmp_path / "e.npz"), axis=1) - 1).max() < 5e-3
+    steps = (unit - low) / (high - low) * 255
+    for values in (np.floor(steps) - 128, np.trunc(steps - 128)):
+        np.savez(tmp_path / "e.npz", embeddings=values.astype(np.int8), ranges=np.stack([low, high]))
+        assert np.abs(np.linalg.norm(read(tmp_path / "e.npz"), axis=1) - 1).max() < 5e-3
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint8])
@@ -128,8 +135,8 @@ def test_every_form_has_a_place_to_say_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({}, r"its embeddings are \(400, 24\) int8:\nsay what they mean by one more array in the file"),
-        ({"scale": np.ones(D)}, r"\(400, 24\) int8, not scale:\nsay what"),
+        ({}, r"its embeddings are \(1200, 24\) int8:\nsay what they mean by one more array in the file"),
+        ({"scale": np.ones(D)}, r"\(1200, 24\) int8, not scale:\nsay what"),
         ({"ranges": RANGES, "bits": 192}, r"int8, not bits and ranges:\nsay what"),
         ({"ranges": RANGES[:, :5]}, r"ranges should be \(2, 24\) finite numbers, got \(2, 5\) float32"),
         ({"ranges": RANGES * np.nan}, r"ranges should be \(2, 24\) finite numbers"),
