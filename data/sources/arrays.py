@@ -61,7 +61,7 @@ def _dequantised(arrays: dict[str, Rows], where: str) -> dict[str, Rows]:
     """The arrays, without those that say what bytes mean."""
     said = {name: arrays.pop(name) for name in SAYING if name in arrays}
     name = LONE if LONE in arrays else "embeddings"
-    if said and name in arrays and is_quantised(arrays[name]):
+    if said and name in arrays and is_quantised(arrays[name]) and 0 not in arrays[name].shape:
         arrays[name] = dequantised(arrays[name], said, where)
     return arrays
 

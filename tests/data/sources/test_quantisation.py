@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 
 from data.embeddings import read_embeddings
 from data.sources.arrays import write_named_arrays
+from data.sources.embeddings import open_source
 from data.sources.quantisation import quantised as quantise
 from utils.errors import UserError
 
@@ -166,3 +167,12 @@ def test_columns_of_a_table_say_nothing_of_its_embeddings(tmp_path: Path) -> Non
     assert np.array_equal(read(tmp_path / "e.parquet"), arrays["embeddings"])
     np.savez(tmp_path / "e.npz", **arrays)  # type: ignore[arg-type]
     assert np.array_equal(read(tmp_path / "e.npz"), arrays["embeddings"])
+
+
+@pytest.mark.parametrize("shape", [(0, D), (N, 0), (0,)])
+def test_none_at_all(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    np.savez(tmp_path / "e.npz", embeddings=np.zeros(shape, np.int8), ranges=RANGES[:, : shape[-1]])
+    with pytest.raises(UserError, match="gallery: .*e.npz is empty"):
+        read_embeddings(tmp_path / "e.npz", where="gallery")
+    if shape[0] == 0:
+        assert len(open_source(tmp_path / "e.npz", where="batch", may_be_empty=True)) == 0
