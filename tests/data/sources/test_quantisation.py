@@ -172,7 +172,7 @@ def test_columns_of_a_table_say_nothing_of_its_embeddings(tmp_path: Path) -> Non
 @pytest.mark.parametrize("shape", [(0, D), (N, 0), (0,)])
 def test_none_at_all(tmp_path: Path, shape: tuple[int, ...]) -> None:
     np.savez(tmp_path / "e.npz", embeddings=np.zeros(shape, np.int8), ranges=RANGES[:, : shape[-1]])
-    with pytest.raises(UserError, match="gallery: .*e.npz is empty"):
+    with pytest.raises(UserError, match=r"gallery: .*e\.npz is empty"):
         read_embeddings(tmp_path / "e.npz", where="gallery")
     if shape[0] == 0:
         assert len(open_source(tmp_path / "e.npz", where="batch", may_be_empty=True)) == 0
