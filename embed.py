@@ -10,8 +10,8 @@ machine without the images and the models needs to train and to evaluate a trans
 
 import argparse
 
-from data.embedding_files import check_writable
 from data.embeddings import write_embeddings
+from data.sources.arrays import check_writable
 from embedding.config import EmbedConfig
 from embedding.extraction import embed_split, freeze
 from models.model_files import build_model, classifier_of, read_description

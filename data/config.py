@@ -59,18 +59,27 @@ class SimCLRParams:
 class PairedFiles:
     """Files with embeddings of the same items by both models.
 
-    An embedding file is an `.npz`, a folder of `.npy`, a `.parquet` or a folder of such, a `.safetensors` or a `.pt`.
-    Files with ids are joined by these, in any order; without ids, row i of all is the same item.
+    Embedding files are all that `data.sources` opens. Files with ids are joined by these, in any order; without ids,
+    row i of all is the same item.
     """
 
     old: str = key(
-        doc="embedding file of the items, by the old model: `.npz`, a folder of `.npy`, `.parquet` or a folder of it, "
-        "`.safetensors` or `.pt`, with `embeddings` and perhaps `ids` (numbers or texts) and `labels`",
+        doc="embedding file of the items, by the old model, in any form of data.md: `embeddings` and perhaps `ids` "
+        "(numbers or texts) and `labels`",
         path="input",
     )
     new: str = key(
         doc="embedding file of the same items, by the new model; joined by `ids`, or row by row if neither has any",
         path="input",
+    )
+    old_dim: int | None = key(
+        None,
+        doc="take the first so many dimensions of the old embeddings, as of a Matryoshka model, and give them the "
+        "length 1 again where the file's have it; the transformation then takes those of a wider gallery by itself",
+        minimum=1,
+    )
+    new_dim: int | None = key(
+        None, doc="likewise of the new embeddings: queries and batches are to be cut in the same way", minimum=1
     )
     side_info: str | None = key(None, doc="embedding file of their side-information; likewise", path="input")
     labels: str | None = key(

@@ -8,12 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.embedding_files import read_arrays, write_named_arrays
 from data.items import Array, Items, matching_rows
-from data.lance_tables import RE_EMBEDDED
-from utils.errors import UserError
-
-ARRAYS = ("embeddings", "ids", "labels", "sigma")
+from data.sources.arrays import write_named_arrays
+from data.sources.embeddings import open_embeddings
+from data.sources.ids import checked_ids, checked_labels
+from data.sources.rows import whole
 
 
 @dataclass(frozen=True)
@@ -81,69 +80,22 @@ def write_embeddings(path: str | Path, items: EmbeddingSet) -> None:
 
 
 def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
-    """Read an embedding file, in any of `data.embedding_files.FORMS`; a folder of `.npy` stays mapped.
+    """Read embeddings of any form as a whole; those of an `.npy`, alone or in a folder, stay mapped.
 
     Args:
-        where: the config key that names it, for error messages.
+        where: the config key that names them, for error messages.
 
     Raises:
-        UserError: no such file, not an embedding file, no item, ids that occur twice, or arrays whose shapes or types
-            do not fit.
+        UserError: as `open_embeddings`, or ids that occur twice.
     """
-    arrays = read_arrays(path, ARRAYS, where=where)
+    source = open_embeddings(path, where=where)
     where = f"{where}: {path}"
-    if "embeddings" not in arrays:
-        raise UserError(f"{where} has no array `embeddings`")
-    embeddings = arrays["embeddings"]
-    if not embeddings.size:
-        raise UserError(f"{where} is empty, its embeddings are {embeddings.shape}")
-    if embeddings.ndim != 2 or embeddings.dtype not in (np.float16, np.float32):
-        raise UserError(
-            f"{where}: embeddings should be (n, d) float16 or float32, got {embeddings.shape} {embeddings.dtype}"
-            f"{'; save them as float32' if embeddings.ndim == 2 else ''}"
-        )
-    for name, array in arrays.items():
-        if array.shape[:1] != embeddings.shape[:1]:
-            raise UserError(f"{where}: {name} is {array.shape}, embeddings {embeddings.shape}")
-    sigma = arrays.get("sigma")
-    if sigma is not None and (sigma.ndim > 2 or sigma.dtype.kind != "f"):
-        raise UserError(f"{where}: sigma should be (n,) or (n, d) floating point log variances")
+    columns = {"ids": source.ids, "labels": source.labels, "sigma": source.sigma, "re_embedded": source.re_embedded}
+    arrays = {name: whole(rows) for name, rows in columns.items() if rows is not None}
     return EmbeddingSet(
-        embeddings=torch.from_numpy(embeddings),  # on the array's own memory, which may be mapped copy-on-write
+        embeddings=torch.from_numpy(whole(source.vectors)),  # on memory that may be mapped copy-on-write
         ids=checked_ids(arrays["ids"], where) if "ids" in arrays else None,
-        labels=checked_labels(arrays["labels"], where) if "labels" in arrays else None,
-        log_variance=None if sigma is None else torch.from_numpy(sigma.astype(np.float32)),
-        re_embedded=torch.from_numpy(arrays[RE_EMBEDDED]) if RE_EMBEDDED in arrays else None,
+        labels=torch.from_numpy(checked_labels(arrays["labels"], where)) if "labels" in arrays else None,
+        log_variance=torch.from_numpy(arrays["sigma"].astype(np.float32)) if "sigma" in arrays else None,
+        re_embedded=torch.from_numpy(arrays["re_embedded"]) if "re_embedded" in arrays else None,
     )
-
-
-def checked_ids(ids: Array, where: str) -> Array:
-    """Ids (n,) as int64, uint64 or texts.
-
-    Raises:
-        UserError: they are something else, or one occurs twice.
-    """
-    if ids.ndim != 1 or ids.dtype.kind not in "iuU":
-        raise UserError(
-            f"{where}: ids should be (n,) whole numbers or texts (ids.astype(str)), got {ids.shape} {ids.dtype}"
-        )
-    if ids.dtype.kind in "iu" and ids.dtype != np.uint64:
-        ids = ids.astype(np.int64)
-    values, counts = np.unique(ids, return_counts=True)
-    if len(values) < len(ids):
-        twice = values[counts > 1]
-        raise UserError(f"{where}: {len(twice)} ids occur more than once, the first is {twice[0]}")
-    return ids
-
-
-def checked_labels(labels: Array, where: str) -> torch.Tensor:
-    """Labels (n,) as int64.
-
-    Raises:
-        UserError: they are something else.
-    """
-    if labels.ndim != 1 or labels.dtype.kind not in "iu":
-        raise UserError(f"{where}: labels should be (n,) whole numbers, got {labels.shape} {labels.dtype}")
-    if labels.dtype == np.uint64 and labels.max(initial=0) > np.iinfo(np.int64).max:
-        raise UserError(f"{where}: labels go up to {labels.max()}, beyond int64; number the classes from 0 on")
-    return torch.from_numpy(labels.astype(np.int64))

@@ -1,15 +1,19 @@
 """Files of paired embeddings: the same items by the old and by the new model."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch.nn import functional as F
 
 from data.config import PairedFiles
-from data.embedding_files import LONE, read_arrays, read_matrix
-from data.embeddings import EmbeddingSet, checked_ids, checked_labels, read_embeddings
+from data.embeddings import EmbeddingSet, read_embeddings
 from data.items import Items, matching_rows
-from data.lengths import CHUNK, Lengths, about_zeros, lengths_of
+from data.lengths import Lengths, about_zeros, lengths_of
+from data.sources.arrays import read_arrays, read_matrix
+from data.sources.formats import LONE
+from data.sources.ids import checked_ids, checked_labels
+from data.sources.rows import check_finite, parts_of
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -24,6 +28,8 @@ class PairedEmbeddings:
     labels: torch.Tensor | None  # (n,) int64, from 0 on; -1 for an item of no class; None where no item has one
     classifier: torch.Tensor | None  # (C, d_new) float32, the new model's
     normalised: bool  # the new space is searched by cosine: its embeddings have length 1
+    # role -> dimension of the file's embeddings, and whether these have length 1, where a prefix of them is taken
+    wider: Mapping[str, tuple[int, bool]] = field(default_factory=dict)
     classes: torch.Tensor | None = None  # (C,) what the files call the classes 0, 1, ..., where it is something else
 
     @property
@@ -64,7 +70,8 @@ def read_paired_embeddings(files: PairedFiles, world: World = World()) -> Paired
     for role, path in paths.items():
         if path is not None:
             sets[role] = read_embeddings(path, where=role)
-            _check_finite(sets[role].embeddings, f"{role}: {path}")
+            for start, stop in parts_of(len(sets[role])):
+                check_finite(sets[role].embeddings[start:stop].numpy(), f"{role}: {path}", start)
             lengths[role] = _look_at_lengths(sets[role].embeddings, f"{role}: {path}", world)
     as_read, old = dict(sets), sets["old"].named(f"old: {files.old}")
     for role, items in as_read.items():
@@ -72,12 +79,20 @@ def read_paired_embeddings(files: PairedFiles, world: World = World()) -> Paired
     count = len(sets["old"])
     if count < FEWEST:
         raise UserError(f"old: {files.old} has {count} pairs; at least {FEWEST} are needed")
-    new = sets["new"].embeddings
     normalised = _are_normalised(files, lengths["new"], world)
     embeddings = {role: items.embeddings for role, items in sets.items()}
+    wider = {}
+    for role, dim in (("old", files.old_dim), ("new", files.new_dim)):
+        width, unit = embeddings[role].shape[1], lengths[role].are_one
+        if dim is not None and dim > width:
+            raise UserError(f"{role}_dim: is {dim}, but {role}: {paths[role]} is {width}-d")
+        if dim is not None and dim < width:
+            wider[role] = (width, unit)
+            prefix = embeddings[role][:, :dim]
+            embeddings[role] = F.normalize(prefix.float(), dim=1) if unit else prefix
     if normalised:
-        embeddings["new"] = F.normalize(new.float(), dim=1)
-    classifier = read_classifier(files, new.shape[1])
+        embeddings["new"] = F.normalize(embeddings["new"].float(), dim=1)
+    classifier = read_classifier(files, embeddings["new"].shape[1])
     labels = _read_labels(files, sets, old, reordered=any(sets[role] is not as_read[role] for role in sets))
     if labels is not None:
         labels = labels.clamp(min=-1) if (labels >= 0).any() else None
@@ -85,7 +100,7 @@ def read_paired_embeddings(files: PairedFiles, world: World = World()) -> Paired
     if classifier is None and labels is not None:
         classes, labels = numbered(labels)  # a classifier for these classes is fitted
     _check_classes(files, labels, classifier)
-    return PairedEmbeddings(embeddings, labels, classifier, normalised, classes)
+    return PairedEmbeddings(embeddings, labels, classifier, normalised, wider, classes)
 
 
 def numbered(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,13 +111,6 @@ def numbered(labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     known = labels >= 0
     classes, places = labels[known].unique(return_inverse=True)
     return classes, torch.full_like(labels, -1).masked_scatter_(known, places)
-
-
-def _check_finite(embeddings: torch.Tensor, where: str) -> None:
-    for start in range(0, len(embeddings), CHUNK):
-        bad = (~embeddings[start : start + CHUNK].isfinite()).any(1).nonzero()
-        if len(bad):
-            raise UserError(f"{where}: row {start + int(bad[0])} is not finite")
 
 
 def _look_at_lengths(embeddings: torch.Tensor, where: str, world: World) -> Lengths:
@@ -139,7 +147,7 @@ def _read_labels(
     if files.labels is None:
         return next((sets[role].labels for role in ("new", "old") if sets[role].labels is not None), None)
     where = f"labels: {files.labels}"
-    arrays = read_arrays(files.labels, ("labels", "ids"), where="labels", lone=True)
+    arrays = read_arrays(files.labels, ("labels", "ids"), where="labels")
     if LONE in arrays and reordered:
         raise UserError(
             f"{where}: holds labels alone, row by row, but the files of embeddings are not in one order; give a file "
@@ -148,7 +156,7 @@ def _read_labels(
     name = LONE if LONE in arrays else "labels"
     if name not in arrays:
         raise UserError(f"{where} has no array `labels`")
-    labels = checked_labels(arrays[name], where)
+    labels = torch.from_numpy(checked_labels(arrays[name], where))
     ids = checked_ids(arrays["ids"], where) if "ids" in arrays else None
     reference = Items(old.name, old.count, old.ids if name else None)  # a lone array has no place for ids
     rows = matching_rows(reference, Items(where, len(labels), ids))

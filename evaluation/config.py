@@ -112,14 +112,11 @@ class EvalParams:
 
 @dataclass
 class EmbeddingsParams:
-    """`embeddings_params`: evaluate embedding files in place of models and images.
-
-    An embedding file is an `.npz`, a folder of `.npy`, a `.parquet` or a folder of such, a `.safetensors` or a `.pt`.
-    """
+    """`embeddings_params`: evaluate embedding files, all that `data.sources` opens, in place of models and images."""
 
     query: str = key(
-        doc="embedding file of the queries, by the new model: `.npz`, a folder of `.npy`, `.parquet` or a folder of "
-        "it, `.safetensors` or `.pt`, with `embeddings`, `labels` and perhaps `ids` (numbers or texts) and `sigma`",
+        doc="embedding file of the queries, by the new model, in any form of data.md: `embeddings`, `labels` and "
+        "perhaps `ids` (numbers or texts) and `sigma`",
         path="input",
     )
     gallery: str = key(doc="embedding file of the gallery; its `sigma` serves the sigma order", path="input")

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import torch
 
-from data.embedding_files import read_matrix
 from data.embeddings import EmbeddingSet, read_embeddings
 from data.items import numbers_of_gallery
-from data.lance_tables import calibration_of_table, is_table
+from data.sources.arrays import read_matrix
+from data.sources.lance_tables import calibration_of_table, is_table
 from evaluation.config import EmbeddingsParams, EvalParams
 from utils.errors import UserError
 

@@ -196,6 +196,7 @@ def check_inputs(description: Description, old_dim: int, side_info_dim: int | No
     """
     arguments = description.get("transformation", description)["arguments"]  # of a refined one, those within
     takes_old, takes_side = arguments["old_embedding_dim"], arguments["side_info_dim"]
+    old_dim = takes_old if old_dim == arguments.get("wider_old_dim") else old_dim
     stand_in = takes_old if TRANSFORMATIONS[arguments["arch"]].old_stands_in else 0
     fitted_to = arguments.get("residual_inputs")  # the sum of both, where there is such a head
     expected = stand_in if side_info_dim is None else side_info_dim

@@ -12,7 +12,7 @@ from torch import nn
 from models.baselines import ProcrustesTransformation, ResidualMLP, RidgeTransformation
 from models.config import TransformationArch
 from models.standardisation import Standardisation
-from models.transformed import Transformation, Transformed
+from models.transformed import Prefix, Transformation, Transformed
 from utils.config import unknown_choice
 from utils.errors import UserError
 
@@ -106,6 +106,8 @@ def build_transformation(
     normalised: bool | int = False,
     standardised: bool | int = False,
     residual_inputs: int = 0,
+    wider_old_dim: int = 0,
+    unit_prefix: bool | int = False,
     **options: int,
 ) -> Transformation:
     """Build the transformation that the registry knows as `arch`, by its own name or ml-fct's.
@@ -114,6 +116,8 @@ def build_transformation(
         normalised: give h the length 1.
         standardised: make room for the means and scales of the embeddings.
         residual_inputs: dimension of what a residual head takes, old embedding and side-information; 0 for no head.
+        wider_old_dim: dimension of old embeddings whose first ones it takes; 0 where it takes all.
+        unit_prefix: give these the length 1.
         options: of the transformation's own: dimensions and widths.
 
     Raises:
@@ -127,6 +131,8 @@ def build_transformation(
     if standardised:
         dims = {role: options[name] for role, name in DIMENSIONS.items()}
         transformation.standards = nn.ModuleDict({role: Standardisation(dim) for role, dim in dims.items()})
+    if wider_old_dim:
+        transformation.prefix = Prefix(options["old_embedding_dim"], wider_old_dim, bool(unit_prefix))
     if residual_inputs:
         transformation.residual_head = nn.Linear(residual_inputs, 1)
     return transformation

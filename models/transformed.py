@@ -17,6 +17,14 @@ class Transformed(NamedTuple):
     log_variance: torch.Tensor | None  # (B, sigma_dim); None from a transformation without uncertainty
 
 
+class Prefix(NamedTuple):
+    """The first dimensions of wider embeddings, as Matryoshka models give them to be used."""
+
+    dim: int
+    wider: int  # the dimension of which they are the first
+    unit: bool  # they are given the length 1 again
+
+
 class Transformation(nn.Module, ABC):
     """h(old embedding, side-information) -> new embedding.
 
@@ -39,13 +47,14 @@ class Transformation(nn.Module, ABC):
         self.normalised = False
         self.residual_head: nn.Linear | None = None
         self.standards: nn.ModuleDict | None = None  # old, side_info, new
+        self.prefix: Prefix | None = None  # of the old embeddings
 
     def forward(self, old: torch.Tensor, side_info: torch.Tensor | None = None) -> Transformed:
         """Old embeddings (B, d_old), side-information (B, d_side) -> h (B, d_new), log variance (B, sigma_dim).
 
-        (B, d, 1, 1) inputs are taken too.
+        (B, d, 1, 1) inputs are taken too, and with a `prefix` the wider old embeddings that it is of.
         """
-        old, side_info = old.flatten(1), None if side_info is None else side_info.flatten(1)
+        old, side_info = self._prefix_of(old.flatten(1)), None if side_info is None else side_info.flatten(1)
         h, log_variance = self._in_its_scale(old, side_info)
         if self.residual_head is not None:
             log_variance = self.residual_head(joined(old, side_info))
@@ -54,6 +63,12 @@ class Transformation(nn.Module, ABC):
     def placed(self, h: torch.Tensor) -> torch.Tensor:
         """h (B, d) as it is given: of length 1 where `normalised`."""
         return F.normalize(h, dim=1) if self.normalised else h
+
+    def _prefix_of(self, old: torch.Tensor) -> torch.Tensor:
+        if self.prefix is None or old.shape[1] != self.prefix.wider:
+            return old
+        old = old[:, : self.prefix.dim]
+        return F.normalize(old.float(), dim=1) if self.prefix.unit else old
 
     def _in_its_scale(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
         if self.standards is None:

@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from data.items import Array
 from data.lengths import about_zeros
+from data.sources.embeddings import Source, open_source, stated_space
+from data.sources.rows import check_finite, parts_of
 from upgrade.columns import number_type, values, vectors_column
-from upgrade.ends.files import Source, open_source, stated_space
-from upgrade.ends.rows import check_finite, parts_of
 from upgrade.old import source_hashes
 from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length
 from upgrade.state import State

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 
 from data.items import Array
-from data.parquet_files import values_of
+from data.sources.parquet_files import values_of
 from upgrade.state import State
 
 

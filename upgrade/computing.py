@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from data.items import Array
-from upgrade.ends.rows import check_finite, parts_of
+from data.sources.rows import check_finite, parts_of
 from upgrade.spaces import are_zero, unit_rows
 from upgrade.state import State
 from utils.errors import UserError

@@ -128,6 +128,15 @@ class UpgradeConfig:
         doc="export to .faiss: index factory string; Flat keeps the type of the embeddings, approximate ones are "
         "trained on a sample",
     )
+    quantise: Literal["int8", "uint8", "binary", "ubinary"] | None = key(
+        None, doc="export to .npz: as sentence-transformers' quantize_embeddings"
+    )
+    ranges: str | None = key(
+        None,
+        doc="quantise: `ranges` (2, dimension) in .npz or an .npy, by which the new model's int8 or uint8 embeddings "
+        "are made; null: the least and largest values of the items that are re-embedded",
+        path="any",
+    )
     verify: bool = key(
         False, doc="status: also compare every row with the old gallery and the transformation; also --verify"
     )

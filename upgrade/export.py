@@ -14,6 +14,8 @@ from pyarrow import parquet
 from tqdm import tqdm
 
 from data.items import Array
+from data.sources.arrays import read_matrix
+from data.sources.quantisation import PRECISIONS, quantised
 from upgrade.columns import values
 from upgrade.config import UpgradeConfig
 from upgrade.inputs import open_old
@@ -38,7 +40,7 @@ def export(table: Table, config: UpgradeConfig) -> list[str]:
         raise UserError("to: is missing; name what to write: export --to FILE, --pairs NAME or --next FILE.npy")
     lines = []
     if config.to is not None:
-        lines.append(_export_gallery(table, Path(config.to), config.index, config.seed))
+        lines.append(_export_gallery(table, Path(config.to), config))
     if config.pairs is not None:
         lines += _export_pairs(table, config, config.pairs.removesuffix(".npz"), config.limit or PAIRS)
     if config.next is not None:
@@ -46,16 +48,19 @@ def export(table: Table, config: UpgradeConfig) -> list[str]:
     return lines
 
 
-def _export_gallery(table: Table, path: Path, index: str, seed: int) -> str:
+def _export_gallery(table: Table, path: Path, config: UpgradeConfig) -> str:
     if path.suffix not in (".npz", ".parquet", ".faiss"):
         raise UserError(f"to: {path} should be .npz, .parquet or .faiss")
+    if config.quantise is not None and path.suffix != ".npz":
+        raise UserError(f"quantise: is for .npz, not {path}; FAISS indexes have `index`, SQ8 say")
+    ranges = None if config.quantise in (None, "binary", "ubinary") else _ranges(table, config.ranges)
     with atomic_path(path) as temporary:
         if path.suffix == ".faiss":
-            _write_index(temporary, table, index, seed)
+            _write_index(temporary, table, config.index, config.seed)
         elif path.suffix == ".parquet":
             _write_parquet(temporary, table)
         else:
-            _write_npz(temporary, table)
+            _write_npz(temporary, table, config.quantise, ranges)
     calibrated = (
         " with the coordinate of the calibration" if path.suffix == ".faiss" and table.state.calibration else ""
     )
@@ -73,14 +78,31 @@ def _parts(table: Table, columns: list[str]) -> Iterator[pa.Table]:
             bar.update(part.num_rows)
 
 
-def _write_npz(path: Path, table: Table) -> None:
-    """An array at a time, a part at a time."""
-    rows, ids = table.dataset.count_rows(), table.all_ids()
+def _ranges(table: Table, path: str | None) -> Array:
+    """The ranges (2, d) in a file, or those of the rows that are re-embedded."""
+    if path is not None:
+        ranges = read_matrix(path, "ranges", where="ranges", dim=table.state.dim).numpy()
+        if len(ranges) != 2 or (ranges[0] > ranges[1]).any():
+            raise UserError(f"ranges: {path}: should be (2, {table.state.dim}), the least values and then the largest")
+        return ranges
+    rows = table.dataset.to_batches(columns=["embedding"], filter="batch > 0")
+    ends = [np.stack([found.min(0), found.max(0)]) for part in rows if len(found := values(part["embedding"]))]
+    if not ends:
+        raise UserError("ranges: is missing: no item is re-embedded, from whose values they could be taken")
+    return np.stack([np.min(ends, 0)[0], np.max(ends, 0)[1]]).astype(np.float32)
+
+
+def _write_npz(path: Path, table: Table, precision: str | None, ranges: Array | None) -> None:
+    """An array at a time, a part at a time; of quantised embeddings also what their bytes mean."""
+    rows, ids, dim = table.dataset.count_rows(), table.all_ids(), table.state.dim
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for column in _columns(table):
             kind = {"id": ids.dtype, "embedding": np.dtype(table.state.dtype), "sigma": np.dtype(np.float32)}
             dtype = kind.get(column, np.dtype(np.int32 if column == "batch" else np.int64))
-            shape = (rows, table.state.dim) if column == "embedding" else (rows,)
+            shape = (rows, dim) if column == "embedding" else (rows,)
+            packs = precision if column == "embedding" else None
+            if packs is not None:
+                dtype, shape = np.dtype(PRECISIONS[packs]), (rows, -(-dim // 8) if ranges is None else dim)
             header = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
             with archive.open(f"{NAMES[column]}.npy", "w", force_zip64=True) as member:
                 npy.write_array_header_1_0(member, header)
@@ -88,7 +110,13 @@ def _write_npz(path: Path, table: Table) -> None:
                     member.write(ids.tobytes())
                     continue
                 for part in _parts(table, ["id", column]):
-                    member.write(np.ascontiguousarray(values(part[column]), dtype).tobytes())
+                    found = values(part[column])
+                    found = found if packs is None else quantised(found, packs, ranges)
+                    member.write(np.ascontiguousarray(found, dtype).tobytes())
+        if precision is not None:
+            name, said = ("bits", np.array(dim)) if ranges is None else ("ranges", ranges)
+            with archive.open(f"{name}.npy", "w") as member:
+                npy.write_array(member, said)
 
 
 def _write_parquet(path: Path, table: Table) -> None:

@@ -8,11 +8,11 @@ from typing import cast
 import torch
 from torch import nn
 
+from data.sources.embeddings import open_source, stated_space
 from models.model_files import Description, build_model, calibration_of, read_description
 from models.transformed import Transformation
 from upgrade.config import UpgradeConfig
 from upgrade.ends import open_store
-from upgrade.ends.files import open_source, stated_space
 from upgrade.old import Old, check_distinct, old_files, old_store
 from upgrade.spaces import check_stated
 from upgrade.state import State

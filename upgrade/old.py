@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 
 from data.items import Array
+from data.sources.embeddings import Source
+from data.sources.ids import scrambled, text_keys
+from data.sources.rows import Rows, check_finite, parts_of
 from upgrade.columns import values
 from upgrade.ends import Store
-from upgrade.ends.files import Source
-from upgrade.ends.ids import scrambled, text_keys
-from upgrade.ends.rows import Rows, check_finite, parts_of
 from upgrade.spaces import check_lengths, have_unit_length
 from utils.errors import UserError
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.sources.embeddings import Source, open_source
+from data.sources.rows import parts_of
 from retrieval import backfilling_order, cutoffs
 from retrieval.prediction import Curve, predict_map, predict_recall
 from upgrade.computing import transform_rows
 from upgrade.config import PlanParams, UpgradeConfig
-from upgrade.ends.files import Source, open_source
-from upgrade.ends.rows import parts_of
 from upgrade.inputs import output_of, present_transformation
 from upgrade.old import read_checked
 from upgrade.priorities import Chosen

@@ -7,14 +7,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from data.embedding_files import read_matrix
 from data.items import Array
+from data.sources.arrays import read_matrix
+from data.sources.ids import scrambled, text_keys
 from retrieval import EVEN_SPREAD, class_spread
 from retrieval.orders.by_class import confidence
 from retrieval.orders.evidence import Evidence
 from upgrade.columns import values
 from upgrade.config import UpgradeConfig
-from upgrade.ends.ids import scrambled, text_keys
 from upgrade.refusals import lance_errors
 from upgrade.table import Counts, Operation, Table
 from utils.errors import UserError

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from data.items import Array
 from data.lengths import LENGTH_TOLERANCE, lengths_of
-from upgrade.ends.rows import Array
 from utils.errors import UserError
 
 

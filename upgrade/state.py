@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from data.lance_tables import STATE, state_of
+from data.sources.lance_tables import STATE, state_of
 from retrieval import Calibration
 from utils.errors import UserError
 

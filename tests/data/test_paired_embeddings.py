@@ -20,7 +20,14 @@ IDS, LABELS = np.arange(N) * 7, RNG.integers(0, 5, N)
 CLASSIFIER = RNG.normal(size=(5, 3)).astype(np.float32)
 
 
-def read(folder: Path, *, normalised: Any = "auto", **files: Any) -> PairedEmbeddings:
+def read(
+    folder: Path,
+    *,
+    normalised: Any = "auto",
+    old_dim: Any = None,
+    new_dim: Any = None,
+    **files: Any,
+) -> PairedEmbeddings:
     """Read files of these arrays: several by name, or one alone in a `.npy`; by default OLD and NEW with IDS."""
     paths: dict[str, Any] = {}
     for name, arrays in (
@@ -31,7 +38,7 @@ def read(folder: Path, *, normalised: Any = "auto", **files: Any) -> PairedEmbed
             write_arrays(paths[name], arrays)
         else:
             np.save(paths[name], arrays)
-    return read_paired_embeddings(PairedFiles(**paths, normalised=normalised))
+    return read_paired_embeddings(PairedFiles(**paths, normalised=normalised, old_dim=old_dim, new_dim=new_dim))
 
 
 def new_with(**arrays: Any) -> dict[str, Any]:
@@ -120,7 +127,7 @@ BARE_OLD = {"embeddings": OLD, "labels": LABELS}
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"new": new_with(embeddings=NAN)}, r"new: .*new\.npz: row 17 is not finite"),
+        ({"new": new_with(embeddings=NAN)}, r"new: .*new\.npz: row 17 holds NaN or infinity"),
         ({"old": {"embeddings": 0 * OLD}}, r"old: .*old\.npz: all 30 rows are zero vectors"),
         (
             {"new": {"embeddings": NEW[:-1], "ids": IDS[:-1]}},
@@ -186,3 +193,20 @@ def test_without_ids_rows_are_paired_by_place(tmp_path: Path) -> None:
     assert np.array_equal(paired.embeddings["old"].numpy(), OLD)
     assert np.array_equal(paired.embeddings["new"].numpy(), NEW)
     assert np.array_equal(classes_of(paired), LABELS)
+
+
+def test_prefixes_get_the_length_one_where_the_files_have_it(tmp_path: Path) -> None:
+    """By hand, in float64."""
+    old = OLD / np.linalg.norm(OLD, axis=1, keepdims=True)
+    for new, unit in ((NEW, False), (UNIT, True)):
+        paired = read(tmp_path, old={"embeddings": old, "ids": IDS}, new=new_with(embeddings=new), old_dim=2, new_dim=2)
+        assert paired.dims == {"old": 2, "new": 2}
+        assert dict(paired.wider) == {"old": (4, True), "new": (3, unit)}
+        assert paired.normalised == unit
+        for role, rows, renormalised in (("old", old, True), ("new", new, unit)):
+            cut = rows[:, :2].astype(np.float64)
+            cut = cut / np.sqrt((cut**2).sum(1, keepdims=True)) if renormalised else cut
+            assert np.allclose(paired.embeddings[role].numpy(), cut, atol=1e-6)
+    assert read(tmp_path, old_dim=4, new_dim=3).wider == {}
+    with pytest.raises(UserError, match=r"new_dim: is 4, but new: .*new.npz is 3-d"):
+        read(tmp_path, new_dim=4)

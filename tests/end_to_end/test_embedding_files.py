@@ -219,7 +219,7 @@ def test_two_processes_stop_early_together(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["old=none.npz"], "files.yaml: old: there is no none.npz"),
-        (["new=side.npz", "old=labels.npy"], "old: labels.npy is no"),
+        (["new=side.npz", "old=labels.npy"], "old: labels.npy: embeddings should be (n, d) floating point, got (120,)"),
         (["method=fastfil"], "files.yaml: method: unknown 'fastfil'; did you mean fastfill?"),
         (["method=fastfill"], "objective_params.uncertainty_loss: is missing"),
         (["method=ridge", "sigma_dim=1"], "sigma_dim: ridge has no uncertainty; use fastfill or leave it out"),

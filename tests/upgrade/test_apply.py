@@ -143,10 +143,12 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"embeddings": np.full((3, NEW_DIM), np.nan, np.float32)}, "bad.npz: row 0 holds NaN or infinity"),
     ({"embeddings": np.full((3, NEW_DIM), 1e6, np.float32)}, "bad.npz: holds values beyond 65504"),
     ({"embeddings": np.zeros((3, NEW_DIM + 1), np.float32)}, "is 6-d, but the gallery's embeddings are 5-d"),
-    ({"embeddings": np.zeros((3, NEW_DIM))}, "embeddings should be (n, d) float16 or float32, got (3, 5) float64"),
+    ({"embeddings": np.zeros((3, NEW_DIM), int)}, "embeddings should be (n, d) floating point, got (3, 5) int64"),
+    ({"embeddings": np.zeros((3, NEW_DIM), np.int8)}, "bad.npz: its embeddings are (3, 5) int8:\nsay what they mean"),
+    ({"embeddings": np.zeros((3, 2, NEW_DIM), np.float32)}, "embeddings are (3, 2, 5): several vectors an item"),
     ({"ids": np.array([IDS[0], 10**9, 10**9 + 1])}, "bad.npz: the gallery has no id 1000000000 (2 unknown ids"),
     ({"ids": np.array([IDS[0], IDS[1], IDS[0]])}, f"bad.npz: has two different embeddings of the id {IDS[0]}"),
-    ({"ids": np.arange(3) + 0.5}, "ids should be (3,) whole numbers, got (3,) float64"),
+    ({"ids": np.arange(3) + 0.5}, "ids should be (n,) whole numbers or texts (ids.astype(str)), got (3,)"),
 ]
 
 

@@ -42,6 +42,35 @@ def test_a_file_holds_what_the_table_holds(
         assert np.array_equal(found.labels.numpy(), values(content["label"]))
 
 
+@pytest.mark.parametrize("precision", ["int8", "uint8", "binary", "ubinary"])
+def test_a_quantised_file_stands_for_what_the_table_holds(case: Case, precision: str) -> None:
+    """By the ranges of what is re-embedded, or by those in a file."""
+    case.run("transform")
+    quantise = ("export", "--to", "gallery.npz", f"quantise={precision}")
+    if precision.endswith("int8"):
+        assert "ranges: is missing: no item is re-embedded" in case.refuse(*quantise)
+    case.run("apply", "--batch", case.write_batch("batch.npz", np.arange(0, N, 3)))
+    case.run(*quantise)
+    held = values(case.content()["embedding"]).astype(np.float32)
+    content, found = np.load(case.folder / "gallery.npz"), read_embeddings(case.folder / "gallery.npz", where="x")
+    assert found.ids is not None
+    assert found.ids.tolist() == case.content()["id"].to_pylist()
+    if precision.endswith("binary"):
+        assert content["embeddings"].dtype == (np.int8 if precision == "binary" else np.uint8)
+        assert np.array_equal(found.embeddings.numpy() > 0, held > 0)
+        return
+    low, high = case.new[::3].min(0), case.new[::3].max(0)
+    assert np.array_equal(content["ranges"], [low, high])
+    assert (np.abs(found.embeddings.numpy() - held.clip(low, high)) <= 1.01 * (high - low) / 255).all()
+    np.save(case.folder / "ranges.npy", np.stack([low - 9, high + 9]))
+    case.run(*quantise, "ranges=ranges.npy")
+    wide = read_embeddings(case.folder / "gallery.npz", where="x").embeddings.numpy()
+    assert (np.abs(wide - held) <= 1.01 * (high - low + 18) / 255).all()
+    np.save(case.folder / "ranges.npy", np.stack([high, low]))
+    assert "ranges.npy: should be (2, 5), the least values" in case.refuse(*quantise, "ranges=ranges.npy")
+    assert "quantise: is for .npz" in case.refuse("export", "--to", "g.parquet", f"quantise={precision}")
+
+
 def read_index(case: Case, name: str = "gallery.faiss") -> Any:
     """An index that has each id once."""
     index = faiss.read_index(str(case.folder / name))

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.sources.embeddings import open_source
+from data.sources.ids import text_keys
+from data.sources.rows import parts_of
 from tests.upgrade.conftest import CONFIG, IDS, NEW_DIM, OLD_DIM, Case, N, make_case, write_transformation
-from upgrade.ends.files import open_source
-from upgrade.ends.ids import text_keys
-from upgrade.ends.rows import parts_of
 from utils.errors import UserError
 
 ORDER = np.random.default_rng(0).permutation(N)
@@ -146,8 +146,8 @@ def test_texts_are_compared_as_a_whole(case: Case) -> None:
 def test_texts_are_found_and_joined_whatever_their_keys(
     case: Case, kinds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("ends.ids", "old"):
-        monkeypatch.setattr(f"upgrade.{module}.text_keys", lambda texts: text_keys(texts) % np.uint64(kinds))
+    for module in ("data.sources.ids", "upgrade.old"):
+        monkeypatch.setattr(f"{module}.text_keys", lambda texts: text_keys(texts) % np.uint64(kinds))
     with_texts(case).run("transform")
     asked = np.append(TEXTS[ORDER], ["not there", ""])
     place, found = case.table().lookup(asked, ["batch"])
@@ -179,7 +179,7 @@ def test_keys_do_not_depend_on_the_width_and_hardly_ever_meet() -> None:
 
 def test_objects_and_texts_that_occur_twice_are_refused(case: Case) -> None:
     case.write_old(ids=TEXTS.astype(object))
-    message = "its array holds Python objects; write ids that are text with ids.astype(str)"
+    message = "its array holds Python objects; save texts with .astype(str)"
     assert message in case.refuse("transform")
     np.savez(case.folder / "old.npz", embeddings=case.old)
     np.save(case.folder / "ids.npy", TEXTS.astype(object))

@@ -1,6 +1,7 @@
 """A sample of paired embeddings, divided: pairs to train on, and some that are held out."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 
@@ -24,6 +25,7 @@ class FittingData:
     dims: dict[str, int]  # of each role's embeddings
     classifier: torch.Tensor | None  # (C, d_new)
     normalised: bool
+    wider: Mapping[str, tuple[int, bool]] = field(default_factory=dict)  # as of `PairedEmbeddings`
 
     @property
     def has_labels(self) -> bool:
@@ -72,6 +74,7 @@ def fitting_data(
         training.dims,
         given_or_fitted_classifier(training, held_out, config, world),
         training.normalised,
+        training.wider,
     )
 
 

@@ -72,6 +72,8 @@ def fit(config: FitConfig, data: FittingData, score: Score, world: World, preemp
     torch.manual_seed(config.seed)
     held_out = data.held_out if config.held_out else None
     arguments = {**transformation_arguments(config.arch_params, data.dims), "normalised": data.normalised}
+    if "old" in data.wider:
+        arguments["wider_old_dim"], arguments["unit_prefix"] = data.wider["old"]
     if held_out is not None and config.method not in CLOSED_FORMS:
         arguments["standardised"] = True
     transformation = build_transformation(**arguments)
@@ -155,6 +157,7 @@ def outcome(data: FittingData, fitted: dict[str, Fitted]) -> dict[str, Any]:
     return {
         "dims": data.dims,
         "normalised": data.normalised,
+        "wider": {role: {"dim": dim, "of_length_1": unit} for role, (dim, unit) in data.wider.items()},
         "pairs": {
             "training": len(data.training),
             "held_out": 0 if data.held_out is None else len(data.held_out.labels),

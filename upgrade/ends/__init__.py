@@ -1,4 +1,4 @@
-"""Where galleries are kept: files that are read and written, and stores that an upgrade is pushed to."""
+"""Where galleries are kept: stores that old vectors are read from, and that an upgrade is pushed to."""
 
 import importlib
 from typing import Any

@@ -1,4 +1,4 @@
-"""Lance tables of embeddings as embedding files, among them galleries that upgrade_gallery.py has made.
+"""Lance tables of embeddings, among them galleries that upgrade_gallery.py has made.
 
 A table has the columns id, embedding and perhaps label and sigma. What an upgrade says of itself is JSON in the
 metadata of its schema, and `batch` tells what each row holds: 0 what the transformation made, k what batch k brought.
@@ -6,13 +6,15 @@ metadata of its schema, and `batch` tells what each row holds: 0 what the transf
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from data.items import Array
-from data.parquet_files import columns_of, values_of
+from data.sources.parquet_files import columns_of, values_of
+from data.sources.rows import Rows, by_numbers, in_memory
 from utils.errors import UserError
 from utils.extras import load_extra
 
@@ -26,33 +28,33 @@ def is_table(path: str | Path) -> bool:
     return (Path(path) / "_versions").is_dir()
 
 
-def read_table(path: Path, names: Sequence[str], *, where: str) -> dict[str, Array]:
-    """Those of the named arrays that a table has, in one order; of an upgrade also `re_embedded` (n,) bool.
-
-    Raises:
-        UserError: an upgrade whose transformation is not finished, or pylance is not installed.
-        ValueError, OSError: it cannot be read, or a column is of something else.
-    """
+def open_table(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
+    """As `open_parquet`, the columns of a Lance table; of an upgrade, which must be ready, also `re_embedded` (n,)."""
     dataset = load_extra("lance", where=where).dataset(str(path))
     state = state_of(dataset.schema.metadata)
     if state is not None and state["stage"] != READY:
         raise UserError(f"{where}: is not fully transformed yet; run `upgrade_gallery.py transform` again")
-    found = columns_of(dataset.schema.names, names)
-    columns = list(found.values()) + (["batch"] if state is not None else [])
-    table = dataset.to_table(columns=columns)
-    if not table.num_rows:
-        return {}
-    arrays = {}
-    for name, column in found.items():
-        if name in ("labels", "sigma") and table[column].null_count == table.num_rows:
+
+    def take(column: str, index: Array) -> Array:
+        return _values_in(dataset.take(index, columns=[column])[column])
+
+    found: dict[str, Rows] = {}
+    count = dataset.count_rows()
+    for name, column in columns_of(dataset.schema.names, names).items():
+        if name == names[0] and count:
+            first = take(column, np.arange(1))
+            found[name] = by_numbers((count, *first.shape[1:]), first.dtype, partial(take, column))
             continue
-        try:
-            arrays[name] = np.concatenate([values_of(chunk) for chunk in table[column].chunks])
-        except ValueError as error:
-            raise ValueError(f"{column}: {error}") from None
+        values = dataset.to_table(columns=[column])[column]
+        if not (name in ("labels", "sigma") and values.null_count == count):
+            found[name] = in_memory(_values_in(values))
     if state is not None:
-        arrays[RE_EMBEDDED] = table["batch"].to_numpy() > 0
-    return arrays
+        found[RE_EMBEDDED] = in_memory(dataset.to_table(columns=["batch"])["batch"].to_numpy() > 0)
+    return found
+
+
+def _values_in(column: Any) -> Array:
+    return np.concatenate([values_of(chunk) for chunk in column.chunks if len(chunk)] or [np.empty(0)])
 
 
 def calibration_of_table(path: Path, *, where: str) -> dict[str, float] | None:
