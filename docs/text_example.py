@@ -151,9 +151,7 @@ def main() -> None:
     batch = steps.add_parser("batch", help="embed texts by their ids")
     searched = steps.add_parser("search", help="search the gallery")
     for step in (prepared, batch, searched):
-        step.add_argument(
-            "texts", help="CSV file with the columns id, text and perhaps label"
-        )
+        step.add_argument("texts", help="CSV file with the columns id, text and perhaps label")
         step.add_argument("--new", default=NEW[0], help="new model: `new`, or one of sentence-transformers'")
     prepared.add_argument("folder", type=Path, help="of the embeddings")
     prepared.add_argument("--old", default=OLD[0], help="old model")

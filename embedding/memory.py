@@ -1,12 +1,13 @@
 """How many images a network takes at once: as many as fit into the memory that is free.
 
-What a pass needs is counted, not measured: the bytes that are live after each of its operations. They are linear in the
-number of images, so two small passes tell them for any number. On a GPU, where kernels take workspaces as they please,
-a training step is tried out instead.
+What a pass needs is counted, not measured: the bytes that are live after each of its operations, in fp32 where bf16 is
+emulated. They are linear in the number of images, so two small passes tell them for any number. On a GPU, where kernels
+take workspaces as they please, a training step is tried out instead.
 """
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from utils.batches import split_batch
 from utils.distributed import World
 from utils.errors import UserError
 from utils.memory import free_bytes
-from utils.precision import Resolved, autocast, kernels
+from utils.precision import Resolved, autocast, computes_bf16, kernels
 
 FEW = 2  # images of the smaller pass, of which batch normalisation can take statistics
 # Share of the free memory to fill with what is counted. Kernels take workspaces and an allocator leaves gaps: a process
@@ -50,7 +51,8 @@ def most_that_train(module: nn.Module, image: Tensor, count: int, precision: Res
     free = free_bytes(world.device)
     most = count
     if free is not None:
-        most = most_within(int(PLANNED * free) - reserve, run, [*module.parameters()], image, count)
+        counted = run if computes_bf16(world.device) else _training_pass(module, "fp32")
+        most = most_within(int(PLANNED * free) - reserve, counted, [*module.parameters()], image, count)
     return int(world.gather_rows(torch.tensor([most])).min())
 
 
@@ -210,7 +212,8 @@ def _most_that_embed(images: Tensor, run: Pass, models: Iterable[nn.Module], wor
         return len(images)
     present = [tensor for model in models for tensor in (*model.parameters(), *model.buffers())]
     budget = int(PLANNED * free) - images.nbytes  # the next batch
-    most = most_within(budget, run, present, images[:1], len(images))
+    with nullcontext() if computes_bf16(world.device) else autocast("fp32", world.device):
+        most = most_within(budget, run, present, images[:1], len(images))
     if not most:
         raise UserError(
             f"dataset_params.image_size: not even one image of {images.shape[-1]} px fits the {free / 2**30:.1f} GiB "

@@ -18,11 +18,14 @@ def resolve_precision(choice: Precision, device: torch.device) -> Resolved:
     """The precision to compute in. `auto` asks what the device has, so it is the same on every run on a machine."""
     if choice != "auto":
         return choice
+    return "bf16" if computes_bf16(device) else "fp32"
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether a device has bf16 products in hardware. A CPU that has not makes float32 copies of their factors."""
     if device.type == "cuda":
-        fast = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:  # where the system says nothing of its processor: float32 is never wrong
-        fast = not FAST_BF16_FLAGS.isdisjoint(cpu_field("flags").split())
-    return "bf16" if fast else "fp32"
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return not FAST_BF16_FLAGS.isdisjoint(cpu_field("flags").split())  # where it says nothing, float32 is never wrong
 
 
 @contextmanager

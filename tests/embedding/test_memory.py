@@ -109,6 +109,7 @@ from pathlib import Path
 import torch
 from models.resnet import build_backbone
 from embedding.memory import _training_pass, live_bytes
+from utils.precision import computes_bf16
 
 def memory(entry):
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(entry)]
@@ -117,8 +118,9 @@ def memory(entry):
 torch.manual_seed(0)
 module = build_backbone("ResNet18", num_classes=5, stem="cifar", width=0.25).to(memory_format=torch.channels_last)
 run = _training_pass(module, sys.argv[1])
+counted = run if computes_bf16(torch.device("cpu")) else _training_pass(module, "fp32")  # as `most_that_train`
 images = torch.zeros(64, 3, 96, 96).contiguous(memory_format=torch.channels_last)
-few, more = (live_bytes(run, [*module.parameters()], images[:count]) for count in (2, 4))
+few, more = (live_bytes(counted, [*module.parameters()], images[:count]) for count in (2, 4))
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts again
 before = memory("VmRSS")
 run(images)
