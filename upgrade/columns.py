@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from data.items import Array
 from data.parquet_files import values_of
+from upgrade.ends.ids import scrambled, text_keys
 from upgrade.state import State
 
 
@@ -40,3 +41,13 @@ def values(column: pa.ChunkedArray | pa.Array) -> Array:
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     parts = [values_of(chunk) for chunk in chunks if len(chunk)]
     return np.concatenate(parts) if parts else np.empty(0)
+
+
+def id_keys(ids: Array) -> Array:
+    """Ids (m,), whole numbers or texts -> (m,) uint64 without visible order; two texts may have one key."""
+    return text_keys(ids) if ids.dtype.kind == "U" else scrambled(np.ascontiguousarray(ids).view(np.uint64))
+
+
+def digest_of(ids: Array) -> int:
+    """What tells which ids (m,) there are, and how often, in whatever order: those of parts add up, modulo 2^64."""
+    return int(scrambled(id_keys(ids)).sum(dtype=np.uint64))

@@ -1,14 +1,23 @@
 """What a transformation makes of old embeddings, as the table keeps it."""
 
+from collections.abc import Iterator
+
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import nn
 
 from data.items import Array
+from models.folding import folded
+from upgrade.columns import values, vectors_column
 from upgrade.ends.rows import check_finite, parts_of
+from upgrade.inputs import Inputs, memory_named
+from upgrade.old import Chunk
 from upgrade.spaces import are_zero, unit_rows
 from upgrade.state import State
+from upgrade.table import Table
 from utils.errors import UserError
+from utils.precision import Resolved
 
 CPU_BATCH, GPU_BATCH = 1024, 2**18  # rows through the transformation at a time: hidden layers that fit the cache
 
@@ -50,3 +59,59 @@ def transform_rows(
             sigma[start:stop] = output.log_variance.float().mean(1).cpu()
     embeddings[are_zero(inputs[0])] = 0
     return embeddings, sigma
+
+
+def transformed_batches(
+    inputs: Inputs, chunks: Iterator[Chunk], before: Table, device: torch.device
+) -> Iterator[pa.RecordBatch]:
+    """The rows of a table, chunk by chunk.
+
+    Args:
+        inputs: the transformation is moved to the device.
+        chunks: of old embeddings.
+        before: the table as it is, whose rows are kept where they are still right.
+        device: to compute on.
+
+    Raises:
+        UserError: outputs that are not finite, or too little memory.
+    """
+    state, schema = inputs.state, inputs.schema
+    precision: Resolved = "bf16" if state.precision == "bf16" else "fp32"
+    with memory_named():
+        module = folded(inputs.transformation, precision).to(device)
+        for chunk in chunks:
+            where = f"transformation_path: {state.transformation} of {inputs.old.name.partition(': ')[2]}"
+            arrays = [chunk.vectors] if chunk.side_info is None else [chunk.vectors, chunk.side_info]
+            vectors, sigma = transform_rows(module, arrays, state, device, where, chunk.first)
+            columns = {
+                "id": pa.array(chunk.ids),
+                "embedding": vectors_column(vectors),
+                "sigma": pa.nulls(len(vectors), pa.float32()) if sigma is None else pa.array(sigma),
+                "priority": pa.nulls(len(vectors), pa.float32()),
+                "batch": pa.array(np.zeros(len(vectors), np.int32)),
+                "label": None if chunk.labels is None else pa.array(chunk.labels),
+                "source_hash": pa.array(chunk.hashes),
+            }
+            batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
+            yield _kept(batch, before, state) if before.state.stage == "ready" else batch
+
+
+def _kept(batch: pa.RecordBatch, before: Table, state: State) -> pa.RecordBatch:
+    """Rows as they were, where they are re-embedded or of the same transformation, and their item has not changed."""
+    ids, names = values(batch["id"]), ["embedding", "sigma", "priority", "batch", "source_hash"]
+    place, found = before.lookup(ids, names, dense=bool((ids[1:] > ids[:-1]).all()))
+    if not found.num_rows:
+        return batch
+    known = np.flatnonzero(place >= 0)
+    same = values(found["source_hash"])[place[known]] == values(batch["source_hash"])[known]
+    if before.state.transformation_sha256 != state.transformation_sha256:
+        same &= values(found["batch"])[place[known]] > 0
+    kept = known[same]
+    if not len(kept):
+        return batch
+    both = pa.concat_tables([pa.Table.from_batches([batch]).select(["id", *names]), found.select(["id", *names])])
+    rows = np.arange(batch.num_rows)
+    rows[kept] = batch.num_rows + place[kept]
+    taken = both.take(rows)
+    columns = [taken[name].combine_chunks() if name in names else batch[name] for name in batch.schema.names]
+    return pa.RecordBatch.from_arrays(columns, schema=batch.schema)

@@ -88,6 +88,11 @@ class UpgradeConfig:
         doc="about so many rows a fragment of the table: what an interrupted transform repeats",
         minimum=1,
     )
+    engine: Literal["process", "ray"] = key(
+        "process",
+        doc="transform: by this process, or by Ray's tasks on the cores and GPUs of one machine or many; a gallery in "
+        "files that all of them have under the same names",
+    )
     precision: Precision = key("auto", doc="of the transformation's hidden layers")
     order: Order = key(
         "auto",
@@ -147,3 +152,5 @@ class UpgradeConfig:
             raise ValueError("gallery, store: one of the two names the old embeddings")
         if self.store is not None and (self.side_info is not None or self.ids is not None):
             raise ValueError("store: goes with neither ids nor side_info")
+        if self.engine == "ray" and self.store is not None:
+            raise ValueError("engine: ray reads galleries in files; those in a store are transformed by one process")

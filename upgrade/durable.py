@@ -14,6 +14,7 @@ from utils.files import sync
 DATA, VERSIONS = ("data", "_deletions", "_indices"), ("_transactions", "_versions", "_refs")
 FOLDERS = {*DATA, *VERSIONS}  # of a Lance table
 END = b"LANC"  # the last bytes of a manifest
+UNFINISHED = ".tmp"  # what the name of a file begins with that Lance is writing, in another process perhaps
 
 
 def local_folder(uri: str) -> Path | None:
@@ -36,7 +37,8 @@ class Unsynced:
         if self.folder is None:
             return []
         tops = [str(self.folder / name) for name in names]
-        return [f"{place}/{file}" for top in tops for place, _, files in os.walk(top) for file in files]
+        found = ((place, file) for top in tops for place, _, files in os.walk(top) for file in files)
+        return [f"{place}/{file}" for place, file in found if not file.startswith(UNFINISHED)]
 
     def sync_data(self) -> None:
         """Wait until what a commit is to name is on the disk."""

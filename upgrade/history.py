@@ -16,9 +16,9 @@ from upgrade.durable import FOLDERS, local_folder
 from upgrade.inputs import Inputs
 from upgrade.old import Old
 from upgrade.opening import open_table
+from upgrade.parts import rows_pending
 from upgrade.refusals import lance_errors
 from upgrade.table import Operation, Table
-from upgrade.transform import rows_pending
 from utils.errors import UserError
 
 TOLERANCE = 0.01  # of the size of a vector: recomputing in parts of another size is not exact to the byte

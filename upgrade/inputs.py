@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
 
+import pyarrow as pa
 import torch
 from torch import nn
 
 from models.model_files import Description, build_model, calibration_of, read_description
 from models.transformed import Transformation
+from upgrade.columns import schema_of
 from upgrade.config import UpgradeConfig
 from upgrade.ends import open_store
 from upgrade.ends.files import open_source, stated_space
@@ -30,9 +32,18 @@ class Inputs:
     transformation: Transformation
     state: State  # of the table to make
 
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of that table."""
+        return schema_of(self.state, self.old.id_type, self.old.has_labels)
 
-def open_old(config: UpgradeConfig) -> Old:
+
+def open_old(config: UpgradeConfig, *, checked: bool = False) -> Old:
     """Open the old vectors that a config names; stores see to it themselves that ids are distinct.
+
+    Args:
+        config: names them.
+        checked: it is known that no id occurs twice.
 
     Raises:
         UserError: they cannot be read, or the side-information is of other items.
@@ -41,7 +52,8 @@ def open_old(config: UpgradeConfig) -> Old:
         return old_store(open_store(config.store))
     assert config.gallery is not None
     source = open_source(config.gallery, where="gallery", ids=config.ids)
-    check_distinct(source)
+    if not checked:
+        check_distinct(source)
     side_info = None if config.side_info is None else open_source(config.side_info, where="side_info")
     side_info = None if side_info is None else side_info.in_order_of(source, "side_info")
     old = old_files(source, side_info)
@@ -49,13 +61,13 @@ def open_old(config: UpgradeConfig) -> Old:
     return old
 
 
-def open_inputs(config: UpgradeConfig, device: torch.device) -> Inputs:
-    """Open what a config names; the state is that of the table to make.
+def open_inputs(config: UpgradeConfig, device: torch.device, *, checked: bool = False) -> Inputs:
+    """Open what a config names, see `open_old`; the state is that of the table to make.
 
     Raises:
         UserError: a file that cannot be read, or files that do not fit together.
     """
-    old = open_old(config)
+    old = open_old(config, checked=checked)
     description = _describe_transformation(config.transformation_path)
     normalised = _is_normalised(config, description)
     transformation = cast(Transformation, build_model(description, where="transformation_path"))

@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 
 from data.items import Array
-from upgrade.columns import values
+from upgrade.columns import digest_of, id_keys, values
 from upgrade.ends import Store
 from upgrade.ends.files import Source
-from upgrade.ends.ids import scrambled, text_keys
 from upgrade.ends.rows import Rows, check_finite, parts_of
 from upgrade.spaces import check_lengths, have_unit_length
 from utils.errors import UserError
@@ -52,28 +51,32 @@ class Old:
     has_labels: bool
     unit: bool  # whether all vectors that are not zero have length 1
     side_dim: int | None
-    read: Callable[[int, int, Any], Iterator[Chunk]]
+    read: Callable[[int, int, int | None, Any], Iterator[Chunk]]
+    digest: Callable[[], int] | None = None  # see `digest_of`; None where it would take another reading of everything
 
-    def chunks(self, rows: int, *, skip: int = 0, after: Any = None) -> Iterator[Chunk]:
-        """All chunks of so many rows, but for the first `skip` rows, the last of which has the id `after`.
+    def chunks(self, rows: int, start: int = 0, stop: int | None = None, after: Any = None) -> Iterator[Chunk]:
+        """Chunks of so many rows, from row `start` on, before which comes the id `after`, up to row `stop` or the end.
 
         Raises:
             UserError: a row is not finite, or not of length 1 where all should be.
         """
-        return self.read(rows, skip, after)
+        return self.read(rows, start, stop, after)
 
 
 def old_files(source: Source, side_info: Source | None) -> Old:
     """A gallery in files, and side-information in the same order."""
     unit = have_unit_length(_sample(source.vectors))
 
-    def read(rows: int, skip: int, after: Any) -> Iterator[Chunk]:
-        for start, stop in parts_of(len(source) - skip, rows):
-            start, stop = start + skip, stop + skip
+    def ids(start: int, stop: int) -> Array:
+        return np.arange(start, stop) if source.ids is None else source.ids.read(start, stop)
+
+    def read(rows: int, first: int, end: int | None, after: Any) -> Iterator[Chunk]:
+        for start, stop in parts_of((len(source) if end is None else end) - first, rows):
+            start, stop = start + first, stop + first
             vectors = read_checked(source.vectors, f"gallery: {source.path}", start, stop, unit=unit)
             yield Chunk(
                 start,
-                np.arange(start, stop) if source.ids is None else source.ids.read(start, stop),
+                ids(start, stop),
                 vectors,
                 None if source.labels is None else source.labels.read(start, stop),
                 None if side_info is None else read_checked(side_info.vectors, "side_info", start, stop),
@@ -91,6 +94,7 @@ def old_files(source: Source, side_info: Source | None) -> Old:
         unit=unit,
         side_dim=None if side_info is None else side_info.dim,
         read=read,
+        digest=lambda: sum(digest_of(ids(*part)) for part in parts_of(len(source))) % 2**64,
     )
 
 
@@ -107,7 +111,7 @@ def old_store(store: Store) -> Old:
         raise UserError(f"{name}: has no row with an old vector")
     has_labels, unit = "label" in first.schema.names, have_unit_length(values(first["embedding"]))
 
-    def read(rows: int, skip: int, after: Any) -> Iterator[Chunk]:
+    def read(rows: int, start: int, stop: int | None, after: Any) -> Iterator[Chunk]:
         number, last = 0, None
         for batch in store.read_old(rows):
             ids, vectors = values(batch["id"]), values(batch["embedding"]).astype(np.float32)
@@ -161,7 +165,7 @@ def check_distinct(source: Source) -> None:
         found = []
         for part in parts_of(len(source)):
             ids = source.ids.read(*part)
-            keys = text_keys(ids) if source.has_text_ids else scrambled(ids.view(np.uint64))
+            keys = id_keys(ids)
             found.append(keys[keys % passes == number])
         keys = np.sort(np.concatenate(found))
         again = np.unique(keys[1:][keys[1:] == keys[:-1]])
@@ -175,8 +179,7 @@ def _check_alike(source: Source, keys: Array) -> None:
     assert source.ids is not None
     for part in parts_of(len(source)):
         ids = source.ids.read(*part)
-        own = text_keys(ids) if source.has_text_ids else scrambled(ids.view(np.uint64))
-        for item in ids[np.isin(own, keys)].tolist():
+        for item in ids[np.isin(id_keys(ids), keys)].tolist():
             if item in seen:
                 raise UserError(f"gallery: {source.path}: the id {item} occurs more than once")
             seen.add(item)

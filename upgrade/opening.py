@@ -80,3 +80,8 @@ def open_table(uri: str, *, unfinished: bool = False) -> Table:
     if table.state.stage != "ready" and not unfinished:
         raise UserError(f"output: {uri} is not fully transformed yet; run `upgrade_gallery.py transform` again")
     return table
+
+
+def table_at(uri: str, version: int) -> Table:
+    """A version of a table whose newest one another process has open."""
+    return Table(uri, lance.dataset(uri, version=version), Unsynced(local_folder(uri)))

@@ -22,10 +22,11 @@ import lance
 import numpy as np
 import pyarrow as pa
 from lance.dataset import Transaction
+from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
 from data.items import Array
-from upgrade.columns import values
+from upgrade.columns import digest_of, values
 from upgrade.durable import Unsynced
 from upgrade.refusals import at_once, lance_errors
 from upgrade.state import State, read_state
@@ -232,6 +233,12 @@ class Table:
         except BaseException as error:
             raise (failed[0] if failed else error) from None
         return fragment
+
+    def digest_of_fragment(self, fragment: FragmentMetadata) -> int:
+        """The `digest_of` the ids that a fragment holds, as they are read from its file."""
+        reader = LanceFileReader(f"{self.uri}/data/{fragment.files[0].path}", columns=["id"])
+        batches = reader.read_all(batch_size=SCANNED).to_batches()
+        return sum(digest_of(values(batch["id"])) for batch in batches) % 2**64
 
     def needs_care(self) -> bool:
         """Whether so many fragments have come that the index and the fragments are better made anew."""
