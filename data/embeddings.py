@@ -10,7 +10,7 @@ import torch
 
 from data.embedding_files import read_arrays, write_named_arrays
 from data.items import Array, Items, matching_rows
-from data.lance_tables import RE_EMBEDDED
+from data.lance_tables import CALIBRATION, RE_EMBEDDED
 from utils.errors import UserError
 
 ARRAYS = ("embeddings", "ids", "labels", "sigma")
@@ -31,6 +31,7 @@ class EmbeddingSet:
     # (n,) int64, of the two sets of an evaluation: items of the same number are the same item.
     numbers: torch.Tensor | None = None
     re_embedded: torch.Tensor | None = None  # (n,) bool, of a gallery in the middle of its upgrade
+    calibration: torch.Tensor | None = None  # (n,) float32, of one whose items have one each
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -114,6 +115,7 @@ def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
         labels=checked_labels(arrays["labels"], where) if "labels" in arrays else None,
         log_variance=None if sigma is None else torch.from_numpy(sigma.astype(np.float32)),
         re_embedded=torch.from_numpy(arrays[RE_EMBEDDED]) if RE_EMBEDDED in arrays else None,
+        calibration=torch.from_numpy(arrays[CALIBRATION]) if CALIBRATION in arrays else None,
     )
 
 

@@ -19,6 +19,7 @@ from utils.extras import load_extra
 STATE = b"refill"  # in the schema's metadata
 READY = "ready"  # the stage of an upgrade whose transformation is finished
 RE_EMBEDDED = "re_embedded"
+CALIBRATION = "calibration"  # a column of an upgrade whose rows have one each
 
 
 def is_table(path: str | Path) -> bool:
@@ -27,7 +28,8 @@ def is_table(path: str | Path) -> bool:
 
 
 def read_table(path: Path, names: Sequence[str], *, where: str) -> dict[str, Array]:
-    """Those of the named arrays that a table has, in one order; of an upgrade also `re_embedded` (n,) bool.
+    """Those of the named arrays that a table has, in one order; of an upgrade also `re_embedded` (n,) bool
+    and perhaps `calibration` (n,).
 
     Raises:
         UserError: an upgrade whose transformation is not finished, or pylance is not installed.
@@ -38,7 +40,8 @@ def read_table(path: Path, names: Sequence[str], *, where: str) -> dict[str, Arr
     if state is not None and state["stage"] != READY:
         raise UserError(f"{where}: is not fully transformed yet; run `upgrade_gallery.py transform` again")
     found = columns_of(dataset.schema.names, names)
-    columns = list(found.values()) + (["batch"] if state is not None else [])
+    of_upgrade = [] if state is None else [name for name in ("batch", CALIBRATION) if name in dataset.schema.names]
+    columns = [*found.values(), *of_upgrade]
     table = dataset.to_table(columns=columns)
     if not table.num_rows:
         return {}
@@ -52,6 +55,7 @@ def read_table(path: Path, names: Sequence[str], *, where: str) -> dict[str, Arr
             raise ValueError(f"{column}: {error}") from None
     if state is not None:
         arrays[RE_EMBEDDED] = table["batch"].to_numpy() > 0
+        arrays |= {name: table[name].to_numpy() for name in of_upgrade if name == CALIBRATION}
     return arrays
 
 

@@ -11,7 +11,7 @@ from data.lengths import about_zeros
 from upgrade.columns import number_type, values, vectors_column
 from upgrade.ends.files import Source, open_source, stated_space
 from upgrade.ends.rows import check_finite, parts_of
-from upgrade.old import source_hashes
+from upgrade.old import BEHIND, source_hashes
 from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length
 from upgrade.state import State
 from upgrade.table import Counts, Table
@@ -130,7 +130,7 @@ def _checked(table: Table, batch: Source, insist: bool) -> _Found:
         same = same and np.array_equal(present, vectors.astype(state.dtype))
         judged.add(vectors[few], present)
         if state.old_dim == state.dim:
-            old += int((source_hashes(vectors) == values(found["source_hash"])[place])[~zero].sum())
+            old += int(((source_hashes(vectors) ^ values(found["source_hash"])[place]) <= BEHIND)[~zero].sum())
         here = rows[(rows >= start) & (rows < stop)] - start
         newly += int((number[here] == 0).sum())
         addresses.append(found["_rowaddr"].to_numpy()[place[here]])

@@ -22,6 +22,7 @@ def schema_of(state: State, id_type: pa.DataType, has_labels: bool) -> pa.Schema
         pa.field("batch", pa.int32()),
         *([pa.field("label", pa.int64())] if has_labels else []),
         pa.field("source_hash", pa.uint64()),
+        *([pa.field("calibration", pa.float32())] if state.has_calibrations else []),
     ]
     return pa.schema(fields, metadata=state.to_metadata())
 

@@ -1,5 +1,6 @@
 """What a transformation makes of old embeddings, as the table keeps it."""
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 from data.items import Array
 from models.folding import folded
 from upgrade.columns import values, vectors_column
+from upgrade.drift import changes
 from upgrade.ends.rows import check_finite, parts_of
 from upgrade.inputs import Inputs, memory_named
 from upgrade.old import Chunk
@@ -61,13 +63,79 @@ def transform_rows(
     return embeddings, sigma
 
 
+class Transformer:
+    """What makes the rows of a table.
+
+    Args:
+        inputs: whose transformations are copied to the device.
+        device: to compute on.
+    """
+
+    def __init__(self, inputs: Inputs, device: torch.device) -> None:
+        self.state, self.device, self.name = inputs.state, device, inputs.old.name.partition(": ")[2]
+        precision: Resolved = "bf16" if inputs.state.precision == "bf16" else "fp32"
+        self.module = folded(inputs.transformation, precision).to(device)
+        self.earlier = None if inputs.earlier is None else folded(inputs.earlier, precision).to(device)
+
+    def __call__(self, chunk: Chunk) -> tuple[Array, Array | None, Array | None]:
+        """A chunk of m old embeddings -> embeddings (m, d), sigma (m,) and calibration (m,), as the table keeps them.
+
+        Raises:
+            UserError: as `transform_rows`.
+        """
+        state, behind, side_info = self.state, chunk.behind, chunk.side_info
+        where = f"transformation_path: {state.transformation} of {self.name}"
+        if behind is None or self.earlier is None:
+            vectors, sigma = self._rows(self.module, chunk.vectors, side_info, where, chunk.first)
+        else:
+            vectors = np.empty((len(chunk.ids), state.dim), state.dtype)
+            sigma = np.empty(len(chunk.ids), np.float32) if state.has_sigma else None
+            exact = np.setdiff1d(np.arange(len(chunk.ids)), behind.rows)
+            own = f"earlier.transformation_path: {(state.earlier or {})['transformation']}"
+            for rows, module, old, side, name in (
+                (exact, self.module, chunk.vectors[exact], side_info if side_info is None else side_info[exact], where),
+                (behind.rows, self.earlier, behind.vectors, behind.side_info, own),
+            ):
+                assert old is not None
+                vectors[rows], found = self._rows(module, old, side, name, chunk.first)
+                if sigma is not None:
+                    sigma[rows] = found
+        if behind is not None and sigma is not None and behind.sigma is not None:
+            assert state.earlier is not None
+            ratio = math.log(state.earlier["gain"] * state.old_dim / state.dim)
+            sigma[behind.rows] = np.logaddexp(sigma[behind.rows], behind.sigma + ratio)
+        return vectors, sigma, self._calibrations(chunk)
+
+    def _rows(
+        self, module: nn.Module, old: Array, side_info: Array | None, where: str, first: int
+    ) -> tuple[Array, Array | None]:
+        arrays = [old] if side_info is None else [old, side_info]
+        return transform_rows(module, arrays, self.state, self.device, where, first)
+
+    def _calibrations(self, chunk: Chunk) -> Array | None:
+        """Of each row, (m,): that of what it goes through; of two transformations that of both."""
+        state, behind = self.state, chunk.behind
+        calibration = state.calibrated()
+        if calibration is None or state.earlier is None or behind is None:
+            return None
+        values = np.full(len(chunk.ids), calibration.value, np.float32)
+        before = state.earlier["calibration"]
+        if self.earlier is not None:
+            values[behind.rows] = before["value"]
+        else:
+            assert behind.calibration is not None
+            own = torch.from_numpy(behind.calibration)
+            values[behind.rows] = calibration.chained(own, before["distance"], state.earlier["gain"]).numpy()
+        return values
+
+
 def transformed_batches(
     inputs: Inputs, chunks: Iterator[Chunk], before: Table, device: torch.device
 ) -> Iterator[pa.RecordBatch]:
     """The rows of a table, chunk by chunk.
 
     Args:
-        inputs: the transformation is moved to the device.
+        inputs: what makes them.
         chunks: of old embeddings.
         before: the table as it is, whose rows are kept where they are still right.
         device: to compute on.
@@ -75,14 +143,10 @@ def transformed_batches(
     Raises:
         UserError: outputs that are not finite, or too little memory.
     """
-    state, schema = inputs.state, inputs.schema
-    precision: Resolved = "bf16" if state.precision == "bf16" else "fp32"
     with memory_named():
-        module = folded(inputs.transformation, precision).to(device)
+        transformer = Transformer(inputs, device)
         for chunk in chunks:
-            where = f"transformation_path: {state.transformation} of {inputs.old.name.partition(': ')[2]}"
-            arrays = [chunk.vectors] if chunk.side_info is None else [chunk.vectors, chunk.side_info]
-            vectors, sigma = transform_rows(module, arrays, state, device, where, chunk.first)
+            vectors, sigma, calibration = transformer(chunk)
             columns = {
                 "id": pa.array(chunk.ids),
                 "embedding": vectors_column(vectors),
@@ -91,25 +155,29 @@ def transformed_batches(
                 "batch": pa.array(np.zeros(len(vectors), np.int32)),
                 "label": None if chunk.labels is None else pa.array(chunk.labels),
                 "source_hash": pa.array(chunk.hashes),
+                "calibration": None if calibration is None else pa.array(calibration),
             }
+            schema = inputs.schema
             batch = pa.RecordBatch.from_arrays([columns[name] for name in schema.names], schema=schema)
-            yield _kept(batch, before, state) if before.state.stage == "ready" else batch
+            yield _kept(batch, before, inputs.state) if before.state.stage == "ready" else batch
 
 
 def _kept(batch: pa.RecordBatch, before: Table, state: State) -> pa.RecordBatch:
     """Rows as they were, where they are re-embedded or of the same transformation, and their item has not changed."""
-    ids, names = values(batch["id"]), ["embedding", "sigma", "priority", "batch", "source_hash"]
-    place, found = before.lookup(ids, names, dense=bool((ids[1:] > ids[:-1]).all()))
+    ids, names = values(batch["id"]), ["embedding", "sigma", "priority", "batch"]
+    place, found = before.lookup(ids, [*names, "source_hash"], dense=bool((ids[1:] > ids[:-1]).all()))
     if not found.num_rows:
         return batch
     known = np.flatnonzero(place >= 0)
-    same = values(found["source_hash"])[place[known]] == values(batch["source_hash"])[known]
-    if before.state.transformation_sha256 != state.transformation_sha256:
-        same &= values(found["batch"])[place[known]] > 0
+    changed, moved = changes(before, found, place[known], values(batch["source_hash"])[known])
+    re_embedded = values(found["batch"])[place[known]] > 0
+    same = ~changed & (re_embedded | ~moved)
+    if before.state.made_by != state.made_by:
+        same &= re_embedded
     kept = known[same]
     if not len(kept):
         return batch
-    both = pa.concat_tables([pa.Table.from_batches([batch]).select(["id", *names]), found.select(["id", *names])])
+    both = pa.concat_tables([pa.Table.from_batches([batch]).select(names), found.select(names)])
     rows = np.arange(batch.num_rows)
     rows[kept] = batch.num_rows + place[kept]
     taken = both.take(rows)

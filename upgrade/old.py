@@ -16,8 +16,19 @@ from upgrade.ends.rows import Rows, check_finite, parts_of
 from upgrade.spaces import check_lengths, have_unit_length
 from utils.errors import UserError
 
+BEHIND = np.uint64(1)  # the last bit of the hash of a row that is behind, in galleries with such rows
 SAMPLE_ROWS = 1024  # that tell whether all have length 1
 KEYS_AT_ONCE = 2**25  # of ids that are compared with each other
+
+
+class Behind(NamedTuple):
+    """Rows of a chunk that are not of the old model, which has not re-embedded them: see `mixed.py`."""
+
+    rows: Array  # (k,) of the chunk
+    vectors: Array | None = None  # (k, d) of the model before, which have a transformation of their own, if so
+    side_info: Array | None = None  # (k, d_side) for that
+    sigma: Array | None = None  # (k,) of what the chunk has of them, and what their calibration is
+    calibration: Array | None = None  # (k,)
 
 
 class Chunk(NamedTuple):
@@ -29,6 +40,7 @@ class Chunk(NamedTuple):
     labels: Array | None  # (m,) int64
     side_info: Array | None  # (m, d_side)
     hashes: Array  # (m,) uint64: what tells whether an old vector has changed
+    behind: Behind | None = None
 
 
 def source_hashes(vectors: Array) -> Array:
@@ -53,6 +65,7 @@ class Old:
     side_dim: int | None
     read: Callable[[int, int, int | None, Any], Iterator[Chunk]]
     digest: Callable[[], int] | None = None  # see `digest_of`; None where it would take another reading of everything
+    earlier: "Old | None" = None  # of a gallery in a table of an upgrade: what this was made from, if it is named
 
     def chunks(self, rows: int, start: int = 0, stop: int | None = None, after: Any = None) -> Iterator[Chunk]:
         """Chunks of so many rows, from row `start` on, before which comes the id `after`, up to row `stop` or the end.
@@ -63,8 +76,9 @@ class Old:
         return self.read(rows, start, stop, after)
 
 
-def old_files(source: Source, side_info: Source | None) -> Old:
-    """A gallery in files, and side-information in the same order."""
+def old_files(source: Source, side_info: Source | None, section: str = "") -> Old:
+    """A gallery in files, and side-information in the same order; `section` stands before keys in messages."""
+    name = f"{section}gallery: {source.path}"
     unit = have_unit_length(_sample(source.vectors))
 
     def ids(start: int, stop: int) -> Array:
@@ -73,18 +87,18 @@ def old_files(source: Source, side_info: Source | None) -> Old:
     def read(rows: int, first: int, end: int | None, after: Any) -> Iterator[Chunk]:
         for start, stop in parts_of((len(source) if end is None else end) - first, rows):
             start, stop = start + first, stop + first
-            vectors = read_checked(source.vectors, f"gallery: {source.path}", start, stop, unit=unit)
+            vectors = read_checked(source.vectors, name, start, stop, unit=unit)
             yield Chunk(
                 start,
                 ids(start, stop),
                 vectors,
                 None if source.labels is None else source.labels.read(start, stop),
-                None if side_info is None else read_checked(side_info.vectors, "side_info", start, stop),
+                None if side_info is None else read_checked(side_info.vectors, f"{section}side_info", start, stop),
                 source_hashes(vectors),
             )
 
     return Old(
-        name=f"gallery: {source.path}",
+        name=name,
         identity=str(source.path),
         rows=len(source),
         without=0,
@@ -152,7 +166,7 @@ def _sample(rows: Rows) -> Array:
     return np.concatenate([rows.read(start, min(start + size, count)) for start in starts])
 
 
-def check_distinct(source: Source) -> None:
+def check_distinct(source: Source, where: str) -> None:
     """Check that no id occurs twice, in the memory of KEYS_AT_ONCE keys; each pass over the ids looks at some of them.
 
     Raises:
@@ -170,10 +184,10 @@ def check_distinct(source: Source) -> None:
         keys = np.sort(np.concatenate(found))
         again = np.unique(keys[1:][keys[1:] == keys[:-1]])
         if len(again):  # of texts, two that differ may have one key
-            _check_alike(source, again)
+            _check_alike(source, again, where)
 
 
-def _check_alike(source: Source, keys: Array) -> None:
+def _check_alike(source: Source, keys: Array, where: str) -> None:
     """Raise a UserError if two ids of some of these keys are the same."""
     seen: set[Any] = set()
     assert source.ids is not None
@@ -181,5 +195,5 @@ def _check_alike(source: Source, keys: Array) -> None:
         ids = source.ids.read(*part)
         for item in ids[np.isin(id_keys(ids), keys)].tolist():
             if item in seen:
-                raise UserError(f"gallery: {source.path}: the id {item} occurs more than once")
+                raise UserError(f"{where}: {source.path}: the id {item} occurs more than once")
             seen.add(item)

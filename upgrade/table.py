@@ -7,6 +7,7 @@ priority      the higher, the sooner to be re-embedded; from `plan` on, null onc
 batch         0: transformed; k: re-embedded by batch k
 label         where the old gallery has labels
 source_hash   the first 8 bytes of the SHA-256 of the old embedding as float32: tells a row that has changed
+calibration   where the old gallery is itself in the middle of an upgrade: the value of the row's own
 
 Nothing is locked: a commit is refused where another has come since the table was opened. Readers keep their version.
 Tags name the versions after `transform` and after each batch.
@@ -136,9 +137,9 @@ class Table:
         parts = [values(batch["id"]) for batch in self.scan(["id"])]
         return np.sort(np.concatenate(parts))
 
-    def in_order(self, columns: Sequence[str], rows: int = SCANNED) -> Iterator[pa.Table]:
-        """All rows by rising ids, which are in memory; the rest is read `rows` rows at a time."""
-        ids = self.all_ids()
+    def in_order(self, columns: Sequence[str], rows: int = SCANNED, *, ids: Array | None = None) -> Iterator[pa.Table]:
+        """All rows by rising ids, which are in memory, or those of some; the rest is read `rows` rows at a time."""
+        ids = self.all_ids() if ids is None else ids
         for start in range(0, len(ids), rows):
             part = ids[start : start + rows]
             place, found = self.lookup(part, columns, dense=True)

@@ -47,9 +47,9 @@ def transform_gallery(config: UpgradeConfig, device: torch.device) -> tuple[Tabl
         table.settle(counts)
         generation = table.state.generation + 1
         wanted = replace(wanted, generation=generation, batches_before=counts.batches)
-        same = table.state.transformation_sha256 == wanted.transformation_sha256
+        same = table.state.made_by == wanted.made_by
         drift = compare(table, old, config.chunk_rows)
-        if drift.unchanged <= drift.changed:  # by another model, perhaps
+        if drift.unchanged + drift.moved <= drift.changed:  # by another model, perhaps
             raise UserError(
                 f"output: {config.output} is the upgrade of another gallery than {old.name}: {drift.unchanged:,} rows "
                 f"are the same, {drift.changed:,} are not; name a new folder"
@@ -76,9 +76,11 @@ def check_output(config: UpgradeConfig) -> None:
     """
     if config.gallery is None or "://" in config.output:
         return
-    output, gallery = Path(config.output).resolve(), Path(config.gallery).resolve()
-    if output == gallery or output in gallery.parents or gallery in output.parents:
-        raise UserError(f"output: {config.output} is a place of the old gallery {config.gallery}; name a new folder")
+    output = Path(config.output).resolve()
+    for place in filter(None, (config.gallery, config.earlier.gallery)):
+        gallery = Path(place).resolve()
+        if output == gallery or output in gallery.parents or gallery in output.parents:
+            raise UserError(f"output: {config.output} is a place of the old gallery {place}; name a new folder")
 
 
 def _check_same(table: Table, wanted: State, old: Old) -> None:
@@ -87,6 +89,8 @@ def _check_same(table: Table, wanted: State, old: Old) -> None:
     differs = difference(table.state, wanted, names)
     if differs is None and table.schema.field("id").type != old.id_type:
         differs = f"ids are {old.id_type}, not {table.schema.field('id').type}"
+    if differs is None and (table.state.earlier is None) != (wanted.earlier is None):
+        differs = f"the old gallery is {'a' if wanted.earlier is not None else 'no'} table of an upgrade, unlike before"
     if differs is None and table.has_labels != old.has_labels:
         differs = f"labels are {'there' if old.has_labels else 'not there'}, unlike before"
     if differs is not None:
