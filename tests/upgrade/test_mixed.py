@@ -130,7 +130,7 @@ def make_again(folder: Path, more: tuple[str, ...]) -> Again:
     case = make_case(folder)
     write_transformation(folder / "transformation.pt", calibration={"l2": C12})
     write_transformation(folder / "h13.pt", calibration={"l2": C13}, new_embedding_dim=DIM)
-    dims = {"old_embedding_dim": NEW_DIM, "new_embedding_dim": DIM, "side_info_dim": NEW_DIM}
+    dims: dict[str, Any] = {"old_embedding_dim": NEW_DIM, "new_embedding_dim": DIM, "side_info_dim": NEW_DIM}
     model = write_transformation(folder / "h23.pt", calibration={"l2": C23}, **dims)
     with torch.no_grad():
         new = model(torch.from_numpy(case.new.astype(np.float32))).embedding.numpy()
@@ -291,7 +291,7 @@ def test_vectors_of_length_1_and_their_factors(tmp_path: Path) -> None:
     assert Calibration("l2", 2.0).chained(torch.tensor([0.75]), "cosine", 2.0) == pytest.approx(3.0)
     vectors, own = torch.eye(3)[:2], torch.tensor([0.6, 1.0])
     made = calibration.mixed(vectors, torch.tensor([False, True]), own)
-    np.testing.assert_allclose(made, [[0.6, 0, 0, 0.8], [0, 1, 0, 0]], atol=1e-6)
+    assert torch.allclose(made, torch.tensor([[0.6, 0, 0, 0.8], [0, 1, 0, 0]]))
 
 
 def test_errors_of_two_transformations_add() -> None:
@@ -352,8 +352,9 @@ def test_an_interrupted_step_goes_on_where_it_was(again: Again, monkeypatch: pyt
     from tests.upgrade.test_renewal import broken_at
 
     exact = np.isin(np.arange(N), FIRST)
+    done: list[int] = []
     with monkeypatch.context() as patch:
-        broken_at(320, patch, done := [])
+        broken_at(320, patch, done)
         with pytest.raises(AssertionError, match="interrupted"):
             again.run("transform", "fragment_rows=128")
     assert max(done) < 320
@@ -369,7 +370,7 @@ def test_a_third_upgrade_of_a_mixed_table(tmp_path: Path) -> None:
     again.run("transform")
     again.apply(np.arange(100, 220))
     folder = again.case.folder
-    dims = {"old_embedding_dim": DIM, "new_embedding_dim": 3, "side_info_dim": DIM}
+    dims: dict[str, Any] = {"old_embedding_dim": DIM, "new_embedding_dim": 3, "side_info_dim": DIM}
     model = write_transformation(folder / "h34.pt", calibration={"l2": 0.5}, **dims)
     keys = ("gallery=third.lance", "transformation_path=h34.pt", "output=fourth.lance", "old_model=vit-2026")
     again.run("transform", *keys, "new_model=next")
@@ -395,7 +396,7 @@ def test_side_information_of_both_kinds(tmp_path: Path) -> None:
     for name, side in sides.items():
         order = rng.permutation(N)
         np.savez(folder / f"side_{name}.npz", embeddings=side[order], ids=IDS[order])
-    dims = {"old_embedding_dim": NEW_DIM, "new_embedding_dim": DIM, "side_info_dim": 3}
+    dims: dict[str, Any] = {"old_embedding_dim": NEW_DIM, "new_embedding_dim": DIM, "side_info_dim": 3}
     h23 = write_transformation(folder / "h23.pt", **dims)
     h13 = write_transformation(folder / "h13.pt", new_embedding_dim=DIM, side_info_dim=2)
     own = "earlier={gallery: old.npz, transformation_path: h13.pt, side_info: side_first.npz}"
