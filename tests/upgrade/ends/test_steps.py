@@ -28,8 +28,8 @@ def run_all(
 ) -> None:
     """Transform, push, batches, a rollback to half of them, cutover and undo.
 
-    `constant` is of the calibration, `more` are arguments of apply; the store writes `rows` in a transaction, and is looked at after each of the
-    first four batches and of the last.
+    `constant` is of the calibration, `more` are arguments of apply; the store writes `rows` in a transaction, and is
+    looked at after each of the first four batches and of the last.
     """
     store = (f"store={{kind: pgvector, dsn_env: {DSN}, table: items, transaction_rows: {rows}}}", "gallery=null")
     place = np.argsort(ids)
