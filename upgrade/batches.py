@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from data.items import Array
 from data.lengths import about_zeros
-from upgrade.columns import number_type, values, vectors_column
+from upgrade.columns import values, vectors_column
 from upgrade.ends.files import Source, open_source, stated_space
 from upgrade.ends.rows import check_finite, parts_of
 from upgrade.old import BEHIND, source_hashes
@@ -83,10 +83,11 @@ class _Found:
 
 def _rows(batch: Source, found: _Found, number: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The table's rows of a batch's items, with their new embeddings."""
+    number_type = schema.field("embedding").type.value_type.to_pandas_dtype()
     for start, stop in parts_of(len(found.rows)):
         kept, count = found.kept.slice(start, stop - start).combine_chunks(), stop - start
         new = {
-            "embedding": vectors_column(batch.vectors.take(found.rows[start:stop]).astype(number_type(schema))),
+            "embedding": vectors_column(batch.vectors.take(found.rows[start:stop]).astype(number_type)),
             "priority": pa.nulls(count, pa.float32()),
             "batch": pa.array(np.full(count, number, np.int32)),
         }

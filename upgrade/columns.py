@@ -1,7 +1,5 @@
 """The columns of an upgrade's table, and what is in them as arrays."""
 
-from typing import Any
-
 import numpy as np
 import pyarrow as pa
 
@@ -25,11 +23,6 @@ def schema_of(state: State, id_type: pa.DataType, has_labels: bool) -> pa.Schema
         *([pa.field("calibration", pa.float32())] if state.has_calibrations else []),
     ]
     return pa.schema(fields, metadata=state.to_metadata())
-
-
-def number_type(schema: pa.Schema) -> Any:
-    """In which type of numpy's the embeddings are kept."""
-    return schema.field("embedding").type.value_type.to_pandas_dtype()
 
 
 def vectors_column(vectors: Array) -> pa.Array:

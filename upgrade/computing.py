@@ -1,12 +1,12 @@
 """What a transformation makes of old embeddings, as the table keeps it."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from data.items import Array
 from models.folding import folded
@@ -15,7 +15,7 @@ from upgrade.drift import changes
 from upgrade.ends.rows import check_finite, parts_of
 from upgrade.inputs import Inputs, memory_named
 from upgrade.old import Chunk
-from upgrade.spaces import are_zero, unit_rows
+from upgrade.spaces import are_zero
 from upgrade.state import State
 from upgrade.table import Table
 from utils.errors import UserError
@@ -50,7 +50,7 @@ def transform_rows(
         output = module(*batch)
         vectors = output.embedding.float()
         if state.normalised:
-            vectors = unit_rows(vectors)
+            vectors = F.normalize(vectors, dim=1)
         embeddings[start:stop] = vectors.to(torch.float16 if state.dtype == "float16" else torch.float32).cpu()
         if not np.isfinite(embeddings[start:stop]).all():
             exact = vectors.cpu().numpy()
@@ -102,8 +102,8 @@ class Transformer:
                     sigma[rows] = found
         if behind is not None and sigma is not None and behind.sigma is not None:
             assert state.earlier is not None
-            ratio = math.log(state.earlier["gain"] * state.old_dim / state.dim)
-            sigma[behind.rows] = np.logaddexp(sigma[behind.rows], behind.sigma + ratio)
+            ratio = state.earlier["gain"] * state.old_dim / state.dim  # errors add, see `Calibration.chained`
+            sigma[behind.rows] = np.log(np.exp(sigma[behind.rows]) + ratio * np.exp(behind.sigma))
         return vectors, sigma, self._calibrations(chunk)
 
     def _rows(

@@ -19,7 +19,7 @@ from upgrade.config import UpgradeConfig
 from upgrade.inputs import open_old
 from upgrade.priorities import random_bits
 from upgrade.table import Table
-from utils.errors import UserError
+from utils.errors import UserError, said
 from utils.extras import load_extra
 from utils.files import atomic_path
 
@@ -114,24 +114,18 @@ def _write_index(path: Path, table: Table, factory: str, seed: int) -> None:
         else:
             inner = faiss.index_factory(dim, factory, metric)
     except RuntimeError as error:
-        raise UserError(f"index: {factory} is no index factory string of FAISS ({_first_line(error)})") from None
+        raise UserError(f"index: {factory} is no index factory string of FAISS ({said(error)})") from None
     if not inner.is_trained:
         rows = table.dataset.count_rows()
         drawn = np.sort(np.random.default_rng(seed).permutation(rows)[:TRAINED_ROWS])
         try:
             inner.train(served(table, table.dataset.take(drawn, columns=served_columns(table))))
         except RuntimeError as error:
-            raise UserError(
-                f"index: {factory} cannot be trained on {len(drawn):,} rows ({_first_line(error)})"
-            ) from None
+            raise UserError(f"index: {factory} cannot be trained on {len(drawn):,} rows ({said(error)})") from None
     index = faiss.IndexIDMap2(inner)
     for part in _parts(table, ["id", *served_columns(table)]):
         index.add_with_ids(served(table, part), values(part["id"]))
     faiss.write_index(index, str(path))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:120]
 
 
 def served_columns(table: Table) -> list[str]:

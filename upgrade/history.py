@@ -3,7 +3,6 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lance
 import numpy as np
@@ -12,12 +11,11 @@ import torch
 from upgrade.columns import values
 from upgrade.computing import Transformer
 from upgrade.drift import Drift, compare
-from upgrade.durable import FOLDERS, local_folder
+from upgrade.durable import FOLDERS, lance_errors, local_folder
 from upgrade.inputs import Inputs
 from upgrade.old import Old
 from upgrade.opening import open_table
 from upgrade.parts import rows_pending
-from upgrade.refusals import lance_errors
 from upgrade.table import Operation, Table
 from utils.errors import UserError
 
@@ -156,9 +154,3 @@ def finish_removal(folder: Path) -> bool:
 def _doomed(folder: Path) -> Path:
     """What a table is renamed to before it goes, so that it does not go piece by piece."""
     return folder.with_name(f".{folder.name}.rolled-back.tmp")
-
-
-def last_zero_rows(table: Table) -> tuple[int, int] | None:
-    """How many rows transform has found to be zero, and the first of them; None for none."""
-    last: dict[str, Any] = table.last_step()
-    return (last["zero_rows"], last["first_zero_row"]) if "zero_rows" in last else None

@@ -12,6 +12,7 @@ import lance
 import numpy as np
 import pyarrow as pa
 import torch
+from torch.nn import functional as F
 
 from data.items import Array
 from data.lance_tables import READY, state_of
@@ -22,9 +23,8 @@ from upgrade.durable import Unsynced
 from upgrade.ends.files import Source
 from upgrade.ends.rows import HeldRows
 from upgrade.old import BEHIND, Behind, Chunk, Old, read_checked, source_hashes
-from upgrade.spaces import unit_rows
 from upgrade.table import Table
-from utils.errors import UserError
+from utils.errors import UserError, said
 
 GAUGED_ROWS = 1000  # by which it is seen how far a transformation spreads what it is given
 
@@ -39,7 +39,7 @@ def open_gallery(config: UpgradeConfig) -> Table:
     try:
         dataset = lance.dataset(path)
     except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"gallery: {path} cannot be opened ({' '.join(str(error).split())[:200]})") from None
+        raise UserError(f"gallery: {path} cannot be opened ({said(error)})") from None
     content = state_of(dataset.schema.metadata)
     if content is None:
         raise UserError(f"gallery: {path} is a Lance table, but not one of an upgrade; name it as a `store`")
@@ -180,6 +180,6 @@ def gain_of(transformation: Transformation, table: Table, side_dim: int | None, 
     given = torch.from_numpy(values(table.dataset.take(places, columns=["embedding"])["embedding"])).float()
     side_info = [] if side_dim is None else [torch.zeros(len(given), side_dim)]
     made = transformation(given, *side_info).embedding
-    made = unit_rows(made) if normalised else made
+    made = F.normalize(made, dim=1) if normalised else made
     spread = float(given.var(0).sum())
     return float(made.var(0).sum()) / spread if spread else 1.0

@@ -3,10 +3,9 @@
 import lance
 import pyarrow as pa
 
-from upgrade.durable import FOLDERS, Unsynced, local_folder, remove_torn_manifest
-from upgrade.refusals import lance_errors
+from upgrade.durable import FOLDERS, Unsynced, lance_errors, local_folder, remove_torn_manifest
 from upgrade.table import Table
-from utils.errors import UserError
+from utils.errors import UserError, said
 
 
 def table_exists(uri: str) -> bool:
@@ -73,7 +72,7 @@ def open_table(uri: str, *, unfinished: bool = False) -> Table:
     try:
         dataset = lance.dataset(uri)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = said(error)
         later = "; it may be of a later Lance: pip install --upgrade pylance" if "upport" in reason else ""
         raise UserError(f"output: {uri} cannot be opened{later} ({reason})") from None
     table = Table(uri, dataset, unsynced)

@@ -28,7 +28,7 @@ from upgrade.table import Operation, Table
 from utils.ahead import ahead
 from utils.errors import UserError
 
-PENDING, TARGET = "refill.pending.", "refill.target"  # in the table's metadata: fragments, and the state to come
+PENDING, TARGET = "refill.part.", "refill.target"  # in the table's metadata: fragments, and the state to come
 
 
 @dataclass(frozen=True)

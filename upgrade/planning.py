@@ -15,7 +15,6 @@ from upgrade.columns import values
 from upgrade.computing import transform_rows
 from upgrade.config import PlanParams, UpgradeConfig
 from upgrade.ends.files import Source, open_source
-from upgrade.ends.rows import parts_of
 from upgrade.inputs import output_of, present_transformation
 from upgrade.old import read_checked
 from upgrade.priorities import Chosen
@@ -58,9 +57,14 @@ class Plan:
         return ceil(self.fraction * self.rows)
 
     @property
+    def reached(self) -> tuple[float, float, float]:
+        """The share of the full upgrade there, and its band."""
+        return self.curves[self.order].relative().at(self.fraction)
+
+    @property
     def sentence(self) -> str:
         """The answer in one line."""
-        reached, low, high = self.curves[self.order].relative().at(self.fraction)
+        reached, low, high = self.reached
         interval = f"{100 * self.confidence:g} % interval {100 * low:.1f} to {100 * high:.1f} %"
         reach = f"{100 * reached:.1f} % of the full upgrade ({interval})"
         text = f"re-embed {self.items:,} items ({100 * self.fraction:.1f} %) to reach {reach}"
@@ -71,7 +75,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values; fractions in [0, 1]."""
-        reached, low, high = self.curves[self.order].relative().at(self.fraction)
+        reached, *interval = self.reached
         return {
             "metric": self.metric,
             "pairs": self.pairs,
@@ -84,7 +88,7 @@ class Plan:
                 "fraction": self.fraction,
                 "reached": reached,
                 "confidence": self.confidence,
-                "interval": [low, high],
+                "interval": interval,
             },
             "curves": {name: asdict(curve) for name, curve in self.curves.items()},
         }
@@ -164,19 +168,11 @@ def read_sample(config: UpgradeConfig, state: State) -> Sample:
     side_info = sources.get("side_info")
     named, where = f"plan_params.old: {params.old}", f"transformation_path: {config.transformation_path}"
     output_of(transformation, where, named, sources["old"].dim, None if side_info is None else side_info.dim)
-    count = len(sources["old"])
-    drawn = np.random.default_rng(config.seed).permutation(count)[: params.max_pairs]
-    chosen = np.zeros(count, bool)
-    chosen[drawn] = True
-    columns: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in (*sources, "labels")}
-    labels = sources["new"].labels
-    for start, stop in parts_of(count):
-        here = chosen[start:stop]
-        for name, source in sources.items():
-            columns[name].append(read_checked(source.vectors, f"plan_params.{name}", start, stop)[here])
-        if labels is not None:
-            columns["labels"].append(labels.read(start, stop)[here])
-    arrays = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
+    count, labels = len(sources["old"]), sources["new"].labels
+    rows = np.sort(np.random.default_rng(config.seed).permutation(count)[: params.max_pairs])
+    arrays = {
+        name: read_checked(source.vectors, f"plan_params.{name}", 0, count)[rows] for name, source in sources.items()
+    }
     _check_lengths(arrays["new"], config, state)
     inputs = [arrays[name] for name in ("old", "side_info") if name in arrays]
     where = f"plan_params.old: {params.old}, drawn and transformed by {config.transformation_path}"
@@ -185,7 +181,7 @@ def read_sample(config: UpgradeConfig, state: State) -> Sample:
         torch.from_numpy(vectors).float(),
         torch.from_numpy(arrays["new"]).float(),
         None if sigma is None else torch.from_numpy(sigma),
-        torch.from_numpy(arrays["labels"]) if "labels" in arrays else None,
+        None if labels is None else torch.from_numpy(labels.take(rows)),
     )
 
 
@@ -217,7 +213,7 @@ def look_up_sample(config: UpgradeConfig, table: Table) -> Sample:
         kept["embedding"].float(),
         torch.from_numpy(vectors[drawn]).float(),
         kept.get("sigma"),
-        None if labels is None else torch.from_numpy(labels.read(0, len(source))[drawn]),
+        None if labels is None else torch.from_numpy(labels.take(drawn)),
         kept.get("calibration"),
     )
 

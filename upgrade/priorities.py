@@ -14,8 +14,8 @@ from retrieval.orders.by_class import confidence
 from retrieval.orders.evidence import Evidence
 from upgrade.columns import values
 from upgrade.config import UpgradeConfig
+from upgrade.durable import lance_errors
 from upgrade.ends.ids import scrambled, text_keys
-from upgrade.refusals import lance_errors
 from upgrade.table import Counts, Operation, Table
 from utils.errors import UserError
 

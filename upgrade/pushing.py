@@ -11,12 +11,12 @@ import torch
 from upgrade.columns import values, vectors_column
 from upgrade.config import UpgradeConfig
 from upgrade.drift import compare
+from upgrade.durable import lance_errors
 from upgrade.ends import Pushed, Store, open_store
 from upgrade.export import served, served_columns
 from upgrade.inputs import open_old
 from upgrade.old import Old, old_store
 from upgrade.opening import open_table
-from upgrade.refusals import lance_errors
 from upgrade.table import Table
 from upgrade.transform import transform_gallery
 from utils.errors import UserError
@@ -42,13 +42,14 @@ def push(config: UpgradeConfig, store: Store, device: torch.device) -> list[str]
     Raises:
         UserError: the store cannot be written, or is of another upgrade.
     """
-    table, old, where = open_table(config.output), _old(config, store), f"store: {store.info().identity}"
+    table, old = open_table(config.output), _old(config, store)
+    where = old.name if config.gallery is None else f"store: {store.info().identity}"
     drift, pushed = compare(table, old, config.chunk_rows), store.pushed()
     lines = [f"{old.name}: {drift} since it was transformed"]
     if old.without:
         lines.append(f"{old.name}: {old.without:,} rows have no old vector, and will have no new one")
     if config.dry_run:
-        rows = sum(len(part) for part in different_rows(table, _pushed_version(table, pushed)))
+        rows = _count(table, pushed)
         lines.append(
             f"would transform {drift.added + drift.changed + drift.moved:,} rows, and push {rows:,} beside those"
         )
@@ -100,7 +101,7 @@ def cutover(config: UpgradeConfig, store: Store) -> str:
     return f"{old.name}: the vectors of {table.state.new_model} are served"
 
 
-def _count(table: Table, pushed: Pushed) -> int:
+def _count(table: Table, pushed: Pushed | None) -> int:
     return sum(len(part) for part in different_rows(table, _pushed_version(table, pushed)))
 
 

@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.errors import UserError
+from utils.errors import UserError, said
 from utils.extras import load_extra
 
 Result = TypeVar("Result")
@@ -36,7 +36,7 @@ def run_tasks(
         try:
             ray.init(runtime_env=settings, log_to_driver=False, logging_level="CRITICAL")
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise UserError(f"engine: Ray cannot be reached ({_first_line(error)})") from error
+            raise UserError(f"engine: Ray cannot be reached ({said(error)})") from error
     resources = ray.cluster_resources()
     gpus = int(resources.get("GPU", 0))
     task = ray.remote(num_cpus=1, num_gpus=min(1, gpus), max_retries=RETRIES)(_within)
@@ -53,7 +53,7 @@ def run_tasks(
         raise error.cause from None
     except ray.exceptions.RayError as error:
         raise UserError(
-            f"engine: a task of Ray's has ended without a result, {RETRIES + 1} times ({_first_line(error)}); what is "
+            f"engine: a task of Ray's has ended without a result, {RETRIES + 1} times ({said(error)}); what is "
             "done stays, run the command again"
         ) from error
     finally:
@@ -66,7 +66,3 @@ def _within(given: tuple[str, Callable[..., Result], tuple[Any, ...]], further: 
     folder, work, arguments = given
     os.chdir(folder)
     return work(*arguments, *further)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -7,7 +7,7 @@ from upgrade.batches import apply_batch
 from upgrade.config import UpgradeConfig
 from upgrade.durable import local_folder
 from upgrade.export import export
-from upgrade.history import finish_removal, give_up, last_zero_rows, roll_back, status, verify
+from upgrade.history import finish_removal, give_up, roll_back, status, verify
 from upgrade.inputs import open_inputs, open_old
 from upgrade.opening import open_table
 from upgrade.planning import predict
@@ -25,9 +25,9 @@ def transform(config: UpgradeConfig) -> None:
     with process_group() as world:
         table, done = transform_gallery(config, world.device)
     print(f"{config.output}: {done}")
-    zeros = last_zero_rows(table)
-    if zeros is not None:
-        print(about_zeros(table.state.source, *zeros))
+    last = table.last_step()
+    if "zero_rows" in last:
+        print(about_zeros(table.state.source, last["zero_rows"], last["first_zero_row"]))
 
 
 def plan(config: UpgradeConfig) -> None:

@@ -28,8 +28,7 @@ from lance.fragment import FragmentMetadata, write_fragments
 
 from data.items import Array
 from upgrade.columns import digest_of, values
-from upgrade.durable import Unsynced
-from upgrade.refusals import at_once, lance_errors
+from upgrade.durable import Unsynced, at_once, lance_errors
 from upgrade.state import State, read_state
 from utils.provenance import timestamp
 
@@ -60,22 +59,18 @@ class Table:
 
     @property
     def version(self) -> int:
-        """The number of the version."""
         return int(self.dataset.version)
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns."""
         return self.dataset.schema
 
     @property
     def has_text_ids(self) -> bool:
-        """Whether its ids are text."""
         return bool(self.schema.field("id").type == pa.string())
 
     @property
     def has_labels(self) -> bool:
-        """Whether it has labels."""
         return "label" in self.schema.names
 
     def scan(self, columns: Sequence[str], filter: str | None = None, **options: Any) -> Iterator[pa.RecordBatch]:
@@ -294,7 +289,7 @@ class Table:
 
 
 def _places(ids: Array, among: Array) -> Array:
-    """Where each of the ids (m,) stands among distinct ones -> (m,), -1 where it does not."""
+    """Where each of the ids (m,), of which some may be there twice, stands among distinct ones -> (m,), or -1."""
     if not len(among):
         return np.full(len(ids), -1)
     order = among.argsort()

@@ -410,3 +410,17 @@ def test_side_information_of_both_kinds(tmp_path: Path) -> None:
     exact = np.isin(np.arange(N), FIRST)[:, None]
     np.testing.assert_allclose(again.array("embedding"), np.where(exact, *ways), rtol=2e-3, atol=2e-3)
     assert OLD_DIM != NEW_DIM
+
+
+def test_the_vectors_before_may_be_in_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    again = make_again(tmp_path / "case", ("earlier={store: {kind: fake}, transformation_path: h13.pt}",))
+    monkeypatch.setattr("upgrade.inputs.open_store", lambda section: FakeStore(IDS, again.case.old))
+    again.run("transform")
+    again.check(np.isin(np.arange(N), FIRST))
+
+
+def test_a_finished_upgrade_is_upgraded_again(tmp_path: Path) -> None:
+    again = make_again(tmp_path / "case", ())
+    again.case.run("apply", "--batch", again.case.write_batch("all.npz", np.arange(N)))
+    again.run("transform", "fragment_rows=128")
+    again.check(np.ones(N, bool))
