@@ -6,5 +6,5 @@ read until `push` and `cutover`. Every step that changes the table is one commit
 
 import os
 
-# On three cores or less Lance 14 computes by one thread, and has been seen to hang while that waited for another.
+# On three cores or less Lance computes by one thread, and one that waits for others of its pool may wait for ever.
 os.environ.setdefault("LANCE_CPU_THREADS", "4")
