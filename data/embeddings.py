@@ -10,7 +10,7 @@ import torch
 
 from data.items import Array, Items, matching_rows
 from data.sources.arrays import write_named_arrays
-from data.sources.embeddings import open_embeddings
+from data.sources.embeddings import COLUMNS, OF_UPGRADES, open_embeddings
 from data.sources.ids import checked_ids, checked_labels
 from data.sources.rows import whole
 
@@ -30,6 +30,7 @@ class EmbeddingSet:
     # (n,) int64, of the two sets of an evaluation: items of the same number are the same item.
     numbers: torch.Tensor | None = None
     re_embedded: torch.Tensor | None = None  # (n,) bool, of a gallery in the middle of its upgrade
+    calibration: torch.Tensor | None = None  # (n,) float32, of one whose items have one each
 
     def __len__(self) -> int:
         return len(self.embeddings)
@@ -90,7 +91,7 @@ def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
     """
     source = open_embeddings(path, where=where)
     where = f"{where}: {path}"
-    columns = {"ids": source.ids, "labels": source.labels, "sigma": source.sigma, "re_embedded": source.re_embedded}
+    columns = {name: getattr(source, name) for name in (*COLUMNS, *OF_UPGRADES)}
     arrays = {name: whole(rows) for name, rows in columns.items() if rows is not None}
     return EmbeddingSet(
         embeddings=torch.from_numpy(whole(source.vectors)),  # on memory that may be mapped copy-on-write
@@ -98,4 +99,5 @@ def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
         labels=torch.from_numpy(checked_labels(arrays["labels"], where)) if "labels" in arrays else None,
         log_variance=torch.from_numpy(arrays["sigma"].astype(np.float32)) if "sigma" in arrays else None,
         re_embedded=torch.from_numpy(arrays["re_embedded"]) if "re_embedded" in arrays else None,
+        calibration=torch.from_numpy(arrays["calibration"]) if "calibration" in arrays else None,
     )

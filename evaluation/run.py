@@ -175,7 +175,8 @@ def metrics_and_curves(
             if gallery.re_embedded is None:
                 transformed = calibration.transformed(transformed)
             else:
-                transformed = calibration.mixed(transformed, gallery.re_embedded)
+                own = None if isinstance(params.calibration, float) else gallery.calibration
+                transformed = calibration.mixed(transformed, gallery.re_embedded, own)
         if not orders:
             return evaluate(new, transformed, query.labels, gallery.labels, **shared), {}
         assert params.backfilling is not None

@@ -52,11 +52,17 @@ class Calibration:
         if self.distance == "l2" and not 0 <= self.value < float("inf"):
             raise UserError(f"calibration: a constant on squared distances should be 0 or more, got {self.value}")
 
-    def transformed(self, embeddings: Tensor) -> Tensor:
-        """Transformed items (n, d) -> (n, d + 1) float32, as an index holds them; of length 1 for cosine."""
-        if self.distance == "l2":
-            return F.pad(embeddings.float(), (0, 1), value=self.value**0.5)
-        return F.pad(self.value * unit(embeddings.float()), (0, 1), value=(1 - self.value**2) ** 0.5)
+    def transformed(self, embeddings: Tensor, values: Tensor | None = None) -> Tensor:
+        """Transformed items (n, d) -> (n, d + 1) float32, as an index holds them; of length 1 for cosine.
+
+        `values` (n,) float32 are those of the items, where each has its own.
+        """
+        if values is None:
+            values = torch.tensor([self.value], dtype=torch.float64, device=embeddings.device)
+        value, vectors = values[:, None], embeddings.float()
+        if self.distance == "cosine":
+            vectors, value = value.float() * unit(vectors), 1 - value.square()
+        return torch.cat([vectors, value.sqrt().float().expand(len(vectors), 1)], dim=1)
 
     def exact(self, embeddings: Tensor) -> Tensor:
         """Queries and re-embedded items (n, d) -> (n, d + 1), as an index holds and is asked for them."""
@@ -66,9 +72,24 @@ class Calibration:
         """Squared L2 distances, or 2 (1 - cosine), to transformed items -> those that the coordinate makes of them."""
         return distances + self.value if self.distance == "l2" else 2 - self.value * (2 - distances)
 
-    def mixed(self, embeddings: Tensor, re_embedded: Tensor) -> Tensor:
-        """A gallery (n, d) of which the items (n,) bool are re-embedded -> (n, d + 1)."""
-        return torch.where(re_embedded[:, None], self.exact(embeddings), self.transformed(embeddings))
+    def mixed(self, embeddings: Tensor, re_embedded: Tensor, values: Tensor | None = None) -> Tensor:
+        """A gallery (n, d) of which the items (n,) bool are re-embedded -> (n, d + 1); `values` as in `transformed`."""
+        return torch.where(re_embedded[:, None], self.exact(embeddings), self.transformed(embeddings, values))
+
+    def chained(self, before: Tensor, distance: str, gain: float) -> Tensor:
+        """What items need that came here by way of another transformation, (n,) like `before`, what they needed there.
+
+        Errors add: with m for h_12(x), n_3 - h_23(m) = n_3 - h_23(n_2) + h_23(n_2) - h_23(m), so that of independent
+        errors E|n_3 - h_23(m)|^2 = e_23 + gain e_12, and constants are a share of e. A factor f does to the nearest
+        items, whose cosine is about 1, what the constant 2 (1 - f) does to their squared distance.
+
+        Args:
+            before: constants or factors.
+            distance: which of the two.
+            gain: |h_23(n_2) - h_23(m)|^2 over |n_2 - m|^2.
+        """
+        error = gain * (before if distance == "l2" else 2 * (1 - before))
+        return self.value + error if self.distance == "l2" else self.value * (1 - error / 2).clamp(min=1 / STEPS)
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ from data.items import Array
 from data.lengths import about_zeros
 from data.sources.embeddings import Source, open_source, stated_space
 from data.sources.rows import check_finite, parts_of
-from upgrade.columns import number_type, values, vectors_column
-from upgrade.old import source_hashes
+from upgrade.columns import values, vectors_column
+from upgrade.old import BEHIND, source_hashes
 from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length
 from upgrade.state import State
 from upgrade.table import Counts, Table
@@ -83,10 +83,11 @@ class _Found:
 
 def _rows(batch: Source, found: _Found, number: int, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
     """The table's rows of a batch's items, with their new embeddings."""
+    number_type = schema.field("embedding").type.value_type.to_pandas_dtype()
     for start, stop in parts_of(len(found.rows)):
         kept, count = found.kept.slice(start, stop - start).combine_chunks(), stop - start
         new = {
-            "embedding": vectors_column(batch.vectors.take(found.rows[start:stop]).astype(number_type(schema))),
+            "embedding": vectors_column(batch.vectors.take(found.rows[start:stop]).astype(number_type)),
             "priority": pa.nulls(count, pa.float32()),
             "batch": pa.array(np.full(count, number, np.int32)),
         }
@@ -130,7 +131,7 @@ def _checked(table: Table, batch: Source, insist: bool) -> _Found:
         same = same and np.array_equal(present, vectors.astype(state.dtype))
         judged.add(vectors[few], present)
         if state.old_dim == state.dim:
-            old += int((source_hashes(vectors) == values(found["source_hash"])[place])[~zero].sum())
+            old += int(((source_hashes(vectors) ^ values(found["source_hash"])[place]) <= BEHIND)[~zero].sum())
         here = rows[(rows >= start) & (rows < stop)] - start
         newly += int((number[here] == 0).sum())
         addresses.append(found["_rowaddr"].to_numpy()[place[here]])

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from data.sources.lance_tables import is_table
 from utils.config import key, section
 from utils.precision import Precision
 
@@ -15,7 +16,10 @@ class PlanParams:
     """`plan_params`: the sample of pairs, and what to predict from it."""
 
     old: str | None = key(
-        None, doc="old embeddings of a sample of items that the transformation was not trained on", path="any"
+        None,
+        doc="old embeddings of a sample of items that the transformation was not trained on; null: the items of `new`, "
+        "by their ids, are looked up in the table",
+        path="any",
     )
     new: str | None = key(
         None,
@@ -39,8 +43,29 @@ class PlanParams:
     )
 
     def __post_init__(self) -> None:
-        if (self.old is None) != (self.new is None):
-            raise ValueError("old, new: both or none")
+        if self.new is None and self.old is not None:
+            raise ValueError("old: goes with new, of the same items")
+
+
+@dataclass
+class EarlierParams:
+    """`earlier`: what the `gallery`, a table of an upgrade, was made from, for its rows that are not re-embedded."""
+
+    transformation_path: str | None = key(
+        None,
+        doc="transformation of the model before the old one into the new space; null: rows that the old model has not "
+        "re-embedded go through `transformation_path`, as the gallery has them",
+        path="any",
+    )
+    gallery: str | None = key(None, doc="vectors of the model before, as in `gallery`", path="any")
+    store: dict[str, Any] | None = key(None, doc="in place of that, as in `store`")
+    ids: str | None = key(None, doc="as `ids`", path="any")
+    side_info: str | None = key(None, doc="as `side_info`", path="any")
+
+    def __post_init__(self) -> None:
+        sources = (self.gallery is not None) + (self.store is not None)
+        if sources != (self.transformation_path is not None):
+            raise ValueError("transformation_path goes with one of gallery and store")
 
 
 @dataclass
@@ -58,12 +83,16 @@ class UpgradeConfig:
     gallery: str | None = key(
         None,
         doc="old embeddings in files: .npy, .npz, .parquet, .safetensors, .pt, a folder of .npy or of shards, or a "
-        "FAISS index",
+        "FAISS index; or the table of the upgrade to the old model, finished or in its middle",
         path="any",
     )
     store: dict[str, Any] | None = key(
         None,
-        doc="in place of `gallery`: the store that holds them, by its `kind` (lance, pgvector, qdrant) and its keys",
+        doc="in place of `gallery`: the store that holds them, by its `kind` (lance, pgvector, qdrant) and its keys; "
+        "beside a table of an upgrade: the store to push to",
+    )
+    earlier: EarlierParams = section(
+        EarlierParams, doc="of a gallery that is in the middle of an upgrade: what it is made from"
     )
     ids: str | None = key(
         None,
@@ -87,6 +116,11 @@ class UpgradeConfig:
         2**19,
         doc="about so many rows a fragment of the table: what an interrupted transform repeats",
         minimum=1,
+    )
+    engine: Literal["process", "ray"] = key(
+        "process",
+        doc="transform: by this process, or by Ray's tasks on the cores and GPUs of one machine or many; a gallery in "
+        "files that all of them have under the same names",
     )
     precision: Precision = key("auto", doc="of the transformation's hidden layers")
     order: Order = key(
@@ -152,7 +186,16 @@ class UpgradeConfig:
     }
 
     def __post_init__(self) -> None:
-        if (self.gallery is None) == (self.store is None):
+        if (self.gallery is None) == (self.store is None) and not (self.gallery and self.is_upgraded_again):
             raise ValueError("gallery, store: one of the two names the old embeddings")
-        if self.store is not None and (self.side_info is not None or self.ids is not None):
+        if self.gallery is None and (self.side_info is not None or self.ids is not None):
             raise ValueError("store: goes with neither ids nor side_info")
+        if self.earlier.transformation_path is not None and not self.is_upgraded_again:
+            raise ValueError("earlier: goes with a gallery that is a table of an upgrade")
+        if self.engine == "ray" and (self.gallery is None or self.is_upgraded_again):
+            raise ValueError("engine: ray reads galleries in files; those in a store or table go through one process")
+
+    @property
+    def is_upgraded_again(self) -> bool:
+        """Whether the old gallery is itself a table of an upgrade."""
+        return self.gallery is not None and is_table(self.gallery)

@@ -1,12 +1,17 @@
-"""Lance tables on a local disk that outlive a power cut: Lance itself does not ask the disk to write.
+"""Lance tables on a local disk that outlive a power cut, and what Lance says of the disk and of other steps.
 
-New data files are synced before the commit that names them, and the manifest after it. What a power cut can still tear
-is the newest manifest, of a commit that has not returned; without it the table is what it was before.
+Lance itself does not ask the disk to write. New data files are synced before the commit that names them, and the
+manifest after it. What a power cut can still tear is the newest manifest, of a commit that has not returned; without it
+the table is what it was before.
 """
 
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from lance.commit import CommitConflictError
 
 from utils.errors import UserError
 from utils.files import sync
@@ -14,6 +19,7 @@ from utils.files import sync
 DATA, VERSIONS = ("data", "_deletions", "_indices"), ("_transactions", "_versions", "_refs")
 FOLDERS = {*DATA, *VERSIONS}  # of a Lance table
 END = b"LANC"  # the last bytes of a manifest
+UNFINISHED = ".tmp"  # what the name of a file begins with that Lance is writing, in another process perhaps
 
 
 def local_folder(uri: str) -> Path | None:
@@ -36,7 +42,8 @@ class Unsynced:
         if self.folder is None:
             return []
         tops = [str(self.folder / name) for name in names]
-        return [f"{place}/{file}" for top in tops for place, _, files in os.walk(top) for file in files]
+        found = ((place, file) for top in tops for place, _, files in os.walk(top) for file in files)
+        return [f"{place}/{file}" for place, file in found if not file.startswith(UNFINISHED)]
 
     def sync_data(self) -> None:
         """Wait until what a commit is to name is on the disk."""
@@ -73,3 +80,29 @@ def _is_whole(manifest: Path) -> bool:
         size = file.seek(0, 2)
         file.seek(max(0, size - len(END)))
         return file.read() == END
+
+
+@contextmanager
+def lance_errors(uri: str) -> Iterator[None]:
+    """Make what Lance says of the user's disk, and of another step at the same time, a UserError."""
+    try:
+        yield
+    except CommitConflictError:
+        raise at_once(uri) from None
+    except (OSError, ValueError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        for words, reason in (
+            ("No space left", "no space left on the disk; free some and run the command again"),
+            ("Permission denied", "cannot be written (Permission denied)"),
+            ("Read-only file system", "cannot be written (Read-only file system)"),
+        ):
+            if words in text:
+                raise UserError(f"output: {uri}: {reason}") from error
+        raise
+
+
+def at_once(uri: str) -> UserError:
+    """What to say where another step has committed first."""
+    return UserError(
+        f"output: {uri}: another step has changed it meanwhile; this one has changed nothing, run it again"
+    )

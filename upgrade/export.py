@@ -21,13 +21,14 @@ from upgrade.config import UpgradeConfig
 from upgrade.inputs import open_old
 from upgrade.priorities import random_bits
 from upgrade.table import Table
-from utils.errors import UserError
+from utils.errors import UserError, said
 from utils.extras import load_extra
 from utils.files import atomic_path
 
 TRAINED_ROWS = 200_000  # by which an approximate index is trained
 PAIRS = 100_000
 NAMES = {"id": "ids", "embedding": "embeddings", "sigma": "sigma", "batch": "batch", "label": "labels"}
+NAMES["calibration"] = "calibration"  # of each row, in a gallery that was upgraded in the middle of an upgrade
 
 
 def export(table: Table, config: UpgradeConfig) -> list[str]:
@@ -97,7 +98,8 @@ def _write_npz(path: Path, table: Table, precision: str | None, ranges: Array | 
     rows, ids, dim = table.dataset.count_rows(), table.all_ids(), table.state.dim
     with zipfile.ZipFile(path, "w", allowZip64=True) as archive:
         for column in _columns(table):
-            kind = {"id": ids.dtype, "embedding": np.dtype(table.state.dtype), "sigma": np.dtype(np.float32)}
+            kind = {"id": ids.dtype, "embedding": np.dtype(table.state.dtype)}
+            kind |= {name: np.dtype(np.float32) for name in ("sigma", "calibration")}
             dtype = kind.get(column, np.dtype(np.int32 if column == "batch" else np.int64))
             shape = (rows, dim) if column == "embedding" else (rows,)
             packs = precision if column == "embedding" else None
@@ -140,31 +142,31 @@ def _write_index(path: Path, table: Table, factory: str, seed: int) -> None:
         else:
             inner = faiss.index_factory(dim, factory, metric)
     except RuntimeError as error:
-        raise UserError(f"index: {factory} is no index factory string of FAISS ({_first_line(error)})") from None
+        raise UserError(f"index: {factory} is no index factory string of FAISS ({said(error)})") from None
     if not inner.is_trained:
         rows = table.dataset.count_rows()
         drawn = np.sort(np.random.default_rng(seed).permutation(rows)[:TRAINED_ROWS])
         try:
-            inner.train(served(table, table.dataset.take(drawn, columns=["embedding", "batch"])))
+            inner.train(served(table, table.dataset.take(drawn, columns=served_columns(table))))
         except RuntimeError as error:
-            raise UserError(
-                f"index: {factory} cannot be trained on {len(drawn):,} rows ({_first_line(error)})"
-            ) from None
+            raise UserError(f"index: {factory} cannot be trained on {len(drawn):,} rows ({said(error)})") from None
     index = faiss.IndexIDMap2(inner)
-    for part in _parts(table, ["id", "embedding", "batch"]):
+    for part in _parts(table, ["id", *served_columns(table)]):
         index.add_with_ids(served(table, part), values(part["id"]))
     faiss.write_index(index, str(path))
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0][:120]
+def served_columns(table: Table) -> list[str]:
+    """What `served` needs of rows."""
+    return ["embedding", "batch", *(["calibration"] if table.state.has_calibrations else [])]
 
 
 def served(table: Table, part: pa.Table) -> Array:
-    """Rows with their batches as they are served, (m, d) float32: with the coordinate of the calibration, if any."""
+    """Rows as they are served, (m, d) float32: with the coordinate of the calibration, if any."""
     vectors, calibration = torch.from_numpy(values(part["embedding"])).float(), table.state.calibrated()
     if calibration is not None:
-        vectors = calibration.mixed(vectors, torch.from_numpy(values(part["batch"]) > 0))
+        own = torch.from_numpy(values(part["calibration"])) if table.state.has_calibrations else None
+        vectors = calibration.mixed(vectors, torch.from_numpy(values(part["batch"]) > 0), own)
     return vectors.numpy()
 
 
@@ -177,6 +179,8 @@ def _export_pairs(table: Table, config: UpgradeConfig, name: str, limit: int) ->
         for chunk in old.chunks(config.chunk_rows):
             bar.update(len(chunk.ids))
             drawn = np.flatnonzero(random_bits(chunk.ids, config.seed + 1_000_003) < share)
+            if chunk.behind is not None:  # not of the old model
+                drawn = np.setdiff1d(drawn, chunk.behind.rows)
             place, rows = table.lookup(chunk.ids[drawn], ["embedding", "batch", "source_hash"])
             drawn, place = drawn[place >= 0], place[place >= 0]
             if not len(drawn):
@@ -193,7 +197,8 @@ def _export_pairs(table: Table, config: UpgradeConfig, name: str, limit: int) ->
                 found["new"].append(values(rows["embedding"])[place])
     arrays = {key: np.concatenate(parts) for key, parts in found.items() if parts}
     if not len(arrays.get("ids", [])):
-        raise UserError(f"output: {table.uri}: no item is re-embedded, so that there are no pairs")
+        of_which = "" if table.state.earlier is None else f" of {table.state.old_model} and {table.state.new_model}"
+        raise UserError(f"output: {table.uri}: no item is re-embedded, so that there are no pairs{of_which}")
     shared: dict[str, Any] = {key: arrays[key] for key in ("ids", "labels") if key in arrays}
     for role in ("old", "new", "side_info"):
         if role in arrays:

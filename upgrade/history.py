@@ -1,24 +1,22 @@
 """What a gallery is made of now, and the ways back."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import lance
 import numpy as np
 import torch
 
-from models.folding import folded
 from upgrade.columns import values
-from upgrade.computing import transform_rows
+from upgrade.computing import Transformer
 from upgrade.drift import Drift, compare
-from upgrade.durable import FOLDERS, local_folder
+from upgrade.durable import FOLDERS, lance_errors, local_folder
 from upgrade.inputs import Inputs
 from upgrade.old import Old
 from upgrade.opening import open_table
-from upgrade.refusals import lance_errors
+from upgrade.parts import rows_pending
 from upgrade.table import Operation, Table
-from upgrade.transform import rows_pending
 from utils.errors import UserError
 
 TOLERANCE = 0.01  # of the size of a vector: recomputing in parts of another size is not exact to the byte
@@ -48,6 +46,8 @@ def status(uri: str) -> str:
     if state.calibration is not None:
         what = "times the cosines" if state.normalised else "more than the squared distances"
         lines.append(f"  calibration  {state.calibration['value']:>15.4g}  {what} of transformed items")
+    if state.earlier is not None and state.calibration is not None:
+        lines[-1] += f"; of rows that were {state.earlier['model']}'s one of their own, in the column calibration"
     names = sorted(table.tags().items(), key=lambda tag: tag[1])
     if names:
         shown = [name for name, _ in names[-5:]]
@@ -72,12 +72,11 @@ def verify(table: Table, inputs: Inputs, chunk_rows: int, device: torch.device) 
     drift = compare(table, inputs.old, chunk_rows)
     if len(np.unique(table.all_ids())) != table.dataset.count_rows():
         raise UserError(f"output: {table.uri}: an id is there more than once; the table is damaged")
-    module = folded(inputs.transformation, "bf16" if table.state.precision == "bf16" else "fp32").to(device)
+    transformer = Transformer(replace(inputs, state=table.state), device)
     for chunk in inputs.old.chunks(chunk_rows):
         place, found = table.lookup(chunk.ids, ["embedding", "batch", "source_hash"])
         known = np.flatnonzero(place >= 0)
-        arrays = [chunk.vectors] if chunk.side_info is None else [chunk.vectors, chunk.side_info]
-        wanted, _ = transform_rows(module, arrays, table.state, device, table.state.transformation, chunk.first)
+        wanted, _, _ = transformer(chunk)
         present, batch = values(found["embedding"])[place[known]], values(found["batch"])[place[known]]
         own = (batch == 0) & (values(found["source_hash"])[place[known]] == chunk.hashes[known])
         wide = wanted[known].astype(np.float32)
@@ -155,9 +154,3 @@ def finish_removal(folder: Path) -> bool:
 def _doomed(folder: Path) -> Path:
     """What a table is renamed to before it goes, so that it does not go piece by piece."""
     return folder.with_name(f".{folder.name}.rolled-back.tmp")
-
-
-def last_zero_rows(table: Table) -> tuple[int, int] | None:
-    """How many rows transform has found to be zero, and the first of them; None for none."""
-    last: dict[str, Any] = table.last_step()
-    return (last["zero_rows"], last["first_zero_row"]) if "zero_rows" in last else None

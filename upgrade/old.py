@@ -10,15 +10,25 @@ import pyarrow as pa
 
 from data.items import Array
 from data.sources.embeddings import Source
-from data.sources.ids import scrambled, text_keys
 from data.sources.rows import Rows, check_finite, parts_of
-from upgrade.columns import values
+from upgrade.columns import digest_of, id_keys, values
 from upgrade.ends import Store
 from upgrade.spaces import check_lengths, have_unit_length
 from utils.errors import UserError
 
+BEHIND = np.uint64(1)  # the last bit of the hash of a row that is behind, in galleries with such rows
 SAMPLE_ROWS = 1024  # that tell whether all have length 1
 KEYS_AT_ONCE = 2**25  # of ids that are compared with each other
+
+
+class Behind(NamedTuple):
+    """Rows of a chunk that are not of the old model, which has not re-embedded them: see `mixed.py`."""
+
+    rows: Array  # (k,) of the chunk
+    vectors: Array | None = None  # (k, d) of the model before, which have a transformation of their own, if so
+    side_info: Array | None = None  # (k, d_side) for that
+    sigma: Array | None = None  # (k,) of what the chunk has of them, and what their calibration is
+    calibration: Array | None = None  # (k,)
 
 
 class Chunk(NamedTuple):
@@ -30,6 +40,7 @@ class Chunk(NamedTuple):
     labels: Array | None  # (m,) int64
     side_info: Array | None  # (m, d_side)
     hashes: Array  # (m,) uint64: what tells whether an old vector has changed
+    behind: Behind | None = None
 
 
 def source_hashes(vectors: Array) -> Array:
@@ -52,36 +63,42 @@ class Old:
     has_labels: bool
     unit: bool  # whether all vectors that are not zero have length 1
     side_dim: int | None
-    read: Callable[[int, int, Any], Iterator[Chunk]]
+    read: Callable[[int, int, int | None, Any], Iterator[Chunk]]
+    digest: Callable[[], int] | None = None  # see `digest_of`; None where it would take another reading of everything
+    earlier: "Old | None" = None  # of a gallery in a table of an upgrade: what this was made from, if it is named
 
-    def chunks(self, rows: int, *, skip: int = 0, after: Any = None) -> Iterator[Chunk]:
-        """All chunks of so many rows, but for the first `skip` rows, the last of which has the id `after`.
+    def chunks(self, rows: int, start: int = 0, stop: int | None = None, after: Any = None) -> Iterator[Chunk]:
+        """Chunks of so many rows, from row `start` on, before which comes the id `after`, up to row `stop` or the end.
 
         Raises:
             UserError: a row is not finite, or not of length 1 where all should be.
         """
-        return self.read(rows, skip, after)
+        return self.read(rows, start, stop, after)
 
 
-def old_files(source: Source, side_info: Source | None) -> Old:
-    """A gallery in files, and side-information in the same order."""
+def old_files(source: Source, side_info: Source | None, section: str = "") -> Old:
+    """A gallery in files, and side-information in the same order; `section` stands before keys in messages."""
+    name = f"{section}gallery: {source.path}"
     unit = have_unit_length(_sample(source.vectors))
 
-    def read(rows: int, skip: int, after: Any) -> Iterator[Chunk]:
-        for start, stop in parts_of(len(source) - skip, rows):
-            start, stop = start + skip, stop + skip
-            vectors = read_checked(source.vectors, f"gallery: {source.path}", start, stop, unit=unit)
+    def ids(start: int, stop: int) -> Array:
+        return np.arange(start, stop) if source.ids is None else source.ids.read(start, stop)
+
+    def read(rows: int, first: int, end: int | None, after: Any) -> Iterator[Chunk]:
+        for start, stop in parts_of((len(source) if end is None else end) - first, rows):
+            start, stop = start + first, stop + first
+            vectors = read_checked(source.vectors, name, start, stop, unit=unit)
             yield Chunk(
                 start,
-                np.arange(start, stop) if source.ids is None else source.ids.read(start, stop),
+                ids(start, stop),
                 vectors,
                 None if source.labels is None else source.labels.read(start, stop),
-                None if side_info is None else read_checked(side_info.vectors, "side_info", start, stop),
+                None if side_info is None else read_checked(side_info.vectors, f"{section}side_info", start, stop),
                 source_hashes(vectors),
             )
 
     return Old(
-        name=f"gallery: {source.path}",
+        name=name,
         identity=str(source.path),
         rows=len(source),
         without=0,
@@ -91,6 +108,7 @@ def old_files(source: Source, side_info: Source | None) -> Old:
         unit=unit,
         side_dim=None if side_info is None else side_info.dim,
         read=read,
+        digest=lambda: sum(digest_of(ids(*part)) for part in parts_of(len(source))) % 2**64,
     )
 
 
@@ -107,7 +125,7 @@ def old_store(store: Store) -> Old:
         raise UserError(f"{name}: has no row with an old vector")
     has_labels, unit = "label" in first.schema.names, have_unit_length(values(first["embedding"]))
 
-    def read(rows: int, skip: int, after: Any) -> Iterator[Chunk]:
+    def read(rows: int, start: int, stop: int | None, after: Any) -> Iterator[Chunk]:
         number, last = 0, None
         for batch in store.read_old(rows):
             ids, vectors = values(batch["id"]), values(batch["embedding"]).astype(np.float32)
@@ -148,7 +166,7 @@ def _sample(rows: Rows) -> Array:
     return np.concatenate([rows.read(start, min(start + size, count)) for start in starts])
 
 
-def check_distinct(source: Source) -> None:
+def check_distinct(source: Source, where: str) -> None:
     """Check that no id occurs twice, in the memory of KEYS_AT_ONCE keys; each pass over the ids looks at some of them.
 
     Raises:
@@ -161,22 +179,21 @@ def check_distinct(source: Source) -> None:
         found = []
         for part in parts_of(len(source)):
             ids = source.ids.read(*part)
-            keys = text_keys(ids) if source.has_text_ids else scrambled(ids.view(np.uint64))
+            keys = id_keys(ids)
             found.append(keys[keys % passes == number])
         keys = np.sort(np.concatenate(found))
         again = np.unique(keys[1:][keys[1:] == keys[:-1]])
         if len(again):  # of texts, two that differ may have one key
-            _check_alike(source, again)
+            _check_alike(source, again, where)
 
 
-def _check_alike(source: Source, keys: Array) -> None:
+def _check_alike(source: Source, keys: Array, where: str) -> None:
     """Raise a UserError if two ids of some of these keys are the same."""
     seen: set[Any] = set()
     assert source.ids is not None
     for part in parts_of(len(source)):
         ids = source.ids.read(*part)
-        own = text_keys(ids) if source.has_text_ids else scrambled(ids.view(np.uint64))
-        for item in ids[np.isin(own, keys)].tolist():
+        for item in ids[np.isin(id_keys(ids), keys)].tolist():
             if item in seen:
-                raise UserError(f"gallery: {source.path}: the id {item} occurs more than once")
+                raise UserError(f"{where}: {source.path}: the id {item} occurs more than once")
             seen.add(item)

@@ -3,10 +3,9 @@
 import lance
 import pyarrow as pa
 
-from upgrade.durable import FOLDERS, Unsynced, local_folder, remove_torn_manifest
-from upgrade.refusals import lance_errors
+from upgrade.durable import FOLDERS, Unsynced, lance_errors, local_folder, remove_torn_manifest
 from upgrade.table import Table
-from utils.errors import UserError
+from utils.errors import UserError, said
 
 
 def table_exists(uri: str) -> bool:
@@ -73,10 +72,15 @@ def open_table(uri: str, *, unfinished: bool = False) -> Table:
     try:
         dataset = lance.dataset(uri)
     except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = said(error)
         later = "; it may be of a later Lance: pip install --upgrade pylance" if "upport" in reason else ""
         raise UserError(f"output: {uri} cannot be opened{later} ({reason})") from None
     table = Table(uri, dataset, unsynced)
     if table.state.stage != "ready" and not unfinished:
         raise UserError(f"output: {uri} is not fully transformed yet; run `upgrade_gallery.py transform` again")
     return table
+
+
+def table_at(uri: str, version: int) -> Table:
+    """A version of a table whose newest one another process has open."""
+    return Table(uri, lance.dataset(uri, version=version), Unsynced(local_folder(uri)))

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from data.sources.embeddings import Source, open_source
-from data.sources.rows import parts_of
 from retrieval import backfilling_order, cutoffs
 from retrieval.prediction import Curve, predict_map, predict_recall
+from upgrade.columns import values
 from upgrade.computing import transform_rows
 from upgrade.config import PlanParams, UpgradeConfig
 from upgrade.inputs import output_of, present_transformation
@@ -20,6 +20,7 @@ from upgrade.old import read_checked
 from upgrade.priorities import Chosen
 from upgrade.spaces import have_unit_length
 from upgrade.state import State
+from upgrade.table import Table
 from utils.errors import UserError
 
 METRICS = {"recall": "recall@{k} of what the new model retrieves", "map": "mAP"}
@@ -27,12 +28,13 @@ METRICS = {"recall": "recall@{k} of what the new model retrieves", "map": "mAP"}
 
 @dataclass(frozen=True)
 class Sample:
-    """Pairs of old and new embeddings of m items that the transformation has not seen."""
+    """Transformed and new embeddings of m items that the transformation has not seen."""
 
     transformed: Tensor  # (m, d)
     new: Tensor  # the same
     sigma: Tensor | None  # (m,)
     labels: Tensor | None  # (m,)
+    calibration: Tensor | None = None  # (m,), where each has its own
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,14 @@ class Plan:
         return ceil(self.fraction * self.rows)
 
     @property
+    def reached(self) -> tuple[float, float, float]:
+        """The share of the full upgrade there, and its band."""
+        return self.curves[self.order].relative().at(self.fraction)
+
+    @property
     def sentence(self) -> str:
         """The answer in one line."""
-        reached, low, high = self.curves[self.order].relative().at(self.fraction)
+        reached, low, high = self.reached
         interval = f"{100 * self.confidence:g} % interval {100 * low:.1f} to {100 * high:.1f} %"
         reach = f"{100 * reached:.1f} % of the full upgrade ({interval})"
         text = f"re-embed {self.items:,} items ({100 * self.fraction:.1f} %) to reach {reach}"
@@ -68,7 +75,7 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """All of it as plain values; fractions in [0, 1]."""
-        reached, low, high = self.curves[self.order].relative().at(self.fraction)
+        reached, *interval = self.reached
         return {
             "metric": self.metric,
             "pairs": self.pairs,
@@ -81,26 +88,25 @@ class Plan:
                 "fraction": self.fraction,
                 "reached": reached,
                 "confidence": self.confidence,
-                "interval": [low, high],
+                "interval": interval,
             },
             "curves": {name: asdict(curve) for name, curve in self.curves.items()},
         }
 
 
-def predict(config: UpgradeConfig, state: State, chosen: Chosen, rows: int) -> Plan:
-    """Predict the curves of the re-embedding from the sample of pairs that the config names.
+def predict(config: UpgradeConfig, table: Table, chosen: Chosen) -> Plan:
+    """Predict the curves of the re-embedding from the sample that the config names.
 
     Args:
-        config: names the pairs.
-        state: of the table.
+        config: names the sample.
+        table: of the gallery.
         chosen: the order.
-        rows: of the gallery.
 
     Raises:
         UserError: the pairs cannot be read or do not fit the gallery, or a file has changed since the transformation.
     """
-    params = config.plan_params
-    sample = read_sample(config, state)
+    params, state = config.plan_params, table.state
+    sample = read_sample(config, state) if params.old is not None else look_up_sample(config, table)
     m = len(sample.new)
     if params.metric == "recall" and params.k >= m / 2:
         raise UserError(f"plan_params.k: {params.k} is too deep for a sample of {m} pairs")
@@ -119,7 +125,7 @@ def predict(config: UpgradeConfig, state: State, chosen: Chosen, rows: int) -> P
     transformed, new = sample.transformed, sample.new
     calibration = state.calibrated()
     if calibration is not None:
-        transformed, new = calibration.transformed(transformed), calibration.exact(new)
+        transformed, new = calibration.transformed(transformed, sample.calibration), calibration.exact(new)
     shared: dict[str, Any] = {
         "orders": orders,
         "cutoffs": cutoffs(m, params.points),
@@ -137,7 +143,7 @@ def predict(config: UpgradeConfig, state: State, chosen: Chosen, rows: int) -> P
         names[0],
         METRICS[params.metric].format(k=params.k),
         m,
-        rows,
+        table.dataset.count_rows(),
         curves[names[0]].relative().reaching(params.target),
         params.target,
         params.confidence,
@@ -152,28 +158,22 @@ def read_sample(config: UpgradeConfig, state: State) -> Sample:
         UserError: as `predict`.
     """
     params = config.plan_params
+    if state.earlier is not None:
+        raise UserError(
+            f"plan_params.old: the gallery's items are of {state.earlier['model']} and of {state.old_model}; leave it "
+            "out, and give `new` with ids of items of the gallery"
+        )
     sources = _open_pairs(params, state)
     transformation = present_transformation(config, state)
     side_info = sources.get("side_info")
-    output_of(transformation, config, sources["old"].dim, None if side_info is None else side_info.dim)
-    count = len(sources["old"])
-    drawn = np.random.default_rng(config.seed).permutation(count)[: params.max_pairs]
-    chosen = np.zeros(count, bool)
-    chosen[drawn] = True
-    columns: dict[str, list[np.ndarray[Any, Any]]] = {name: [] for name in (*sources, "labels")}
-    labels = sources["new"].labels
-    for start, stop in parts_of(count):
-        here = chosen[start:stop]
-        for name, source in sources.items():
-            columns[name].append(read_checked(source.vectors, f"plan_params.{name}", start, stop)[here])
-        if labels is not None:
-            columns["labels"].append(labels.read(start, stop)[here])
-    arrays = {name: np.concatenate(parts) for name, parts in columns.items() if parts}
-    if have_unit_length(arrays["new"]) != state.normalised:
-        raise UserError(
-            f"plan_params.new: {params.new}: embeddings of length 1 are those of one of the two, file and gallery; "
-            "see `normalised`"
-        )
+    named, where = f"plan_params.old: {params.old}", f"transformation_path: {config.transformation_path}"
+    output_of(transformation, where, named, sources["old"].dim, None if side_info is None else side_info.dim)
+    count, labels = len(sources["old"]), sources["new"].labels
+    rows = np.sort(np.random.default_rng(config.seed).permutation(count)[: params.max_pairs])
+    arrays = {
+        name: read_checked(source.vectors, f"plan_params.{name}", 0, count)[rows] for name, source in sources.items()
+    }
+    _check_lengths(arrays["new"], config, state)
     inputs = [arrays[name] for name in ("old", "side_info") if name in arrays]
     where = f"plan_params.old: {params.old}, drawn and transformed by {config.transformation_path}"
     vectors, sigma = transform_rows(transformation, inputs, state, torch.device("cpu"), where, 0)
@@ -181,8 +181,54 @@ def read_sample(config: UpgradeConfig, state: State) -> Sample:
         torch.from_numpy(vectors).float(),
         torch.from_numpy(arrays["new"]).float(),
         None if sigma is None else torch.from_numpy(sigma),
-        torch.from_numpy(arrays["labels"]) if "labels" in arrays else None,
+        None if labels is None else torch.from_numpy(labels.take(rows)),
     )
+
+
+def look_up_sample(config: UpgradeConfig, table: Table) -> Sample:
+    """New embeddings, at most `max_pairs` of them, drawn evenly, and what the table has of their items.
+
+    Items that are re-embedded already are left out.
+
+    Raises:
+        UserError: the embeddings cannot be read, have no ids, or do not fit the gallery.
+    """
+    params, state = config.plan_params, table.state
+    assert params.new is not None
+    source, where = open_source(params.new, where="plan_params.new"), f"plan_params.new: {params.new}"
+    _check_dim(source, state)
+    if source.ids is None or source.has_text_ids != table.has_text_ids:
+        raise UserError(f"{where}: has no ids of the gallery's kind; without plan_params.old items are told by those")
+    columns = ["embedding", "batch", "sigma", *(["calibration"] if state.has_calibrations else [])]
+    ids, vectors = source.ids.read(0, len(source)), read_checked(source.vectors, where, 0, len(source))
+    place, found = table.lookup(ids, columns)
+    if (place < 0).any():
+        raise UserError(f"{where}: the gallery has no id {ids[place < 0][0]} ({(place < 0).sum():,} such ids)")
+    left = np.flatnonzero(values(found["batch"])[place] == 0)
+    drawn = left[np.random.default_rng(config.seed).permutation(len(left))[: params.max_pairs]]
+    _check_lengths(vectors[drawn], config, state)
+    rows, labels = found.take(place[drawn]), source.labels
+    kept = {name: torch.from_numpy(values(rows[name])) for name in columns if rows[name].null_count == 0}
+    return Sample(
+        kept["embedding"].float(),
+        torch.from_numpy(vectors[drawn]).float(),
+        kept.get("sigma"),
+        None if labels is None else torch.from_numpy(labels.take(drawn)),
+        kept.get("calibration"),
+    )
+
+
+def _check_lengths(new: np.ndarray[Any, Any], config: UpgradeConfig, state: State) -> None:
+    if have_unit_length(new) != state.normalised:
+        raise UserError(
+            f"plan_params.new: {config.plan_params.new}: embeddings of length 1 are those of one of the two, file and "
+            "gallery; see `normalised`"
+        )
+
+
+def _check_dim(new: Source, state: State) -> None:
+    if new.dim != state.dim:
+        raise UserError(f"plan_params.new: {new.path} is {new.dim}-d, but the gallery's embeddings are {state.dim}-d")
 
 
 def _open_pairs(params: PlanParams, state: State) -> dict[str, Source]:
@@ -190,8 +236,7 @@ def _open_pairs(params: PlanParams, state: State) -> dict[str, Source]:
     named = {"old": params.old, "new": params.new, "side_info": params.side_info}
     sources = {name: open_source(path, where=f"plan_params.{name}") for name, path in named.items() if path is not None}
     new = sources["new"]
-    if new.dim != state.dim:
-        raise UserError(f"plan_params.new: {new.path} is {new.dim}-d, but the gallery's embeddings are {state.dim}-d")
+    _check_dim(new, state)
     if (state.side_info is None) != ("side_info" not in sources):
         raise UserError("plan_params.side_info: should be given if, and only if, the gallery has side-information")
     del sources["new"]

@@ -15,7 +15,7 @@ from retrieval.orders.by_class import confidence
 from retrieval.orders.evidence import Evidence
 from upgrade.columns import values
 from upgrade.config import UpgradeConfig
-from upgrade.refusals import lance_errors
+from upgrade.durable import lance_errors
 from upgrade.table import Counts, Operation, Table
 from utils.errors import UserError
 

@@ -11,17 +11,18 @@ import torch
 from upgrade.columns import values, vectors_column
 from upgrade.config import UpgradeConfig
 from upgrade.drift import compare
+from upgrade.durable import lance_errors
 from upgrade.ends import Pushed, Store, open_store
-from upgrade.export import served
-from upgrade.old import old_store
+from upgrade.export import served, served_columns
+from upgrade.inputs import open_old
+from upgrade.old import Old, old_store
 from upgrade.opening import open_table
-from upgrade.refusals import lance_errors
 from upgrade.table import Table
 from upgrade.transform import transform_gallery
 from utils.errors import UserError
 
 PART = 2**14  # rows that are handed to a store at a time
-TAKEN = ["id", "embedding", "batch"]
+SENT = ["id", "embedding", "batch"]
 
 
 def store_of(config: UpgradeConfig) -> Store:
@@ -41,22 +42,30 @@ def push(config: UpgradeConfig, store: Store, device: torch.device) -> list[str]
     Raises:
         UserError: the store cannot be written, or is of another upgrade.
     """
-    table, old = open_table(config.output), old_store(store)
+    table, old = open_table(config.output), _old(config, store)
+    where = old.name if config.gallery is None else f"store: {store.info().identity}"
     drift, pushed = compare(table, old, config.chunk_rows), store.pushed()
     lines = [f"{old.name}: {drift} since it was transformed"]
     if old.without:
         lines.append(f"{old.name}: {old.without:,} rows have no old vector, and will have no new one")
     if config.dry_run:
-        rows = sum(len(part) for part in different_rows(table, _pushed_version(table, pushed)))
-        lines.append(f"would transform {drift.added + drift.changed:,} rows, and push {rows:,} beside those")
+        rows = _count(table, pushed)
+        lines.append(
+            f"would transform {drift.added + drift.changed + drift.moved:,} rows, and push {rows:,} beside those"
+        )
         return lines
     if drift.differs:
         table, done = transform_gallery(replace(config, step="transform"), device)
         lines.append(done)
     record = _record(table, pushed)
     count = store.push(_batches(table, _pushed_version(table, pushed)), record)
-    lines.append(f"{old.name}: {count:,} rows were pushed; it is as {table.uri} is in version {table.version}")
+    lines.append(f"{where}: {count:,} rows were pushed; it is as {table.uri} is in version {table.version}")
     return lines
+
+
+def _old(config: UpgradeConfig, store: Store) -> Old:
+    """The old vectors: those of the store, or a table's that is in the middle of an upgrade in the same store."""
+    return old_store(store) if config.gallery is None else open_old(config)
 
 
 def _record(table: Table, pushed: Pushed | None) -> Pushed:
@@ -80,7 +89,7 @@ def cutover(config: UpgradeConfig, store: Store) -> str:
     table, pushed = open_table(config.output), store.pushed()
     if pushed is None:
         raise UserError("store: nothing was pushed to it; run `upgrade_gallery.py push` first")
-    old = old_store(store)
+    old = _old(config, store)
     drift = compare(table, old, config.chunk_rows)
     left = 0 if pushed.table_version == table.version else _count(table, pushed)
     if drift.differs or left or pushed.transformation != table.state.transformation_sha256:
@@ -92,7 +101,7 @@ def cutover(config: UpgradeConfig, store: Store) -> str:
     return f"{old.name}: the vectors of {table.state.new_model} are served"
 
 
-def _count(table: Table, pushed: Pushed) -> int:
+def _count(table: Table, pushed: Pushed | None) -> int:
     return sum(len(part) for part in different_rows(table, _pushed_version(table, pushed)))
 
 
@@ -132,9 +141,9 @@ def _addresses(fragment: Any) -> np.ndarray:
 def _batches(table: Table, before: Any) -> Iterator[pa.RecordBatch]:
     for rows in different_rows(table, before):
         for start in range(0, len(rows), PART):
-            part = table.dataset._take_rows(rows[start : start + PART].tolist(), columns=TAKEN)
+            part = table.dataset._take_rows(rows[start : start + PART].tolist(), columns=["id", *served_columns(table)])
             columns = [part["id"].combine_chunks(), _vectors(table, part), part["batch"].combine_chunks()]
-            yield pa.RecordBatch.from_arrays(columns, names=TAKEN)
+            yield pa.RecordBatch.from_arrays(columns, names=SENT)
 
 
 def _vectors(table: Table, part: pa.Table) -> pa.Array:

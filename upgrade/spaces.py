@@ -4,17 +4,10 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from data.items import Array
 from data.lengths import LENGTH_TOLERANCE, lengths_of
 from utils.errors import UserError
-
-
-def lengths(rows: Array) -> Array:
-    """(m, d) -> (m,) float32."""
-    values: Array = np.linalg.norm(rows.astype(np.float32), axis=1)
-    return values
 
 
 def have_unit_length(rows: Array) -> bool:
@@ -34,17 +27,12 @@ def check_lengths(rows: Array, where: str, first_row: int) -> None:
 
     Zero rows may be anywhere.
     """
-    found = lengths(rows)
+    found = np.linalg.norm(rows.astype(np.float32), axis=1)
     bad = np.flatnonzero((np.abs(found - 1) > LENGTH_TOLERANCE) & ~are_zero(rows))
     if len(bad):
         raise UserError(
             f"{where}: row {first_row + bad[0]} has length {found[bad[0]]:.4g}, but the embeddings are of length 1"
         )
-
-
-def unit_rows(vectors: torch.Tensor) -> torch.Tensor:
-    """(m, d) -> (m, d) of length 1."""
-    return F.normalize(vectors, dim=1)
 
 
 def check_stated(stated: Mapping[str, object], path: object, model: str, dim: int, normalised: bool) -> None:

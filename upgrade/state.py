@@ -35,11 +35,25 @@ class State:
     stage: Literal["transforming", "ready"] = "transforming"
     generation: int = 1  # 2 and more: transformed again
     batches_before: int = 0  # batches that were applied when this generation was made
+    # Where the old gallery is itself a table of an upgrade: of its rows that are not re-embedded, the `model`, the
+    # `transformation` that they have of their own, if any; `made_by`, what tells whether that is the same, or the one
+    # that has made them what they are; its `calibration`; and the `gain` by which errors grow in the second one.
+    earlier: dict[str, Any] | None = None
     format: int = FORMAT
 
     def calibrated(self) -> Calibration | None:
         """By how much transformed items stand back from re-embedded ones, if that is known."""
         return None if self.calibration is None else Calibration(**self.calibration)
+
+    @property
+    def has_calibrations(self) -> bool:
+        """Whether each row has a calibration of its own, since rows have come by different ways."""
+        return self.earlier is not None and self.calibration is not None
+
+    @property
+    def made_by(self) -> tuple[Any, ...]:
+        """What tells whether transformed rows are still what the transformations make of them."""
+        return (self.transformation_sha256, None if self.earlier is None else self.earlier["made_by"])
 
     def to_metadata(self) -> dict[bytes, bytes]:
         """As it stands in the schema."""

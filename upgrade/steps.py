@@ -7,7 +7,7 @@ from upgrade.batches import apply_batch
 from upgrade.config import UpgradeConfig
 from upgrade.durable import local_folder
 from upgrade.export import export
-from upgrade.history import finish_removal, give_up, last_zero_rows, roll_back, status, verify
+from upgrade.history import finish_removal, give_up, roll_back, status, verify
 from upgrade.inputs import open_inputs, open_old
 from upgrade.opening import open_table
 from upgrade.planning import predict
@@ -25,17 +25,16 @@ def transform(config: UpgradeConfig) -> None:
     with process_group() as world:
         table, done = transform_gallery(config, world.device)
     print(f"{config.output}: {done}")
-    zeros = last_zero_rows(table)
-    if zeros is not None:
-        print(about_zeros(table.state.source, *zeros))
+    last = table.last_step()
+    if "zero_rows" in last:
+        print(about_zeros(table.state.source, last["zero_rows"], last["first_zero_row"]))
 
 
 def plan(config: UpgradeConfig) -> None:
     """The order of the re-embedding, and what it will bring."""
     table = open_table(config.output)
     chosen = choose_order(config, table)
-    rows = table.dataset.count_rows()
-    predicted = None if config.plan_params.old is None else predict(config, table.state, chosen, rows)
+    predicted = None if config.plan_params.new is None else predict(config, table, chosen)
     table, counts = write_priorities(table, chosen, config.seed)
     left = counts.rows - counts.re_embedded
     print(
@@ -75,9 +74,10 @@ def show(config: UpgradeConfig) -> None:
         with process_group() as world:
             table = open_table(config.output)
             inputs = open_inputs(config, world.device)
-            if inputs.state.transformation_sha256 != table.state.transformation_sha256:
+            if inputs.state.made_by != table.state.made_by:
                 raise UserError(
                     f"transformation_path: {config.transformation_path} is not what the gallery was made with"
+                    + (", or `earlier`, or the gallery's own is another" if inputs.state.earlier else "")
                 )
             drift = verify(table, inputs, config.chunk_rows, world.device)
         print(f"  every row is what transform or a batch made of it; of {inputs.old.name}: {drift}")

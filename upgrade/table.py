@@ -7,6 +7,7 @@ priority      the higher, the sooner to be re-embedded; from `plan` on, null onc
 batch         0: transformed; k: re-embedded by batch k
 label         where the old gallery has labels
 source_hash   the first 8 bytes of the SHA-256 of the old embedding as float32: tells a row that has changed
+calibration   where the old gallery is itself in the middle of an upgrade: the value of the row's own
 
 Nothing is locked: a commit is refused where another has come since the table was opened. Readers keep their version.
 Tags name the versions after `transform` and after each batch.
@@ -22,12 +23,12 @@ import lance
 import numpy as np
 import pyarrow as pa
 from lance.dataset import Transaction
+from lance.file import LanceFileReader
 from lance.fragment import FragmentMetadata, write_fragments
 
 from data.items import Array
-from upgrade.columns import values
-from upgrade.durable import Unsynced
-from upgrade.refusals import at_once, lance_errors
+from upgrade.columns import digest_of, values
+from upgrade.durable import Unsynced, at_once, lance_errors
 from upgrade.state import State, read_state
 from utils.provenance import timestamp
 
@@ -58,22 +59,18 @@ class Table:
 
     @property
     def version(self) -> int:
-        """The number of the version."""
         return int(self.dataset.version)
 
     @property
     def schema(self) -> pa.Schema:
-        """The columns."""
         return self.dataset.schema
 
     @property
     def has_text_ids(self) -> bool:
-        """Whether its ids are text."""
         return bool(self.schema.field("id").type == pa.string())
 
     @property
     def has_labels(self) -> bool:
-        """Whether it has labels."""
         return "label" in self.schema.names
 
     def scan(self, columns: Sequence[str], filter: str | None = None, **options: Any) -> Iterator[pa.RecordBatch]:
@@ -135,9 +132,9 @@ class Table:
         parts = [values(batch["id"]) for batch in self.scan(["id"])]
         return np.sort(np.concatenate(parts))
 
-    def in_order(self, columns: Sequence[str], rows: int = SCANNED) -> Iterator[pa.Table]:
-        """All rows by rising ids, which are in memory; the rest is read `rows` rows at a time."""
-        ids = self.all_ids()
+    def in_order(self, columns: Sequence[str], rows: int = SCANNED, *, ids: Array | None = None) -> Iterator[pa.Table]:
+        """All rows by rising ids, which are in memory, or those of some; the rest is read `rows` rows at a time."""
+        ids = self.all_ids() if ids is None else ids
         for start in range(0, len(ids), rows):
             part = ids[start : start + rows]
             place, found = self.lookup(part, columns, dense=True)
@@ -233,6 +230,12 @@ class Table:
             raise (failed[0] if failed else error) from None
         return fragment
 
+    def digest_of_fragment(self, fragment: FragmentMetadata) -> int:
+        """The `digest_of` the ids that a fragment holds, as they are read from its file."""
+        reader = LanceFileReader(f"{self.uri}/data/{fragment.files[0].path}", columns=["id"])
+        batches = reader.read_all(batch_size=SCANNED).to_batches()
+        return sum(digest_of(values(batch["id"])) for batch in batches) % 2**64
+
     def needs_care(self) -> bool:
         """Whether so many fragments have come that the index and the fragments are better made anew."""
         fragments = len(self.dataset.get_fragments())
@@ -286,7 +289,7 @@ class Table:
 
 
 def _places(ids: Array, among: Array) -> Array:
-    """Where each of the ids (m,) stands among distinct ones -> (m,), -1 where it does not."""
+    """Where each of the ids (m,), of which some may be there twice, stands among distinct ones -> (m,), or -1."""
     if not len(among):
         return np.full(len(ids), -1)
     order = among.argsort()

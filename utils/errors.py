@@ -22,6 +22,11 @@ class UserError(Exception):
     """A mistake that the user can mend. The message is one or two lines: the file, the key or path, what to do."""
 
 
+def said(error: BaseException) -> str:
+    """What an error of a library says, in a piece of a line; its kind where it says nothing."""
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
+
+
 def dead_worker(error: BaseException) -> UserError:
     """What to say when a process that decodes images has died; `error` is how that was noticed."""
     reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(". ")

@@ -10,7 +10,7 @@ from data.items import Items, matching_rows
 from data.sources.arrays import open_arrays
 from data.sources.formats import LONE
 from data.sources.ids import check_kind, checked_ids, int64_or_texts, matching_keys
-from data.sources.lance_tables import RE_EMBEDDED
+from data.sources.lance_tables import CALIBRATION, RE_EMBEDDED
 from data.sources.parquet_files import SEVERAL_VECTORS
 from data.sources.quantisation import dequantised, is_quantised
 from data.sources.rows import Rows, converted, parts_of, reordered, whole
@@ -18,6 +18,7 @@ from utils.errors import UserError
 
 MANIFEST = "manifest.json"
 COLUMNS = ("ids", "labels", "sigma")
+OF_UPGRADES = (RE_EMBEDDED, CALIBRATION)  # columns that are no arrays of other files
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Source:
     labels: Rows | None = None  # (n,) whole numbers
     sigma: Rows | None = None  # (n,) or (n, d) floating point
     re_embedded: Rows | None = None  # (n,) bool, of a gallery in the middle of its upgrade
+    calibration: Rows | None = None  # (n,) float32, of one whose items have one each
 
     def __len__(self) -> int:
         return self.vectors.shape[0]

@@ -21,6 +21,7 @@ from utils.extras import load_extra
 STATE = b"refill"  # in the schema's metadata
 READY = "ready"  # the stage of an upgrade whose transformation is finished
 RE_EMBEDDED = "re_embedded"
+CALIBRATION = "calibration"  # a column of an upgrade whose rows have one each
 
 
 def is_table(path: str | Path) -> bool:
@@ -29,7 +30,8 @@ def is_table(path: str | Path) -> bool:
 
 
 def open_table(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
-    """As `open_parquet`, the columns of a Lance table; of an upgrade, which must be ready, also `re_embedded` (n,)."""
+    """As `open_parquet`, the columns of a Lance table; of an upgrade, which must be ready, also `re_embedded` (n,) bool
+    and, where its rows have one each, `calibration` (n,)."""
     dataset = load_extra("lance", where=where).dataset(str(path))
     state = state_of(dataset.schema.metadata)
     if state is not None and state["stage"] != READY:
@@ -50,6 +52,8 @@ def open_table(path: Path, names: Sequence[str], where: str) -> dict[str, Rows]:
             found[name] = in_memory(_values_in(values))
     if state is not None:
         found[RE_EMBEDDED] = in_memory(dataset.to_table(columns=["batch"])["batch"].to_numpy() > 0)
+        if CALIBRATION in dataset.schema.names:
+            found[CALIBRATION] = in_memory(dataset.to_table(columns=[CALIBRATION])[CALIBRATION].to_numpy())
     return found
 
 

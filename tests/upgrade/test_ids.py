@@ -146,7 +146,7 @@ def test_texts_are_compared_as_a_whole(case: Case) -> None:
 def test_texts_are_found_and_joined_whatever_their_keys(
     case: Case, kinds: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in ("data.sources.ids", "upgrade.old"):
+    for module in ("data.sources.ids", "upgrade.columns"):
         monkeypatch.setattr(f"{module}.text_keys", lambda texts: text_keys(texts) % np.uint64(kinds))
     with_texts(case).run("transform")
     asked = np.append(TEXTS[ORDER], ["not there", ""])

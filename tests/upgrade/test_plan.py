@@ -91,7 +91,8 @@ def test_bad_pairs_are_refused(upgraded: Case) -> None:
     old, new = (np.ones((60, dim), np.float32) for dim in (OLD_DIM, NEW_DIM))
     ids, unit = np.arange(60), np.tile(np.eye(NEW_DIM, dtype=np.float32), (12, 1))
     cases: list[tuple[dict[str, np.ndarray], dict[str, np.ndarray], tuple[str, ...], str]] = [
-        ({}, {}, ("plan_params.old=null",), "plan_params.old, new: both or none"),
+        ({}, {}, ("plan_params.new=null",), "plan_params.old: goes with new, of the same items"),
+        ({}, {}, ("plan_params.old=null",), "pairs_new.npz: has no ids of the gallery's kind; without plan_params.old"),
         ({}, {}, ("plan_params.metric=map",), "metric: map needs `labels` in pairs_new.npz"),
         ({}, {}, ("plan_params.k=40",), "k: 40 is too deep for a sample of 60 pairs"),
         ({"ids": ids}, {"ids": 1 + ids}, (), "old: pairs_old.npz and pairs_new.npz hold different items: 1 ids"),

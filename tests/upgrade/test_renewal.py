@@ -23,7 +23,7 @@ def broken_at(row: int, monkeypatch: pytest.MonkeyPatch, rows: list[int]) -> Non
         rows.append(first)
         return transform_rows(module, inputs, state, device, where, first)
 
-    monkeypatch.setattr("upgrade.transform.transform_rows", counted)
+    monkeypatch.setattr("upgrade.computing.transform_rows", counted)
 
 
 def test_an_interrupted_transform_goes_on_after_the_last_fragment(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_too_little_memory_is_not_taken_for_dimensions(
     config = case.config("transform")
     for target, step in (
         ("torch.nn.Linear.forward", open_inputs),
-        ("upgrade.transform.transform_rows", transform_gallery),
+        ("upgrade.computing.transform_rows", transform_gallery),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(target, fail)

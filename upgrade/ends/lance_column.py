@@ -12,7 +12,7 @@ from pyarrow import compute
 
 from upgrade.ends.store import Pushed, StoreInfo
 from utils.config import key
-from utils.errors import UserError
+from utils.errors import UserError, said
 
 MERGED = 2**17  # rows of a push in one commit
 
@@ -47,8 +47,7 @@ class LanceColumn:
         try:
             dataset = lance.dataset(params.uri)
         except (OSError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:160]
-            raise UserError(f"store.uri: {params.uri} cannot be opened as a Lance table ({reason})") from None
+            raise UserError(f"store.uri: {params.uri} cannot be opened as a Lance table ({said(error)})") from None
         store, names = cls(params, dataset), dataset.schema.names
         for name, column in (("id", params.id), ("embedding", params.embedding), ("label", params.label)):
             if column is not None and column not in names:
@@ -73,7 +72,6 @@ class LanceColumn:
         return self.dataset.schema.field(self._old).type
 
     def info(self) -> StoreInfo:
-        """See `Store`."""
         rows, present = self.dataset.count_rows(), self.dataset.count_rows(f"{self._old} IS NOT NULL")
         text = pa.types.is_string(self.dataset.schema.field(self.params.id).type)
         identity = f"{self.params.uri}/{self.params.embedding}"
@@ -97,7 +95,6 @@ class LanceColumn:
             yield pa.RecordBatch.from_arrays(arrays, names=list(columns))
 
     def pushed(self) -> Pushed | None:
-        """See `Store`."""
         text = self.dataset.metadata.get(self.record)
         return None if text is None else dataclasses.replace(Pushed(**json.loads(text)), cut_over=self._is_cut_over)
 
@@ -146,7 +143,6 @@ class LanceColumn:
             raise UserError(f"store: {missing:,} rows of {self.params.uri} have no new vector ({ids}, ...); push again")
 
     def undo_cutover(self) -> None:
-        """See `Store`."""
         if self._is_cut_over:
             self._rename({self.params.embedding: self.new, self.kept: self.params.embedding})
 

@@ -11,10 +11,9 @@ from psycopg.types.json import Jsonb
 from tqdm import tqdm
 
 from upgrade.ends.config import PgvectorParams
-from upgrade.ends.gallery_table import VECTORS, GalleryTable, find_table
+from upgrade.ends.gallery_table import VECTORS, GalleryTable, build_index, find_table, indexes_of, note
 from upgrade.ends.postgres import INTEGERS, Connection, connection, one, records_of, rows_of, transaction
 from upgrade.ends.store import Pushed, StoreInfo
-from upgrade.ends.vector_index import build_index, indexes_of, note
 from utils.errors import UserError
 
 MANY = 10_000  # rows whose writing through a standing index is worth a word

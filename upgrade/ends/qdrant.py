@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from upgrade.ends.config import QdrantParams
 from upgrade.ends.store import Pushed, StoreInfo
-from utils.errors import UserError
+from utils.errors import UserError, said
 
 RECORD = "refill_upgrade"  # in the metadata of the collection that has the new vectors
 BATCH = "refill_batch"  # in the payload of the points whose new vector a push has written
@@ -72,7 +72,7 @@ class Qdrant:
         try:
             client = QdrantClient(params.url, path=params.path, api_key=key, timeout=60, check_compatibility=False)
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(f"store: {params.url or params.path}: cannot be opened ({_said(error)})") from error
+            raise UserError(f"store: {params.url or params.path}: cannot be opened ({said(error)})") from error
         return cls(params, client)
 
     @contextmanager
@@ -82,7 +82,7 @@ class Qdrant:
             yield
         except (ApiException, ValueError, KeyError, RuntimeError) as error:
             where = f"{self.params.url or self.params.path}, {self.params.collection}"
-            raise UserError(f"store: {where}: {_said(error)}; what is written stays: run the step again") from error
+            raise UserError(f"store: {where}: {said(error)}; what is written stays: run the step again") from error
 
     def _aliases(self) -> dict[str, str]:
         return {alias.alias_name: alias.collection_name for alias in self.client.get_aliases().aliases}
@@ -140,7 +140,7 @@ class Qdrant:
                 try:
                     columns["label"] = pa.array([(point.payload or {}).get(label) for point in points], pa.int64())
                 except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-                    raise UserError(f"store.label_key: {label}: {_said(error)}") from error
+                    raise UserError(f"store.label_key: {label}: {said(error)}") from error
             yield pa.RecordBatch.from_pydict(columns)
 
     def pushed(self) -> Pushed | None:
@@ -294,7 +294,3 @@ def _id_type(points: list[Any]) -> pa.DataType:
     if kinds == {int} and max(point.id for point in points) >= 2**63:
         raise UserError("store.collection: has ids of 2^63 and more, which ids here cannot be")
     return pa.int64() if kinds == {int} else pa.string()
-
-
-def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
