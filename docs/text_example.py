@@ -59,11 +59,11 @@ def encoder(model: str) -> Encode:
         return lambda texts: sums_of_words([text.partition(".")[0] for text in texts], *OLD)
     if model == NEW[0]:
         return lambda texts: sums_of_words([text.replace(".", "") for text in texts], *NEW)
-    library = load_extra("sentence_transformers", where=f"--model {model}")
+    library = load_extra("sentence_transformers", where=f"model {model}")
     try:
         loaded = library.SentenceTransformer(model)
     except (OSError, ValueError) as error:
-        raise UserError(f"--model: {model} cannot be loaded ({str(error).splitlines()[0][:160]})") from None
+        raise UserError(f"model {model}: cannot be loaded ({str(error).splitlines()[0][:160]})") from None
     return lambda texts: loaded.encode(list(texts), normalize_embeddings=True, convert_to_numpy=True)
 
 

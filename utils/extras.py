@@ -10,6 +10,7 @@ PACKAGES = {
     "faiss": "faiss-cpu",
     "psycopg": "psycopg[binary]",
     "qdrant_client": "qdrant-client",
+    "sentence_transformers": "sentence-transformers",
 }  # module -> package, where the names differ
 
 

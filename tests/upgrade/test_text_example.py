@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from docs.text_example import made_up_texts, sums_of_words
+from docs.text_example import made_up_texts, sums_of_words, write_texts
 from tests.tiny import REPOSITORY, fail, succeed
 
 EXAMPLE = "docs/text_example.py"
@@ -44,6 +44,12 @@ def test_texts_are_upgraded_and_found(tmp_path: Path) -> None:
     assert len(found.splitlines()) == 3
 
 
-def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
-    message = fail(EXAMPLE, "search", "no.csv", "g.lance", "words", "--new", "no/model", cwd=tmp_path, processes=None)
-    assert "gallery: there is no embedding file g.lance" in message
+def test_what_is_not_there_is_named(tmp_path: Path) -> None:
+    def refuse(*arguments: str) -> str:
+        return fail(EXAMPLE, *arguments, cwd=tmp_path, processes=None)
+
+    assert "gallery: there is no g.lance" in refuse("search", "no.csv", "g.lance", "words")
+    write_texts(str(tmp_path / "texts.csv"), 3)
+    np.save(tmp_path / "ids.npy", np.array(["text-000001"]))
+    assert "no/model" in refuse("batch", "texts.csv", "out.npz", "--ids", "ids.npy", "--new", "no/model")
+    assert "texts: no.csv is no CSV file" in refuse("batch", "no.csv", "out.npz", "--ids", "ids.npy")
