@@ -197,7 +197,7 @@ def check_inputs(description: Description, old_dim: int, side_info_dim: int | No
     arguments = description.get("transformation", description)["arguments"]  # of a refined one, those within
     takes_old, takes_side = arguments["old_embedding_dim"], arguments["side_info_dim"]
     stand_in = takes_old if TRANSFORMATIONS[arguments["arch"]].old_stands_in else 0
-    fitted_to = arguments.get("residual_inputs")  # the sum of both, where there is such a head
+    fitted_to = arguments.get("residual_inputs") or arguments.get("start_inputs")  # the sum of both, where it is told
     expected = stand_in if side_info_dim is None else side_info_dim
     given = old_dim + (side_info_dim or 0)
     if (old_dim, expected) == (takes_old, takes_side) and fitted_to in (None, given):
