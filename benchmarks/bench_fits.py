@@ -106,6 +106,7 @@ class Fit(NamedTuple):
     """What a fit came to."""
 
     seconds: float
+    cpu_seconds: float  # of all cores
     memory: float  # GiB at most
     output: str
     path: Path
@@ -128,7 +129,8 @@ def fit(pairs: Pairs, folder: Path, method: str, *arguments: str) -> Fit:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{' '.join(command)} failed")
-    return Fit(time.perf_counter() - started, usage.ru_maxrss * 1024 / GIB, output, path)
+    used = usage.ru_utime + usage.ru_stime
+    return Fit(time.perf_counter() - started, used, usage.ru_maxrss * 1024 / GIB, output, path)
 
 
 def judged(pairs: Pairs, path: Path) -> tuple[str, float, float]:
@@ -165,6 +167,7 @@ def _measured(name: str, pairs: Pairs, most: float) -> Iterator[Figure]:
         picked, tried = description["arguments"]["arch"], description["provenance"]["embeddings"]["held_out"]
         (_, quality, gain), (of, by_ridge, _) = (judged(pairs, one.path) for one in (auto, ridge))
         yield figure(f"{name}: auto", auto.seconds, "s", at_most=most)
+        yield figure(f"{name}: auto, processor time", auto.cpu_seconds, "s")
         yield figure(f"{name}: memory", auto.memory, "GiB", at_most=6)
         for method, found in tried.items():
             score, reached = next(iter(found.items()))

@@ -225,6 +225,12 @@ def calibration_of(description: Description) -> dict[str, dict[str, float]]:
     return description.get("calibration") or description.get("transformation", {}).get("calibration") or {}
 
 
+def unhelpful_orders(description: Description) -> list[str]:
+    """The orders that were found, when a transformation was fitted, to bring no more than random order does."""
+    orders = description.get("orders") or description.get("transformation", {}).get("orders") or {}
+    return [name for name, found in orders.items() if not found["beats_random"]]
+
+
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     try:
         model.load_state_dict(state)

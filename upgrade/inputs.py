@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from models.model_files import Description, build_model, calibration_of, read_description
+from models.model_files import Description, build_model, calibration_of, read_description, unhelpful_orders
 from models.transformed import Transformation
 from upgrade.config import UpgradeConfig
 from upgrade.ends import open_store
@@ -77,6 +77,7 @@ def open_inputs(config: UpgradeConfig, device: torch.device) -> Inputs:
         side_info=config.side_info,
         precision=resolve_precision(config.precision, device),
         tool=tool_versions(),
+        unhelpful=unhelpful_orders(description),
     )
     return Inputs(old, transformation, state)
 

@@ -35,6 +35,7 @@ class State:
     stage: Literal["transforming", "ready"] = "transforming"
     generation: int = 1  # 2 and more: transformed again
     batches_before: int = 0  # batches that were applied when this generation was made
+    unhelpful: list[str] = dataclasses.field(default_factory=list)  # orders that `auto` does not choose
     format: int = FORMAT
 
     def calibrated(self) -> Calibration | None:
