@@ -14,8 +14,9 @@ def fit_classifier(embeddings: torch.Tensor, labels: torch.Tensor, num_classes: 
     """The bias-free softmax classifier of the least label-smoothed cross-entropy with a small L2 penalty.
 
     It minimises mean cross-entropy + PENALTY / 2 sum W^2 by L-BFGS, starting at zero: the problem is convex, and the
-    result a function of the arguments alone; where there are many, it is near the minimum. W is penalised in units of the embeddings' variance, about their mean:
-    classes are no harder to tell apart far from the origin, where the mean takes the place of a bias.
+    result a function of the arguments alone, near the minimum where there are many. W is penalised in units of the
+    embeddings' variance, about their mean: classes are no harder to tell apart far from the origin, where the mean
+    takes the place of a bias.
 
     Args:
         embeddings: (n, d), float16 or float32.

@@ -107,14 +107,12 @@ def fit_made_up(
     return fit_methods(own, data, regression, retrieval_quality, World(), Preemption(), clock), data, regression
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 999), noise=st.floats(0.01, 3))
 def test_no_network_is_worse_than_ridge_with_the_held_out_pairs(tmp_path: Path, seed: int, noise: float) -> None:
     """Even where it trains far too fast, and a network whose epochs are all worse is the ridge regression itself."""
-    too_fast = {"algorithm": "adam", "lr": 0.3}
-    fitted, data, _ = fit_made_up(
-        tmp_path, curved_pairs(noise, seed), optimizer_params=too_fast, resume=False, epochs=2
-    )
+    fast = {"optimizer_params": {"algorithm": "adam", "lr": 0.3}, "epochs": 2}
+    fitted, data, _ = fit_made_up(tmp_path, curved_pairs(noise, seed), resume=False, **fast)
     assert data.held_out is not None
     oracle = Ridge(alpha=strength_of(fitted["ridge"])).fit(data.training.views[0].embeddings["old"], new_of(data))
     predicted = torch.from_numpy(oracle.predict(data.held_out.old)).float()
@@ -139,8 +137,8 @@ def new_of(data: FittingData) -> torch.Tensor:
 
 def test_what_ridge_leaves_over_is_learnt(tmp_path: Path) -> None:
     fast = {"algorithm": "adam", "lr": 0.02}
-    fitted, *_ = fit_made_up(tmp_path, curved_pairs(0.05, 0, 400), method="residual_mlp", optimizer_params=fast)
-    ridge, *_ = fit_made_up(tmp_path, curved_pairs(0.05, 0, 400), method="ridge", resume=False)
+    fitted, *_ = fit_made_up(tmp_path, curved_pairs(0.05, 0, 240), method="residual_mlp", optimizer_params=fast)
+    ridge, *_ = fit_made_up(tmp_path, curved_pairs(0.05, 0, 240), method="ridge", resume=False)
     (network,), (plain,) = fitted.values(), ridge.values()
     assert network.trial is not None
     assert plain.trial is not None
@@ -155,7 +153,7 @@ def test_a_budget_that_is_spent_leaves_the_closed_forms_and_says_so(
     clock.went_on(59)
     fitted, *_ = fit_made_up(tmp_path, curved_pairs(0.1, 0), clock)
     assert list(fitted) == ["procrustes", "ridge"]
-    assert "budget: spent after 59 s; not tried: residual_mlp, fct, fastfill" in capsys.readouterr().out
+    assert "; not tried: residual_mlp, fct, fastfill\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("before", [0.0, 1000.0])
@@ -226,7 +224,8 @@ def test_without_duplicates_the_pairs_held_out_are_those_that_were_before() -> N
 
 def test_widths_follow_the_pairs_and_the_dimensions_and_the_papers_keep_theirs(tmp_path: Path) -> None:
     many = {pairs: width_for(pairs, 20, {"old": 1280, "new": 1280}) for pairs in (100, 1000, 10_000)}
-    assert many[100] < many[1000] < many[10_000]
+    assert many[100] < many[1000]
+    assert width_for(100_000, 20, {"old": 1280, "new": 1280}) < many[10_000]  # or it would take too long
     wide = [width_for(10_000, 20, {"old": dim, "new": dim}) for dim in (128, 1024, 3072)]
     assert wide == sorted(wide, reverse=True)
     papers = build(FitConfig, {**parse_yaml(DATA), "method": "fct", "held_out": 0, "output": "h.pt"}, source="papers")
