@@ -163,7 +163,7 @@ def test_embeddings_of_any_scale_and_offset_train_alike(folder: Path, arch: str)
         if not (arch == "fastfill" and role == "new" and offset):  # a classifier without bias: 4 dimensions make one
             assert (there - plain).norm() < 0.05 * (plain - plain.mean(0)).norm()  # rounding grows in training
             in_units = role == "new" and "residual_inputs" in arguments_of(folder)  # of squared errors
-                log_unit = 2 * np.log(scale) if in_units else 0
+            log_unit = 2 * np.log(scale) if in_units else 0
             assert float((s - log_unit - sigma).abs().mean()) < 0.2 * float(sigma.std()) + 0.05
         (now,) = origin(folder)["held_out"].values()
         measure = next(iter(before))
@@ -193,7 +193,8 @@ def test_a_zero_vector_of_the_old_gallery_stays_one(folder: Path) -> None:
 def test_training_stops_early_and_stays_at_its_best(folder: Path) -> None:
     content = dict(np.load(folder / "new.npz"))
     write(folder / "curved.npz", **{**content, "embeddings": np.sin(content["embeddings"])})
-    training = ["method=fct", "new=curved.npz", "epochs=500", "patience=3", "optimizer_params={algorithm: adam, lr: 0.01}"]
+    fast = "optimizer_params={algorithm: adam, lr: 0.01}"
+    training = ["method=fct", "new=curved.npz", "epochs=500", "patience=3", fast]
     fit(folder, *training)
     scores = [record["recall@10"] for record in log_of(folder, "out/h")]
     assert len(scores) < 500
