@@ -111,7 +111,7 @@ def fit_made_up(
 @given(seed=st.integers(0, 999), noise=st.floats(0.01, 3))
 def test_no_network_is_worse_than_ridge_with_the_held_out_pairs(tmp_path: Path, seed: int, noise: float) -> None:
     """Even where it trains far too fast, and a network whose epochs are all worse is the ridge regression itself."""
-    fast = {"optimizer_params": {"algorithm": "adam", "lr": 0.3}, "epochs": 2}
+    fast: dict[str, Any] = {"optimizer_params": {"algorithm": "adam", "lr": 0.3}, "epochs": 2}
     fitted, data, _ = fit_made_up(tmp_path, curved_pairs(noise, seed), resume=False, **fast)
     assert data.held_out is not None
     oracle = Ridge(alpha=strength_of(fitted["ridge"])).fit(data.training.views[0].embeddings["old"], new_of(data))
