@@ -1,5 +1,6 @@
 """The queries and the gallery of an evaluation: from models and images, or from embedding files."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,7 +14,14 @@ from evaluation.config import EarlierUpgrade, EmbeddingsParams, EvalConfig
 from evaluation.files import Calibrations, ClassVectors, read_class_vectors, read_query_and_gallery
 from evaluation.subsets import take_subset
 from models.embedding import TransformedModel
-from models.model_files import build_model, calibration_of, check_inputs, classifier_of, read_description
+from models.model_files import (
+    build_model,
+    calibration_of,
+    check_inputs,
+    classifier_of,
+    read_description,
+    unhelpful_orders,
+)
 from models.refinement import RefinedTransformation
 from models.transformed import Transformation, Transformed
 from utils.distributed import World
@@ -31,6 +39,7 @@ class Compared:
     gallery: EmbeddingSet
     classes: ClassVectors
     calibrations: Calibrations
+    unhelpful: Sequence[str] = ()  # orders that brought nothing when the transformation was fitted
 
 
 def query_and_gallery(config: EvalConfig, world: World) -> Compared:
@@ -49,8 +58,8 @@ def query_and_gallery(config: EvalConfig, world: World) -> Compared:
                 f"{files.query} and {files.gallery} have no ids, and the same labels: item i of both is taken for "
                 "the same one, which a query never retrieves (else set eval_params.same_items=false)"
             )
-        gallery, classes, calibrations = gallery_in_new_space(gallery, side_info, files, world)
-        compared = Compared(query, gallery, classes, calibrations or of_mix)
+        gallery, classes, calibrations, unhelpful = gallery_in_new_space(gallery, side_info, files, world)
+        compared = Compared(query, gallery, classes, calibrations or of_mix, unhelpful)
     if params.subset is not None:
         query, gallery = take_subset(compared.query, compared.gallery, params.subset, config.seed)
         compared = replace(compared, query=query, gallery=gallery)
@@ -101,7 +110,8 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
     classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None
     classes = classes or ClassVectors(classifier_of(query_model, description))
     calibrations = {} if earlier is not None else calibration_of(of_gallery)  # two ways, of a constant each
-    return Compared(query, gallery, replace(classes, names=images.classes), calibrations)
+    classes = replace(classes, names=images.classes)
+    return Compared(query, gallery, classes, calibrations, unhelpful_orders(of_gallery))
 
 
 def after_earlier_upgrade(gallery: nn.Module, config: EvalConfig, world: World) -> dict[str, nn.Module]:
@@ -154,7 +164,7 @@ def half_way(others: Transformed, re_embedded: Transformed, earlier: EarlierUpgr
 
 def gallery_in_new_space(
     gallery: EmbeddingSet, side_info: torch.Tensor | None, files: EmbeddingsParams, world: World
-) -> tuple[EmbeddingSet, ClassVectors, Calibrations]:
+) -> tuple[EmbeddingSet, ClassVectors, Calibrations, Sequence[str]]:
     """Put a gallery of old embeddings through the transformation that `embeddings_params` names, if any.
 
     Zero vectors stay zero, and a line says how many there are.
@@ -163,7 +173,8 @@ def gallery_in_new_space(
         side_info: (n, d_side) of the gallery's items, if there is any.
 
     Returns:
-        The gallery; what is known of the classes, of a refined transformation, else of the files; the calibrations.
+        The gallery; what is known of the classes, of a refined transformation, else of the files; the calibrations; the
+        orders that brought nothing when it was fitted.
 
     Raises:
         UserError: the file holds no transformation, or embeddings or side-information do not fit it; see also
@@ -171,7 +182,7 @@ def gallery_in_new_space(
     """
     classes = read_class_vectors(files, gallery.embeddings.device)
     if files.transformation is None:
-        return gallery, classes, {}
+        return gallery, classes, {}, ()
     where = "embeddings_params.transformation"
     description = read_description(files.transformation, where=where)
     transformation = build_model(description, where=where)
@@ -196,7 +207,8 @@ def gallery_in_new_space(
         embeddings=torch.cat([part.embedding for part in parts]),
         log_variance=torch.cat(log_variances) if log_variances else None,
     )
-    return in_new_space, _classes_of(transformation) or classes, calibration_of(description)
+    classes = _classes_of(transformation) or classes
+    return in_new_space, classes, calibration_of(description), unhelpful_orders(description)
 
 
 def _classes_of(transformation: Transformation) -> ClassVectors | None:

@@ -67,7 +67,10 @@ def evaluate_retrieval(compared: Compared, config: EvalConfig, world: World) -> 
     """
     query, gallery, classes = compared.query, compared.gallery, compared.classes
     try:
-        orders = backfilling_orders(query, gallery, classes, config)
+        orders = backfilling_orders(compared, config)
+        if "auto" in orders and compared.unhelpful and world.is_main:
+            found = ", ".join(compared.unhelpful)
+            print(f"order auto: no better than random when the transformation was fitted: {found}", flush=True)
         gallery, placing = with_representatives(gallery, classes, config.eval_params.representatives)
         is_mixed = bool(orders) or gallery.re_embedded is not None
         calibration = calibration_for(config.eval_params, compared.calibrations) if is_mixed else None
@@ -80,11 +83,9 @@ def evaluate_retrieval(compared: Compared, config: EvalConfig, world: World) -> 
     return Evaluation(query, gallery, classes.names, metrics, curves, calibration, quality, placing)
 
 
-def backfilling_orders(
-    query: EmbeddingSet, gallery: EmbeddingSet, classes: ClassVectors, config: EvalConfig
-) -> dict[str, torch.Tensor]:
+def backfilling_orders(compared: Compared, config: EvalConfig) -> dict[str, torch.Tensor]:
     """The orders that the config asks for, each a permutation (n,) of the gallery; none without backfilling."""
-    params = config.eval_params
+    params, query, gallery, classes = config.eval_params, compared.query, compared.gallery, compared.classes
     if params.backfilling is None or not params.backfilling_list:
         return {}
     if not query.same_items(gallery):
@@ -102,6 +103,7 @@ def backfilling_orders(
             labels=gallery.labels,
             seed=config.seed,
             distance=params.distance_metric_name,
+            unhelpful=compared.unhelpful,
         )
         for name in params.backfilling_list
     }

@@ -1,6 +1,6 @@
 """Plain transformations to measure FCT and FastFill against: affine maps and a small residual network."""
 
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ class ResidualMLP(Transformation):
 
     There it maps new queries into the old space; here, as every transformation, the old gallery into the new one. The
     skip is the identity, and a linear layer without bias where the dimensions differ. x is the old embedding and the
-    side-information side by side.
+    side-information side by side. A start takes the place of the skip.
     """
 
     inner_dim: ClassVar[int | None] = 256
@@ -52,5 +52,15 @@ class ResidualMLP(Transformation):
             nn.Linear(old_embedding_dim + side_info_dim, inner_dim), nn.GELU(), nn.Linear(inner_dim, new_embedding_dim)
         )
 
+    def begin_at(self, start: nn.Linear) -> None:
+        super().begin_at(start)
+        del self.skip
+
+    def last_layer(self) -> nn.Linear:
+        return cast(nn.Linear, self.residual[-1])
+
     def transform(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
-        return Transformed(self.skip(old) + self.residual(joined(old, side_info)), None)
+        residual = self.residual(joined(old, side_info))
+        if self.start is None:
+            return Transformed(self.skip(old) + residual, None)
+        return Transformed(self.added_to_start(residual, old, side_info), None)

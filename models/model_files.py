@@ -198,7 +198,7 @@ def check_inputs(description: Description, old_dim: int, side_info_dim: int | No
     takes_old, takes_side = arguments["old_embedding_dim"], arguments["side_info_dim"]
     old_dim = takes_old if old_dim == arguments.get("wider_old_dim") else old_dim
     stand_in = takes_old if TRANSFORMATIONS[arguments["arch"]].old_stands_in else 0
-    fitted_to = arguments.get("residual_inputs")  # the sum of both, where there is such a head
+    fitted_to = arguments.get("residual_inputs") or arguments.get("start_inputs")  # the sum of both, where it is told
     expected = stand_in if side_info_dim is None else side_info_dim
     given = old_dim + (side_info_dim or 0)
     if (old_dim, expected) == (takes_old, takes_side) and fitted_to in (None, given):
@@ -224,6 +224,12 @@ def classifier_of(model: nn.Module, description: Description) -> torch.Tensor | 
 def calibration_of(description: Description) -> dict[str, dict[str, float]]:
     """What is recorded of a transformation, or of a transformed model's: distance -> `value`, and what that reached."""
     return description.get("calibration") or description.get("transformation", {}).get("calibration") or {}
+
+
+def unhelpful_orders(description: Description) -> list[str]:
+    """The orders that were found, when a transformation was fitted, to bring no more than random order does."""
+    orders = description.get("orders") or description.get("transformation", {}).get("orders") or {}
+    return [name for name, found in orders.items() if not found["beats_random"]]
 
 
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:

@@ -4,7 +4,7 @@ The published networks are 1x1 convolutions on (N, C, 1, 1); here they are linea
 function and many times faster.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -25,31 +25,43 @@ def linear_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
 class FCTTransformation(Transformation):
     """The transformation of FCT: a projection of each input, then a mixer (`MLP_BN_SIDE_PROJECTION`).
 
-    Without side-information the old embedding takes its place.
+    Without side-information the old embedding takes its place. The branches have the papers' widths, twice their input
+    and twice the new embedding, but where `branch_dim` says another.
     """
 
     inner_dim: ClassVar[int | None] = 2048
     old_stands_in = True
 
     def __init__(
-        self, *, old_embedding_dim: int, new_embedding_dim: int, side_info_dim: int, inner_dim: int = 2048
+        self,
+        *,
+        old_embedding_dim: int,
+        new_embedding_dim: int,
+        side_info_dim: int,
+        inner_dim: int = 2048,
+        branch_dim: int | None = None,
     ) -> None:
         super().__init__()
-        self.p1 = self._projection(old_embedding_dim, new_embedding_dim)
-        self.p2 = self._projection(side_info_dim, new_embedding_dim)
+        outputs = branch_dim or 2 * new_embedding_dim
+        self.p1 = self._branch(old_embedding_dim, branch_dim or 2 * old_embedding_dim, outputs)
+        self.p2 = self._branch(side_info_dim, branch_dim or 2 * side_info_dim, outputs)
         self.mixer = nn.Sequential(
-            linear_bn_relu(4 * new_embedding_dim, inner_dim),
+            linear_bn_relu(2 * outputs, inner_dim),
             linear_bn_relu(inner_dim, inner_dim),
             nn.Linear(inner_dim, new_embedding_dim),
         )
 
     @staticmethod
-    def _projection(inputs: int, new_embedding_dim: int) -> nn.Sequential:
-        return nn.Sequential(linear_bn_relu(inputs, 2 * inputs), linear_bn_relu(2 * inputs, 2 * new_embedding_dim))
+    def _branch(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+        return nn.Sequential(linear_bn_relu(inputs, hidden), linear_bn_relu(hidden, outputs))
+
+    def last_layer(self) -> nn.Linear:
+        return cast(nn.Linear, self.mixer[-1])
 
     def transform(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
-        side_info = old if side_info is None else side_info
-        return Transformed(self.mixer(torch.cat([self.p1(old), self.p2(side_info)], dim=1)), None)
+        beside = old if side_info is None else side_info
+        h = self.mixer(torch.cat([self.p1(old), self.p2(beside)], dim=1))
+        return Transformed(self.added_to_start(h, old, side_info), None)
 
 
 class FastFillTransformation(FCTTransformation):
@@ -67,6 +79,7 @@ class FastFillTransformation(FCTTransformation):
         new_embedding_dim: int,
         side_info_dim: int,
         inner_dim: int = 2048,
+        branch_dim: int | None = None,
         sigma_dim: int = 1,
     ) -> None:
         super().__init__(
@@ -74,6 +87,7 @@ class FastFillTransformation(FCTTransformation):
             new_embedding_dim=new_embedding_dim,
             side_info_dim=side_info_dim,
             inner_dim=inner_dim,
+            branch_dim=branch_dim,
         )
         if sigma_dim not in (1, new_embedding_dim):
             raise UserError(
@@ -108,6 +122,8 @@ def build_transformation(
     residual_inputs: int = 0,
     wider_old_dim: int = 0,
     unit_prefix: bool | int = False,
+    start_inputs: int = 0,
+    relative: bool | int = False,
     **options: int,
 ) -> Transformation:
     """Build the transformation that the registry knows as `arch`, by its own name or ml-fct's.
@@ -118,6 +134,8 @@ def build_transformation(
         residual_inputs: dimension of what a residual head takes, old embedding and side-information; 0 for no head.
         wider_old_dim: dimension of old embeddings whose first ones it takes; 0 where it takes all.
         unit_prefix: give these the length 1.
+        start_inputs: the same of an affine map that h starts from; 0 for none.
+        relative: make room for the centre from which the log variance is relative.
         options: of the transformation's own: dimensions and widths.
 
     Raises:
@@ -133,6 +151,10 @@ def build_transformation(
         transformation.standards = nn.ModuleDict({role: Standardisation(dim) for role, dim in dims.items()})
     if wider_old_dim:
         transformation.prefix = Prefix(options["old_embedding_dim"], wider_old_dim, bool(unit_prefix))
+    if start_inputs:
+        transformation.begin_at(nn.Linear(start_inputs, options["new_embedding_dim"]))
+    if relative:
+        transformation.centre = Standardisation(options["new_embedding_dim"])
     if residual_inputs:
         transformation.residual_head = nn.Linear(residual_inputs, 1)
     return transformation

@@ -33,6 +33,11 @@ class Transformation(nn.Module, ABC):
     With `normalised`, for spaces that are searched by cosine, h has length 1. With a `residual_head` that gives the log
     variance, linear in the inputs: the expected log of the squared error a dimension (`trainers.residuals`).
 
+    With a `start`, an affine map of the inputs side by side, h is what that gives plus what the subclass adds to it.
+
+    With a `centre`, by which new embeddings are standardised, the log variance is relative: less the log of h's mean
+    squared distance from the mean, before h gets its length. What lies far out is found easily, whatever its error.
+
     With `standards`, one `Standardisation` by role, what lies within works on inputs and outputs of zero mean and unit
     scale, whatever those of the embeddings are.
     """
@@ -45,7 +50,9 @@ class Transformation(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.normalised = False
+        self.start: nn.Linear | None = None
         self.residual_head: nn.Linear | None = None
+        self.centre: Standardisation | None = None
         self.standards: nn.ModuleDict | None = None  # old, side_info, new
         self.prefix: Prefix | None = None  # of the old embeddings
 
@@ -58,6 +65,8 @@ class Transformation(nn.Module, ABC):
         h, log_variance = self._in_its_scale(old, side_info)
         if self.residual_head is not None:
             log_variance = self.residual_head(joined(old, side_info))
+        if self.centre is not None and log_variance is not None:
+            log_variance = log_variance - log_square(self.centre(h))
         return Transformed(self.placed(h), log_variance)
 
     def placed(self, h: torch.Tensor) -> torch.Tensor:
@@ -69,6 +78,25 @@ class Transformation(nn.Module, ABC):
             return old
         old = old[:, : self.prefix.dim]
         return F.normalize(old.float(), dim=1) if self.prefix.unit else old
+
+    def begin_at(self, start: nn.Linear) -> None:
+        """Let h be what `start` gives, and from now on learn what to add: the layer that gives h gives zero."""
+        self.start = start.requires_grad_(False)
+        self.return_to_start()
+
+    def return_to_start(self) -> None:
+        """Let h be what the start gives again."""
+        last = self.last_layer()
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    def last_layer(self) -> nn.Linear:
+        """The layer of a network that gives h."""
+        raise NotImplementedError(f"{type(self).__name__} is no network")
+
+    def added_to_start(self, h: torch.Tensor, old: torch.Tensor, side_info: torch.Tensor | None) -> torch.Tensor:
+        """What a network gives (B, d_new) -> h (B, d_new)."""
+        return h if self.start is None else self.start(joined(old, side_info)) + h
 
     def _in_its_scale(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
         if self.standards is None:
@@ -88,3 +116,8 @@ class Transformation(nn.Module, ABC):
 def joined(old: torch.Tensor, side_info: torch.Tensor | None) -> torch.Tensor:
     """Old embedding and side-information, if there is any, side by side: (B, d_old), (B, d_side) -> (B, sum)."""
     return old if side_info is None else torch.cat([old, side_info], dim=1)
+
+
+def log_square(h: torch.Tensor) -> torch.Tensor:
+    """The log of the mean square of h (B, d) over dimensions, (B, 1)."""
+    return h.square().mean(1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny).log()

@@ -1,6 +1,8 @@
 """One number for how well a transformed gallery serves: with labels and without, or while it is backfilled."""
 
+from collections.abc import Mapping
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +15,9 @@ from utils.errors import UserError
 
 QUERIES = 256  # at once
 NEIGHBOURS = 10
+MIXTURES = (0.25, 0.5, 0.75)  # shares of a gallery that are backfilled where orders are compared
+RANDOM_ORDERS = 2  # to compare with
+ERRORS = 2  # standard errors beyond which a gain is more than chance
 BACKFILLING = 4  # points between the ends: few, since choices are compared at the same ones
 
 
@@ -26,13 +31,57 @@ def retrieval_quality(transformed: Tensor, new: Tensor, labels: Tensor | None) -
     Returns:
         ("mAP", its value) where labels tell what is relevant, else ("recall@k", what the new gallery retrieves too).
     """
+    measure, each = qualities_of_queries(transformed, new, labels)
+    return measure, float(each.mean())
+
+
+def qualities_of_queries(transformed: Tensor, new: Tensor, labels: Tensor | None) -> tuple[str, Tensor]:
+    """As `retrieval_quality`, but of each query that has anything to find, (q,) float64."""
     known = None if labels is None else labels[labels >= 0]
     if labels is not None and known is not None and len(known.unique()) < len(known):
-        value = evaluate(new, transformed, labels).mean_average_precision
-        assert value is not None
-        return "mAP", value
+        found = evaluate(new, transformed, labels, per_query=True).per_query
+        assert found is not None
+        assert found.average_precisions is not None
+        return "mAP", found.average_precisions[:, 0].double()
     k = min(NEIGHBOURS, len(new) - 1)
-    return f"recall@{k}", recall_of_nearest(new, transformed, new, k=k)
+    return f"recall@{k}", _recalls_of_nearest(new, transformed, new, k, "l2")
+
+
+def order_gains(
+    transformed: Tensor, new: Tensor, labels: Tensor | None, scores: Mapping[str, Tensor]
+) -> dict[str, dict[str, Any]]:
+    """What each order brings beyond random order, by the measure of `retrieval_quality`.
+
+    Args:
+        transformed, new: (n, d).
+        labels: (n,) classes, negative for an item of none; or None.
+        scores: name -> (n,), the largest to be backfilled first.
+
+    Returns:
+        For each order plain values: `measure` and the `gain`, of its mean over queries and `MIXTURES`; the standard
+        `error` of that, over queries; and whether it `beats_random`, by more than chance.
+    """
+    count = len(new)
+    chance = [backfilling_order("random", transformed=transformed, new=new, seed=seed) for seed in range(RANDOM_ORDERS)]
+    orders = {name: score.sort(descending=True, stable=True).indices for name, score in scores.items()}
+    measure = ""
+    found: dict[str, Tensor] = {}
+    for name, order in [*((f"random {seed}", order) for seed, order in enumerate(chance)), *orders.items()]:
+        qualities = []
+        for share in MIXTURES:
+            mixed = transformed.clone()
+            mixed[order[: round(share * count)]] = new[order[: round(share * count)]].to(mixed.dtype)
+            measure, each = qualities_of_queries(mixed, new, labels)
+            qualities.append(each)
+        found[name] = torch.stack(qualities).mean(0)
+    random = torch.stack([found[f"random {seed}"] for seed in range(RANDOM_ORDERS)]).mean(0)
+    gains = {name: found[name] - random for name in orders}
+    return {name: _gain(measure, gain) for name, gain in gains.items()}
+
+
+def _gain(measure: str, of_queries: Tensor) -> dict[str, Any]:
+    gain, error = float(of_queries.mean()), float(of_queries.std() / len(of_queries) ** 0.5)
+    return {"measure": measure, "gain": gain, "error": error, "beats_random": gain > ERRORS * error}
 
 
 def upgrade_quality(new: Tensor, transformed: Tensor, labels: Tensor, classifier: Tensor, bias: Tensor) -> float:
@@ -76,10 +125,16 @@ def recall_of_nearest(query: Tensor, gallery: Tensor, reference: Tensor, *, k: i
         raise UserError(
             f"recall of the {k} nearest: needs more than {k} items, the same in all sets, got {len(gallery)}"
         )
+    return float(_recalls_of_nearest(query, gallery, reference, k, distance).mean())
+
+
+@torch.no_grad()
+def _recalls_of_nearest(query: Tensor, gallery: Tensor, reference: Tensor, k: int, distance: str) -> Tensor:
+    """That share for each query, (n,) float64."""
     table = distance_table(query, [gallery, reference], distance)
-    found = 0
+    found = []
     for itself in torch.arange(len(query), device=query.device).split(QUERIES):
         rows = table.rows(itself, itself)  # (c, 2, n)
         nearest = rows.topk(k, largest=False).indices  # (c, 2, k)
-        found += int((nearest[:, 0].unsqueeze(2) == nearest[:, 1].unsqueeze(1)).sum())
-    return found / (k * len(query))
+        found.append((nearest[:, 0].unsqueeze(2) == nearest[:, 1].unsqueeze(1)).sum((1, 2)))
+    return torch.cat(found).double() / k

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from models.modes import modes_kept
 from trainers.acceleration import maybe_compiled
+from trainers.budget import Limit, in_words
 from trainers.config import LoopParams
 from trainers.optimizers import build_optimizer, build_schedule
 from utils.batches import split_batch
@@ -57,9 +58,23 @@ class Task(Protocol[BatchT]):
         """Further values of an epoch's log record, which are also shown. The model's mode stays as it is."""
 
 
+class Outcome(NamedTuple):
+    """How a training ended."""
+
+    history: list[dict[str, Any]]  # a log record for each epoch
+    best: int  # the epoch, from 0, whose weights the model has; -1: none was better than those that it began with
+    ending: str  # why it ended before the last epoch; empty where it did not
+
+
 def train(
-    task: Task[BatchT], model: nn.Module, params: LoopParams, run: Run, world: World, preemption: Preemption
-) -> None:
+    task: Task[BatchT],
+    model: nn.Module,
+    params: LoopParams,
+    run: Run,
+    world: World,
+    preemption: Preemption,
+    limit: Limit | None = None,
+) -> Outcome:
     """Train `model` to the last epoch, from the last checkpoint where there is one; its mode stays as it is.
 
     Args:
@@ -69,6 +84,8 @@ def train(
         run: config, log and checkpoint on disk.
         world: the processes.
         preemption: asks the loop to stop after a step.
+        limit: ends it earlier; only with patience, as it then is the best epoch whose weights the model has. Where that
+            is -1 the model has others than it began with.
 
     Raises:
         UserError: the loss is not finite, there is no image to train on, or a process that decodes images died.
@@ -79,7 +96,7 @@ def train(
     rate = build_schedule(params.lr_policy, params.optimizer, params.epochs)
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     forward = maybe_compiled(parallel, params.compile, world, steps=params.epochs * task.items // params.batch_size)
-    progress = Progress(model, optimizer, params, task.items, run, world)
+    progress = Progress(model, optimizer, params, task.items, run, world, limit)
     preemption.defer()
     with modes_kept(model), progress.bar:
         for epoch in progress.epochs_left():
@@ -96,12 +113,14 @@ def train(
                         progress.count(loss)
                     optimizer.step()
                     progress.after_step(stop=world.any(preemption.requested))
+                    if limit is not None and world.any(limit.is_over()):
+                        break  # what there is of the epoch counts as one
                 record = progress.record(rate(epoch))
             world.share_buffers(model)  # so that what is validated is what is saved
             every = params.validate_every
             validates = every and ((epoch + 1) % every == 0 or epoch + 1 == params.epochs)
             progress.after_epoch(record, task.validate(model) if validates else {})
-    progress.return_to_the_best()
+    return progress.return_to_the_best()
 
 
 def parts_of(
@@ -144,12 +163,15 @@ class Progress:
         items: int,
         run: Run,
         world: World,
+        limit: Limit | None = None,
     ) -> None:
         self.model, self.optimizer, self.params, self.run, self.world = model, optimizer, params, run, world
+        self.limit, self.ending = limit, ""
         self.history: list[dict[str, Any]] = []
         self.best: dict[str, torch.Tensor] = {}  # weights, where there is patience
         self.so_far = self._new_epoch()
-        self._started = self._refreshed = 0.0
+        self._started = self._refreshed = self._began = 0.0
+        self._first = 0  # epoch of this process
         self._unseen = 0  # items since the last look at the loss
         self._restore()
         self.bar = tqdm(
@@ -162,12 +184,45 @@ class Progress:
         )
 
     def epochs_left(self) -> Iterator[int]:
-        """The epochs, from 0, that are to be trained: to the last one, or until patience is at an end."""
-        patience = self.params.patience
+        """The epochs, from 0, that are to be trained: to the last one, or until patience or time is at an end."""
+        self._began, self._first = time.perf_counter(), len(self.history)
         while (epoch := len(self.history)) < self.params.epochs:
-            if patience is not None and epoch and epoch - 1 - best_epoch(self.history) >= patience:
+            self.ending = self._ending()
+            if self.ending:
                 return
             yield epoch
+
+    def _ending(self) -> str:
+        """Why no further epoch is to be trained; empty where one is."""
+        epoch, patience, limit = len(self.history), self.params.patience, self.limit
+        if limit is not None and self.world.any(limit.is_over()):
+            return f"out of time after {epoch} epochs"
+        if patience is not None and epoch and epoch - 1 - self._best_epoch() >= patience:
+            return f"best by epoch {self._best_epoch() + 1}"
+        if limit is not None and limit.is_hopeless(
+            [record[limit.measure] for record in self.history], self.params.epochs
+        ):
+            return f"dropped after {epoch} epochs: {limit.to_beat:.1%} is out of reach"
+        return ""
+
+    def _best_epoch(self) -> int:
+        """The first epoch, from 0, with the best score, or held-out loss without one; -1: none beats the start."""
+        if self.limit is None:
+            return best_epoch(self.history)
+        scores = [self.limit.start, *(record[self.limit.measure] for record in self.history)]
+        return scores.index(max(scores)) - 1
+
+    def _title(self) -> str:
+        """What is trained, where that is told, to set before a line of progress."""
+        return "" if self.limit is None else f"{self.limit.title}: "
+
+    def _time_left(self) -> str:
+        """How long it will take at most, by the epochs so far."""
+        if self.limit is None:
+            return ""
+        pace = (time.perf_counter() - self._began) / (len(self.history) - self._first)
+        left = min((self.params.epochs - len(self.history)) * pace, self.limit.until - self.limit.clock.spent())
+        return f"; {in_words(max(0.0, left))} to go at most"
 
     def steps_left(self, batches: Iterable[BatchT]) -> Iterator[BatchT]:
         """The batches of the epoch that are still to come.
@@ -227,20 +282,22 @@ class Progress:
 
     def after_epoch(self, record: dict[str, Any], found: dict[str, float]) -> None:
         """Show and log what an epoch came to and what its validation found, and write the checkpoint."""
+        self.history.append({**record, **found})
         shown = {**found, **({n: record[n] for n in TRAINING if n in record} if self.bar.disable else {})}
         if shown and self.world.is_main:
             figures = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in shown.items()]
-            tqdm.write(f"epoch {record['epoch']}: {', '.join(figures)}")
-        self.history.append({**record, **found})
-        if self.params.patience is not None and best_epoch(self.history) == len(self.history) - 1:
+            tqdm.write(f"{self._title()}epoch {record['epoch']}: {', '.join(figures)}{self._time_left()}")
+        if self.params.patience is not None and self._best_epoch() == len(self.history) - 1:
             self.best = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
         self.so_far = self._new_epoch()
         self._save()
 
-    def return_to_the_best(self) -> None:
-        """Give the model the weights of the smallest held-out loss, where that counts."""
+    def return_to_the_best(self) -> Outcome:
+        """Give the model the weights of the best epoch, where that counts."""
         if self.best:
             self.model.load_state_dict(self.best)
+        best = len(self.history) - 1 if self.params.patience is None else self._best_epoch()
+        return Outcome(self.history, best, self.ending)
 
     def _new_epoch(self) -> EpochSoFar:
         return EpochSoFar(torch.zeros(3, dtype=torch.float64, device=self.world.device))
@@ -256,13 +313,19 @@ class Progress:
                 f"{checkpoint if epoch else 'no checkpoint yet'}; lower the learning rate"
             )
         accuracy = f", accuracy {correct / max(count, 1):.1%}" if self.so_far.classified else ""
-        self.bar.set_description_str(f"epoch {epoch + 1}/{self.params.epochs}", refresh=False)
+        self.bar.set_description_str(f"{self._title()}epoch {epoch + 1}/{self.params.epochs}", refresh=False)
         self.bar.set_postfix_str(f"loss {mean:.4f}{accuracy}", refresh=False)
         self.bar.update(self._unseen)
         self._unseen = 0
 
     def _save(self) -> None:
-        state = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "best": self.best}
+        state: dict[str, Any] = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "best": self.best,
+        }
+        if self.limit is not None:
+            state["spent"] = self.limit.clock.spent()
         self.run.save({**state, "so_far": vars(self.so_far)}, self.history)
 
     def _restore(self) -> None:
@@ -274,6 +337,8 @@ class Progress:
         self.optimizer.load_state_dict(state["optimizer"])
         self.best = {name: tensor.to(self.world.device) for name, tensor in state.get("best", {}).items()}
         self.so_far = EpochSoFar(**state["so_far"])
+        if self.limit is not None:
+            self.limit.clock.went_on(state.get("spent", 0.0))
         # They are the sums over all processes: kept by one, they stay that.
         self.so_far.sums = self.so_far.sums.to(self.world.device) * self.world.is_main
         if self.world.is_main:

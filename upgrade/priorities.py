@@ -42,9 +42,12 @@ def choose_order(config: UpgradeConfig, table: Table) -> Chosen:
     if config.classifier is not None:
         classifier = read_matrix(config.classifier, "classifier", where="classifier", dim=state.dim)
     if name == "auto":
-        name = "sigma" if state.has_sigma else "random"
-        if classifier is not None and (not state.has_sigma or _spread(table, classifier) >= EVEN_SPREAD):
+        name = "sigma" if state.has_sigma and "sigma" not in state.unhelpful else "random"
+        known = classifier if "confidence" not in state.unhelpful else None
+        if known is not None and (name == "random" or _spread(table, known) >= EVEN_SPREAD):
             name = "confidence"
+        if state.unhelpful:
+            print(f"order: {name}; no better than random when h was fitted: {', '.join(state.unhelpful)}")
     if name == "confidence" and classifier is None:
         raise UserError("order: confidence needs the new model's `classifier`")
     if name == "sigma" and not state.has_sigma:

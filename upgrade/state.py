@@ -39,6 +39,7 @@ class State:
     # `transformation` that they have of their own, if any; `made_by`, what tells whether that is the same, or the one
     # that has made them what they are; its `calibration`; and the `gain` by which errors grow in the second one.
     earlier: dict[str, Any] | None = None
+    unhelpful: list[str] = dataclasses.field(default_factory=list)  # orders that `auto` does not choose
     format: int = FORMAT
 
     def calibrated(self) -> Calibration | None:

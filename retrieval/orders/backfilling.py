@@ -1,6 +1,6 @@
 """Backfilling orders: which gallery items to give their new embedding first. Ties go by index."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor
@@ -46,14 +46,16 @@ def sigma_score(evidence: Evidence) -> Tensor:
 def auto_score(evidence: Evidence) -> Tensor:
     """`confidence` where the gallery spreads over the classes that the classifier knows, else `sigma`.
 
-    Of unknown classes the classifier's confidence says less than sigma does.
+    Of unknown classes the classifier's confidence says less than sigma does. An order that is known to be unhelpful is
+    left out, and `random` takes its place where there is no other.
     """
     if evidence.classifier is None and evidence.log_variance is None:
         raise UserError("order `auto` needs a classifier of the new model, or a gallery with sigma (log variance)")
-    if evidence.log_variance is None:
-        return confidence(evidence)
-    if evidence.classifier is None:
-        return sigma_score(evidence)
+    by_confidence = evidence.classifier is not None and "confidence" not in evidence.unhelpful
+    by_sigma = evidence.log_variance is not None and "sigma" not in evidence.unhelpful
+    if not (by_confidence and by_sigma):
+        return confidence(evidence) if by_confidence else sigma_score(evidence) if by_sigma else random_score(evidence)
+    assert evidence.classifier is not None
     spread = class_spread(evidence.transformed, evidence.classifier, evidence.classifier_bias)
     return confidence(evidence) if spread >= EVEN_SPREAD else sigma_score(evidence)
 
@@ -86,6 +88,7 @@ def backfilling_order(
     labels: Tensor | None = None,
     seed: int = 0,
     distance: str = "l2",
+    unhelpful: Collection[str] = (),
 ) -> Tensor:
     """The order `name` of ORDERS for a gallery -> permutation (n,) int64, on the device of `new`.
 
@@ -103,6 +106,7 @@ def backfilling_order(
         labels: (n,) integers, for `oracle`; negative ones: of no class.
         seed: of the order `random`, and of the sample that `knn_disagreement` looks at.
         distance: `l2` or `cosine`, for the orders that look at distances.
+        unhelpful: orders that `auto` is not to choose.
 
     Raises:
         UserError: an unknown name, something missing that the order needs, or tensors that are not finite or do not
@@ -122,7 +126,7 @@ def backfilling_order(
     if labels is not None:
         labels = as_integers("labels", labels, new)
     evidence = Evidence(
-        transformed, new, log_variance, classifier, classifier_bias, class_means, labels, distance, seed
+        transformed, new, log_variance, classifier, classifier_bias, class_means, labels, distance, seed, unhelpful
     )
     scores = ORDERS[name](evidence)
     return scores.sort(descending=True, stable=True).indices.to(new.device)

@@ -1,5 +1,6 @@
 """What a backfilling order may look at."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -18,3 +19,4 @@ class Evidence:
     labels: Tensor | None  # (n,) int64
     distance: str
     seed: int
+    unhelpful: Collection[str] = ()  # orders that are known to bring no more than random order

@@ -8,7 +8,7 @@ import pytest
 from tests.tiny import succeed
 
 
-@pytest.mark.parametrize("name", ["eval", "feeding", "orders", "training", "upgrade"])
+@pytest.mark.parametrize("name", ["eval", "feeding", "fits", "orders", "training", "upgrade"])
 def test_a_trial_writes_what_it_prints(name: str, tmp_path: Path) -> None:
     output = succeed(f"benchmarks/bench_{name}.py", "--tiny", "--json", "figures.json", cwd=tmp_path)
     figures = json.loads((tmp_path / "figures.json").read_text())

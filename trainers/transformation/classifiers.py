@@ -6,15 +6,17 @@ from torch.nn import functional as F
 from models.standardisation import mean_and_scale
 
 PENALTY = 1e-3  # of the squared weights, on embeddings of variance 1 a dimension
-ITERATIONS = 200
+ITERATIONS = (30, 200)  # at least and at most; between them so many as
+OPERATIONS = 1e12  # allow, a weight taking six for each embedding
 
 
 def fit_classifier(embeddings: torch.Tensor, labels: torch.Tensor, num_classes: int, smoothing: float) -> torch.Tensor:
     """The bias-free softmax classifier of the least label-smoothed cross-entropy with a small L2 penalty.
 
     It minimises mean cross-entropy + PENALTY / 2 sum W^2 by L-BFGS, starting at zero: the problem is convex, and the
-    result a function of the arguments alone. W is penalised in units of the embeddings' variance, about their mean:
-    classes are no harder to tell apart far from the origin, where the mean takes the place of a bias.
+    result a function of the arguments alone, near the minimum where there are many. W is penalised in units of the
+    embeddings' variance, about their mean: classes are no harder to tell apart far from the origin, where the mean
+    takes the place of a bias.
 
     Args:
         embeddings: (n, d), float16 or float32.
@@ -29,7 +31,9 @@ def fit_classifier(embeddings: torch.Tensor, labels: torch.Tensor, num_classes: 
     unit = mean_and_scale(features)[1] or 1.0
     features = features / unit
     weight = features.new_zeros(num_classes, features.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight], max_iter=ITERATIONS, history_size=20, line_search_fn="strong_wolfe")
+    fewest, most = ITERATIONS
+    iterations = min(most, max(fewest, int(OPERATIONS / (6 * weight.numel() * max(1, len(features))))))
+    optimizer = torch.optim.LBFGS([weight], max_iter=iterations, history_size=20, line_search_fn="strong_wolfe")
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()

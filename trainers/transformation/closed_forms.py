@@ -5,7 +5,7 @@ several processes the sums are added. Everything is float64.
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -63,6 +63,17 @@ class Moments:
             float(yy - y_sum.square().sum() / n),
         )
 
+    def towards(self, batches: Iterable[PairBatch], world: World) -> "Moments":
+        """The moments of the same inputs with other targets, y (B, d_y) in place of the new embedding."""
+        sums: list[torch.Tensor] | None = None
+        for batch in batches:
+            x, y = joined(batch.old, batch.side_info).double(), batch.new.double()
+            of_batch = [y.sum(0), (x - self.mean_x.to(x.device)).T @ y, y.square().sum()]
+            sums = of_batch if sums is None else [total.add_(more) for total, more in zip(sums, of_batch, strict=True)]
+        assert sums is not None
+        y_sum, xy, yy = (world.sum(total).cpu() for total in sums)
+        return replace(self, mean_y=y_sum / self.count, xy=xy, yy=float(yy - y_sum.square().sum() / self.count))
+
 
 class Affine(NamedTuple):
     """y = weight x + bias, and what there is to say about how it was found."""
@@ -84,33 +95,73 @@ def procrustes(moments: Moments) -> Affine:
     return Affine(weight, moments.mean_y - weight @ moments.mean_x, {})
 
 
-def ridge(moments: Moments) -> Affine:
+class Spectrum(NamedTuple):
+    """The eigenvalues and eigenvectors of `Moments.xx`, from which ridge regressions of any strength come."""
+
+    values: torch.Tensor  # (d_in,)
+    vectors: torch.Tensor  # (d_in, d_in), one a column
+
+    @classmethod
+    def of(cls, moments: Moments) -> "Spectrum":
+        """The decomposition of sum (x - mean)(x - mean)^T."""
+        values, vectors = torch.linalg.eigh(moments.xx)
+        return cls(values.clamp(min=0), vectors)
+
+
+def ridge(moments: Moments, spectrum: Spectrum | None = None, held_out: Moments | None = None) -> Affine:
     """W and b that minimise sum |W x + b - y|^2 + strength |W|^2, with the strength that validates best.
 
-    The strength is that of `STRENGTHS`, times the mean variance of an input dimension, with the least generalised
-    cross-validation error (Golub, Heath and Wahba, 1979), the closed form of leave-one-out with every item's leverage
-    at its mean. With the eigenvalues e_j of xx and c_j the rows of xy in its eigenvectors, for n items
+    The strength is one of `STRENGTHS`, times the mean variance of an input dimension: that of the least error on
+    held-out pairs, if there are any, else of the least generalised cross-validation error (Golub, Heath and Wahba,
+    1979), the closed form of leave-one-out with every item's leverage at its mean. With the eigenvalues e_j of xx and
+    c_j the rows of xy in its eigenvectors, for n items
 
         GCV = (RSS / n) / (1 - (1 + sum_j e_j / (e_j + strength)) / n)^2,
         RSS = yy - sum_j |c_j|^2 (e_j + 2 strength) / (e_j + strength)^2,
 
     where the 1 is the intercept's degree of freedom; one decomposition serves all strengths.
+
+    Args:
+        spectrum: of these moments, if it is known already.
+        held_out: the moments of other pairs of the same roles.
     """
     n = moments.count
-    eigenvalues, vectors = torch.linalg.eigh(moments.xx)
-    eigenvalues = eigenvalues.clamp(min=0)  # (d_in,)
+    eigenvalues, vectors = spectrum or Spectrum.of(moments)
     projected = vectors.T @ moments.xy  # (d_in, d_new)
-    power = projected.square().sum(1)
     unit = float(eigenvalues.mean())
     strengths = unit * torch.tensor(STRENGTHS, dtype=torch.float64)  # (G,)
     shifted = eigenvalues + strengths.unsqueeze(1)  # (G, d_in)
-    rss = (moments.yy - (power * (shifted + strengths.unsqueeze(1)) / shifted.square()).sum(1)).clamp(min=0)
-    free = 1 - (1 + (eigenvalues / shifted).sum(1)) / n
-    gcv = torch.where(free > 0, rss / n / free.square(), torch.inf)
-    best = int(gcv.argmin())
+    if held_out is not None:
+        errors = _held_out_errors(moments, held_out, vectors, projected, shifted)
+    else:
+        power = projected.square().sum(1)
+        rss = (moments.yy - (power * (shifted + strengths.unsqueeze(1)) / shifted.square()).sum(1)).clamp(min=0)
+        free = 1 - (1 + (eigenvalues / shifted).sum(1)) / n
+        errors = torch.where(free > 0, rss / n / free.square(), torch.inf)
+    best = int(errors.argmin())
     weight = (vectors @ (projected / shifted[best].unsqueeze(1))).T
-    found = {"strength": float(strengths[best]), "relative_strength": STRENGTHS[best], "gcv": float(gcv[best])}
+    found = {"strength": float(strengths[best]), "relative_strength": STRENGTHS[best]}
+    found["gcv" if held_out is None else "held_out_error"] = float(errors[best])
     return Affine(weight, moments.mean_y - weight @ moments.mean_x, found)
+
+
+def _held_out_errors(
+    moments: Moments, held_out: Moments, vectors: torch.Tensor, projected: torch.Tensor, shifted: torch.Tensor
+) -> torch.Tensor:
+    """The mean squared error of m held-out pairs at each strength, (G,).
+
+    With a = V^T (x - mean_x) and C the projected xy, a pair's error is |y - mean_y - C^T (a / shifted)|^2: a quadratic
+    form in 1 / shifted, whose coefficients are sums over the pairs.
+    """
+    m, shift_x = held_out.count, held_out.mean_x - moments.mean_x
+    shift_y = held_out.mean_y - moments.mean_y
+    xx = held_out.xx + m * torch.outer(shift_x, shift_x)  # about the means of the pairs that were fitted to
+    xy = held_out.xy + m * torch.outer(shift_x, shift_y)
+    yy = held_out.yy + m * float(shift_y.square().sum())
+    linear = ((vectors.T @ xy) * projected).sum(1)  # (d_in,)
+    quadratic = (vectors.T @ xx @ vectors) * (projected @ projected.T)  # (d_in, d_in)
+    inverse = 1 / shifted
+    return (yy - 2 * inverse @ linear + ((inverse @ quadratic) * inverse).sum(1)) / m
 
 
 SOLVERS: dict[str, Callable[[Moments], Affine]] = {"procrustes": procrustes, "ridge": ridge}
@@ -123,11 +174,17 @@ def fit_closed_form(transformation: AffineTransformation, arch: str, pairs: Pair
         UserError: see `Moments.of`.
     """
     moments = Moments.of(pairs.views_once(), world)
-    solution = SOLVERS[arch](moments)
+    take_closed_form(transformation, arch, SOLVERS[arch](moments), moments.count, run, world)
+
+
+def take_closed_form(
+    transformation: AffineTransformation, arch: str, solution: Affine, items: int, run: Run, world: World
+) -> None:
+    """Set `transformation` to a solution that was fitted to so many items, and log what there is to say about it."""
     with torch.no_grad():
         transformation.affine.weight.copy_(solution.weight)
         transformation.affine.bias.copy_(solution.bias)
-    record: dict[str, Any] = {"items": moments.count, **solution.found}
+    record: dict[str, Any] = {"items": items, **solution.found}
     run.log([record])
     if world.is_main:
         print(f"{arch}: " + ", ".join(f"{name} {value:.4g}" for name, value in record.items()), flush=True)

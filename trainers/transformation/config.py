@@ -6,10 +6,12 @@ from typing import Any, ClassVar, Literal
 from data.config import DatasetParams, PairedFiles
 from models.config import CLOSED_FORMS, TransformationArch
 from models.transformations import TRANSFORMATIONS
+from trainers.budget import seconds_of
 from trainers.config import COMPILE_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
 from utils.config import key, section
 from utils.precision import Precision
 
+PAPERS_EPOCHS = 80
 AUTO = "auto"  # `method`: the one that does best on held-out pairs
 Method = Literal["auto", "procrustes", "ridge", "residual_mlp", "fct", "fastfill"]
 CONTRASTS = ("SupCon", "InfoNCE")  # of `discriminative_loss.name`: those that look at no classifier
@@ -219,7 +221,10 @@ class FitConfig(HowToFit, PairedFiles):
         "auto", doc="the transformation; auto: fit each that takes these files, and keep the best on held-out pairs"
     )
     inner_dim: int | None = key(
-        None, doc="width of the hidden layers; fct and fastfill: 2048, residual_mlp: 256", minimum=1
+        None,
+        doc="width of the hidden layers; residual_mlp: 256; fct and fastfill: 2048 where nothing is held out, else by "
+        "the number of pairs and their dimensions",
+        minimum=1,
     )
     sigma_dim: int | None = key(None, doc="fastfill: 1 log variance an item (default), or one a dimension", minimum=1)
     held_out: float = key(
@@ -232,15 +237,29 @@ class FitConfig(HowToFit, PairedFiles):
     patience: int = key(
         10, doc="stop after so many epochs without a smaller held-out loss; the best is kept", minimum=1
     )
+    budget: str | None = key(
+        None,
+        doc="how long the fit may take, as `90 s` or `10 min`: then the best so far is kept; none: every epoch that is "
+        "of use, and the same numbers on every run",
+    )
     batch_size: int = key(256, doc="pairs a step, summed over all processes", minimum=2)
-    epochs: int = key(80, doc="passes over the sample, at most", minimum=1)
+    epochs: int | None = key(
+        None,
+        doc="passes over the sample, at most; if left out, as many as make 1,500 steps, from 20 to 80, and 80 where "
+        "nothing is held out",
+        minimum=1,
+    )
     optimizer_params: OptimizerParams = section(
         fct_optimizer, doc="the optimizer; if left out, adam with lr 5e-4 and weight decay 2^-15; closed forms use none"
     )
 
     def __post_init__(self) -> None:
         self._check_losses(self.method)
-        self.lr_policy_params.check_length(self.epochs)
+        self.lr_policy_params.check_length(self.epochs or PAPERS_EPOCHS)
+        if self.budget is not None:
+            seconds_of(self.budget)
+            if not self.held_out:
+                raise ValueError("budget: needs held-out pairs, which show the best so far; but held_out is 0")
         if self.method == AUTO and not self.held_out:
             raise ValueError("held_out: is 0, and auto chooses by held-out pairs; name a method")
         kind = TRANSFORMATIONS.get(self.method)
@@ -262,9 +281,9 @@ class FitConfig(HowToFit, PairedFiles):
     @property
     def loop(self) -> LoopParams:
         """What the training loop takes from it."""
-        patience = self.patience if self.held_out else None
+        patience, epochs = self.patience if self.held_out else None, self.epochs or PAPERS_EPOCHS
         return LoopParams(
-            self.optimizer_params, self.lr_policy_params, self.epochs, self.batch_size, self.compile, patience=patience
+            self.optimizer_params, self.lr_policy_params, epochs, self.batch_size, self.compile, patience=patience
         )
 
 

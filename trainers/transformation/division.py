@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
 
 import torch
 
@@ -14,6 +16,7 @@ from utils.errors import UserError
 from utils.seeds import Stream, generator
 
 FEWEST_HELD_OUT = 10  # pairs, whatever the share
+JUDGED = 2000  # held-out pairs, at most, among which retrieval is looked at
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,14 @@ class FittingData:
     classifier: torch.Tensor | None  # (C, d_new)
     normalised: bool
     wider: Mapping[str, tuple[int, bool]] = field(default_factory=dict)  # as of `PairedEmbeddings`
+
+    @cached_property
+    def judged(self) -> PairBatch | None:
+        """Evenly drawn held-out pairs, as many as retrieval is looked at among."""
+        if self.held_out is None or len(self.held_out.labels) <= JUDGED:
+            return self.held_out
+        rows = torch.linspace(0, len(self.held_out.labels) - 1, JUDGED).long().to(self.held_out.new.device)
+        return PairBatch(*(None if part is None else part[rows] for part in self.held_out))  # type: ignore[arg-type]
 
     @property
     def has_labels(self) -> bool:
@@ -54,9 +65,35 @@ def split(paired: PairedEmbeddings, config: FitConfig) -> tuple[PairedEmbeddings
     share = config.held_out or config.kept_from_training
     order = torch.randperm(count, generator=generator(config.seed, Stream.HELD_OUT))
     rest = max(FEWEST_HELD_OUT, round(share * count)) if share else 0
-    held, kept = order[:rest].sort().values, order[rest:].sort().values
+    is_held = _drawn_together(order, same_items(paired.embeddings["old"][:count]), rest)
+    held, kept = is_held.nonzero()[:, 0], (~is_held).nonzero()[:, 0]
     kept = torch.cat([kept + view * count for view in range(config.views)])  # no view of what is held out
     return paired.rows(kept), paired.rows(held) if rest else None
+
+
+def same_items(old: torch.Tensor) -> torch.Tensor:
+    """The first item with the same old embedding as each of n, (n,): itself, but of duplicates."""
+    first: dict[bytes, int] = {}
+    rows = (old[place].numpy().tobytes() for place in range(len(old)))
+    return torch.tensor(
+        [first.setdefault(blake2b(row, digest_size=16).digest(), place) for place, row in enumerate(rows)]
+    )
+
+
+def _drawn_together(order: torch.Tensor, first: torch.Tensor, count: int) -> torch.Tensor:
+    """Which of n items are held out, (n,) bool: the first `count` of an order, or fewer, as duplicates stay together.
+
+    Of an item that occurs more often than is still wanted all are trained on; if none is left then, they are divided.
+    """
+    sizes = torch.bincount(first, minlength=len(order))
+    chosen, wanted = torch.zeros(len(order), dtype=torch.bool), count
+    for item in dict.fromkeys(first[order].tolist()):
+        if int(sizes[item]) <= wanted:
+            chosen[item] = True
+            wanted -= int(sizes[item])
+    if wanted == count:
+        return torch.zeros(len(order), dtype=torch.bool).index_fill_(0, order[:count], True)
+    return chosen[first]
 
 
 def fitting_data(

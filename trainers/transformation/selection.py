@@ -6,11 +6,49 @@ from pathlib import Path
 
 from models.config import CLOSED_FORMS
 from models.transformations import TRANSFORMATIONS
+from trainers.budget import Clock, in_words
 from trainers.transformation.config import AUTO, DiscriminativeLoss, FitConfig, Method, ObjectiveParams, UncertaintyLoss
-from trainers.transformation.fitting import Fitted
+from trainers.transformation.division import FittingData
+from trainers.transformation.fitting import Allowance, Fitted, Score, fit
+from trainers.transformation.residuals import Regression
+from utils.distributed import World
 from utils.paths import without_suffix
+from utils.preemption import Preemption
 
 METHODS: tuple[Method, ...] = ("procrustes", "ridge", "residual_mlp", "fct", "fastfill")  # from the simplest on
+
+
+def fit_methods(
+    config: FitConfig,
+    data: FittingData,
+    regression: Regression | None,
+    score: Score,
+    world: World,
+    preemption: Preemption,
+    clock: Clock,
+) -> dict[str, Fitted]:
+    """Fit what `method` names, each in its share of what is left of the budget.
+
+    Methods that cannot beat the others any more are dropped, and those for which there is no time are left out.
+
+    Raises:
+        UserError, Preempted: see `fit`.
+    """
+    configs, fitted = configs_of(config), dict[str, Fitted]()
+    for place, (method, own) in enumerate(configs.items()):
+        trained = [other for other in list(configs)[place:] if other not in CLOSED_FORMS]
+        until = clock.until(len(trained)) if trained else float("inf")
+        if method in trained and fitted and world.any(clock.spent() >= until):
+            if world.is_main:
+                print(f"budget: spent after {in_words(clock.spent())}; not tried: {', '.join(trained)}", flush=True)
+            break
+        to_beat = max((one.trial.score for one in fitted.values() if one.trial), default=float("-inf"))
+        allowance = Allowance(clock, until if method in trained else float("inf"), to_beat)
+        fitted[method] = fit(own, data, regression, score, world, preemption, allowance)
+        if world.is_main and (trial := fitted[method].trial) is not None and len(configs) > 1:
+            what = f"{method}, {place + 1} of {len(configs)}: held-out {trial.measure} {trial.score:.1%}"
+            print(f"{what}, {in_words(clock.spent())} so far", flush=True)
+    return fitted
 
 
 def configs_of(config: FitConfig) -> dict[str, FitConfig]:
@@ -56,8 +94,10 @@ def comparison(fitted: Mapping[str, Fitted]) -> str:
         return ""
     ranked = sorted(trials, key=lambda method: trials[method].score, reverse=True)
     measure = trials[ranked[0]].measure
-    lines = [f"{'held-out pairs':14}  {measure:>10}  {'mse':>10}"]
-    lines += [f"{method:14}  {trial.score:>10.1%}  {trial.error:>10.4g}" for method, trial in trials.items()]
+    lines = [f"{'held-out pairs':14}  {measure:>10}  {'mse':>10}  {'seconds':>8}"]
+    for method, trial in trials.items():
+        row = f"{method:14}  {trial.score:>10.1%}  {trial.error:>10.4g}  {fitted[method].seconds:>8.1f}"
+        lines.append(f"{row}  {fitted[method].ending}".rstrip())
     if len(ranked) > 1:
         best, second = ranked[:2]
         lines.append(

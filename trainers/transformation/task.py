@@ -1,6 +1,6 @@
 """Training a transformation h(old, side-information) -> new (FCT, section 4.2; FastFill, section 4)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -32,7 +32,8 @@ class TransformationTask:
     config: TransformationConfig | FitConfig
     precision: Resolved
     world: World
-    held_out: PairBatch | None = None  # not trained on, by whose loss training ends; the same on every process
+    held_out: PairBatch | None = None  # not trained on, the same on every process
+    score: Callable[[], tuple[str, float]] | None = None  # of retrieval with them: its name and value
 
     def __post_init__(self) -> None:
         self.objective.to(self.world.device)
@@ -66,7 +67,7 @@ class TransformationTask:
         return Loss(self.objective(transformed, batch.new, batch.labels), len(batch.labels))
 
     def validate(self, model: nn.Module) -> dict[str, float]:
-        """L of the held-out pairs, if there are any, as they are: not mixed."""
+        """L of the held-out pairs, if there are any, as they are: not mixed; and the score that there is of them."""
         if self.held_out is None:
             return {}
         sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)  # loss, items
@@ -78,4 +79,8 @@ class TransformationTask:
                     sums[0] += self.loss(model, part).mean.double() * count
                     sums[1] += count
         loss, count = self.world.sum(sums).tolist()  # so that all processes stop at the same epoch
-        return {HELD_OUT: loss / count}
+        found = {HELD_OUT: loss / count}
+        if self.score is not None:
+            measure, value = self.score()
+            found[measure] = value
+        return found

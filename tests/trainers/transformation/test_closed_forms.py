@@ -90,6 +90,31 @@ def test_the_strength_is_that_of_the_least_validation_error_and_near_that_of_lea
         assert abs(np.log10(oracle.alpha_ / found["strength"])) < 0.6
 
 
+@pytest.mark.parametrize(("n", "offset"), [(15, 0.0), (200, 30.0)])
+def test_with_held_out_pairs_the_strength_is_the_one_that_fits_them_best(n: int, offset: float) -> None:
+    old, new = made_up(n + 50, 10, 4, noise=8.0)
+    old[n:] += offset  # they may have another mean
+    moments, held_out = (Moments.of(batches(old[part], new[part]), World()) for part in (slice(n), slice(n, None)))
+    found = ridge(moments, held_out=held_out).found
+    strengths = np.square(old[:n] - old[:n].mean(0)).sum() / old.shape[1] * np.array(STRENGTHS)
+    errors = [
+        np.square(Ridge(alpha=strength).fit(old[:n], new[:n]).predict(old[n:]) - new[n:]).sum(1).mean()
+        for strength in strengths
+    ]
+    assert found["relative_strength"] == STRENGTHS[int(np.argmin(errors))]
+    assert found["held_out_error"] == pytest.approx(min(errors))
+    assert found["relative_strength"] != ridge(moments).found["relative_strength"]
+
+
+def test_moments_towards_other_targets_are_those_of_the_new_pairs() -> None:
+    old, new = made_up(30, 6, 4)
+    targets = np.sin(new[:, :2])
+    found = Moments.of(batches(old, new), World()).towards(batches(old, targets), World())
+    expected = Moments.of(batches(old, targets), World())
+    for name, value in vars(expected).items():
+        np.testing.assert_allclose(getattr(found, name), value, rtol=1e-9, atol=1e-9)
+
+
 @settings(max_examples=20, deadline=None)
 @given(scale=st.floats(1e-3, 1e3), seed=st.integers(0, 999))
 def test_ridge_does_not_depend_on_the_unit_of_the_old_embeddings(scale: float, seed: int) -> None:
