@@ -16,7 +16,7 @@ from utils.errors import UserError
 QUERIES = 256  # at once
 NEIGHBOURS = 10
 MIXTURES = (0.25, 0.5, 0.75)  # shares of a gallery that are backfilled where orders are compared
-RANDOM_ORDERS = 2  # to compare with
+RANDOM_ORDERS = 5  # to compare with
 ERRORS = 2  # standard errors beyond which a gain is more than chance
 BACKFILLING = 4  # points between the ends: few, since choices are compared at the same ones
 
@@ -59,7 +59,8 @@ def order_gains(
 
     Returns:
         For each order plain values: `measure` and the `gain`, of its mean over queries and `MIXTURES`; the standard
-        `error` of that, over queries; and whether it `beats_random`, by more than chance.
+        `error` of that, by the spread over queries and that of random orders; and whether it `beats_random`, by more
+        than chance.
     """
     count = len(new)
     chance = [backfilling_order("random", transformed=transformed, new=new, seed=seed) for seed in range(RANDOM_ORDERS)]
@@ -74,13 +75,13 @@ def order_gains(
             measure, each = qualities_of_queries(mixed, new, labels)
             qualities.append(each)
         found[name] = torch.stack(qualities).mean(0)
-    random = torch.stack([found[f"random {seed}"] for seed in range(RANDOM_ORDERS)]).mean(0)
-    gains = {name: found[name] - random for name in orders}
-    return {name: _gain(measure, gain) for name, gain in gains.items()}
+    random = torch.stack([found[f"random {seed}"] for seed in range(RANDOM_ORDERS)])  # (orders, queries)
+    of_draws = float(random.mean(1).var()) * (1 + 1 / RANDOM_ORDERS)  # of one order, and of the mean of the others
+    return {name: _gain(measure, found[name] - random.mean(0), of_draws) for name in orders}
 
 
-def _gain(measure: str, of_queries: Tensor) -> dict[str, Any]:
-    gain, error = float(of_queries.mean()), float(of_queries.std() / len(of_queries) ** 0.5)
+def _gain(measure: str, of_queries: Tensor, of_draws: float) -> dict[str, Any]:
+    gain, error = float(of_queries.mean()), (float(of_queries.var()) / len(of_queries) + of_draws) ** 0.5
     return {"measure": measure, "gain": gain, "error": error, "beats_random": gain > ERRORS * error}
 
 

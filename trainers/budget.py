@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 UNITS = {"s": 1, "sec": 1, "seconds": 1, "min": 60, "minutes": 60}
-RESERVE = 0.1  # share of a budget that is kept for what follows the trainings
+RESERVE = 0.2  # share of a budget that is kept for what follows the trainings: orders are judged, a calibration chosen
 FEWEST_EPOCHS = 6  # that are looked at before a training is given up: the warm-up and one more
 LOOK_BACK = 3  # epochs by which its pace is judged
 

@@ -172,6 +172,13 @@ def test_auto_asks_the_classifier_where_the_gallery_is_of_its_classes() -> None:
     assert torch.equal(order("auto", log_variance=None), order("confidence"))
 
 
+def test_auto_leaves_out_what_did_not_help() -> None:
+    assert torch.equal(order("auto", unhelpful=["sigma"]), order("confidence"))
+    assert torch.equal(order("auto", unhelpful=["confidence"]), order("sigma"))
+    assert torch.equal(order("auto", unhelpful=["sigma", "confidence"], seed=3), order("random", seed=3))
+    assert torch.equal(order("sigma", unhelpful=["sigma"]), order("sigma"))  # who names it, gets it
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from retrieval import evaluate, recall_of_nearest, retrieval_quality
+from retrieval import backfilling_order, evaluate, order_gains, recall_of_nearest, retrieval_quality
 from tests.retrieval.oracle import seeded
 from utils.errors import UserError
 
@@ -54,3 +54,31 @@ def test_what_cannot_be_compared() -> None:
         recall_of_nearest(QUERY, GALLERY, QUERY, k=N)
     with pytest.raises(UserError, match="the same in all sets"):
         recall_of_nearest(QUERY[:30], GALLERY, QUERY)
+
+
+def test_what_an_order_brings_is_what_the_naive_loop_finds() -> None:
+    """Recall in the mixes of one order less that in those of random ones."""
+    error = (QUERY - GALLERY).norm(dim=1)
+    found = order_gains(GALLERY, QUERY, None, {"worst first": error, "worst last": -error})
+
+    def recall(order: torch.Tensor) -> float:
+        mixes = []
+        for share in (0.25, 0.5, 0.75):
+            mix = GALLERY.clone()
+            mix[order[: round(share * N)]] = QUERY[order[: round(share * N)]]
+            mixes.append(naive(QUERY, mix, QUERY, 10))
+        return sum(mixes) / 3
+
+    random = [recall(backfilling_order("random", transformed=GALLERY, new=QUERY, seed=seed)) for seed in range(5)]
+    for name, score in (("worst first", error), ("worst last", -error)):
+        expected = recall(score.argsort(descending=True)) - sum(random) / 5
+        assert found[name]["gain"] == pytest.approx(expected)
+        assert found[name]["measure"] == "recall@10"
+        assert found[name]["beats_random"] == (expected > 2 * found[name]["error"])
+    assert found["worst first"]["gain"] > found["worst last"]["gain"]
+
+
+def test_an_order_by_nothing_does_not_beat_chance() -> None:
+    scores = {str(seed): torch.rand(N, generator=seeded(seed)) for seed in range(2, 10)}
+    helpful = [found["beats_random"] for found in order_gains(GALLERY, QUERY, None, scores).values()]
+    assert sum(helpful) <= 1
