@@ -17,7 +17,7 @@ from tests.tiny import succeed
 CLASSES = range(40, 60)  # half of them with tints, of which the old model knows nothing
 TRAINING, VALIDATION = 100, 40  # images a class
 ORDERS = 8
-CHANCE = 0.004  # of regret: 0.4 points, with 800 queries
+CHANCE = 0.005  # of regret: half a point, with 800 queries
 FIT = """
 old: old.npz
 new: new.npz
@@ -96,8 +96,7 @@ def test_no_curve_of_chance_falls_below_its_chord(folder: Path, method: str, dis
     calibrated = fall(chosen, h, new, labels)
     assert max(calibrated.values()) <= CHANCE, calibrated
     if distance == "l2":  # where mixing costs more: the test sees what it is to see
-        none = Calibration("l2", 0)
-        assert fall(none, h, new, labels)["map"] > 2 * CHANCE
+        assert fall(Calibration("l2", 0), h, new, labels)["map"] > max(0.008, 3 * calibrated["map"])
 
 
 def fall(calibration: Calibration, h: Tensor, new: Tensor, labels: Tensor) -> dict[str, float]:
