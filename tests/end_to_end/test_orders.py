@@ -48,7 +48,7 @@ def test_class_means_come_from_a_file(folder: Path) -> None:
     ("arguments", "message"),
     [
         (["eval_params.backfilling_list=[confidence]"], "order `confidence` needs a classifier of the new model"),
-        (["embeddings_params.classifier=embed.yaml"], "classifier: embed.yaml is no file with `classifier` ("),
+        (["embeddings_params.classifier=embed.yaml"], "classifier: embed.yaml should be .npy, .npz, "),
         (
             ["embeddings_params.class_means=wide.npy", "eval_params.backfilling_list=[class_distance]"],
             "class_means: embeddings are 17-dimensional, but those of new 16",
