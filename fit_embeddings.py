@@ -12,7 +12,7 @@ import torch
 from data.paired_embeddings import read_paired_embeddings
 from models.export import check_formats, export_model
 from models.model_files import load_model, save_model
-from retrieval import choose_calibration, order_gains, retrieval_quality, upgrade_quality
+from retrieval import choose_calibration, order_gains, retrieval_qualities, upgrade_quality
 from trainers.budget import Clock, seconds_of
 from trainers.transformation.calibration import with_calibration
 from trainers.transformation.config import AUTO, FitConfig
@@ -37,7 +37,7 @@ def main() -> None:
         data = divide(read_paired_embeddings(config, world), config, world)
         material = material_of_files(data, config.refinement_params)
         regression = regression_of(data, config, world)
-        fitted = fit_methods(config, data, regression, retrieval_quality, world, preemption, clock)
+        fitted = fit_methods(config, data, regression, retrieval_qualities, world, preemption, clock)
         if config.method == AUTO:
             Run(config.output, config, world)  # the config beside the output
         if world.is_main:

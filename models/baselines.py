@@ -5,7 +5,7 @@ from typing import ClassVar, cast
 import torch
 from torch import nn
 
-from models.transformed import Transformation, Transformed, joined
+from models.transformed import Network, Transformation, Transformed, joined
 
 
 class AffineTransformation(Transformation):
@@ -29,7 +29,7 @@ class RidgeTransformation(AffineTransformation):
     """Ridge regression with an intercept; `trainers.transformation.closed_forms.ridge` finds it."""
 
 
-class ResidualMLP(Transformation):
+class ResidualMLP(Network):
     """The residual MLP of Drift-Adapter (arXiv 2509.23471): h = skip(old) + W_2 gelu(W_1 x + b_1) + b_2.
 
     There it maps new queries into the old space; here, as every transformation, the old gallery into the new one. The

@@ -12,7 +12,7 @@ from torch import nn
 from models.baselines import ProcrustesTransformation, ResidualMLP, RidgeTransformation
 from models.config import TransformationArch
 from models.standardisation import Standardisation
-from models.transformed import Prefix, Transformation, Transformed
+from models.transformed import Network, Prefix, Transformation, Transformed
 from utils.config import unknown_choice
 from utils.errors import UserError
 
@@ -22,7 +22,7 @@ def linear_bn_relu(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(inputs, outputs, bias=False), nn.BatchNorm1d(outputs), nn.ReLU(inplace=True))
 
 
-class FCTTransformation(Transformation):
+class FCTTransformation(Network):
     """The transformation of FCT: a projection of each input, then a mixer (`MLP_BN_SIDE_PROJECTION`).
 
     Without side-information the old embedding takes its place. The branches have the papers' widths, twice their input
@@ -152,6 +152,7 @@ def build_transformation(
     if wider_old_dim:
         transformation.prefix = Prefix(options["old_embedding_dim"], wider_old_dim, bool(unit_prefix))
     if start_inputs:
+        assert isinstance(transformation, Network)
         transformation.begin_at(nn.Linear(start_inputs, options["new_embedding_dim"]))
     if relative:
         transformation.centre = Standardisation(options["new_embedding_dim"])

@@ -50,7 +50,6 @@ class Transformation(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.normalised = False
-        self.start: nn.Linear | None = None
         self.residual_head: nn.Linear | None = None
         self.centre: Standardisation | None = None
         self.standards: nn.ModuleDict | None = None  # old, side_info, new
@@ -79,25 +78,6 @@ class Transformation(nn.Module, ABC):
         old = old[:, : self.prefix.dim]
         return F.normalize(old.float(), dim=1) if self.prefix.unit else old
 
-    def begin_at(self, start: nn.Linear) -> None:
-        """Let h be what `start` gives, and from now on learn what to add: the layer that gives h gives zero."""
-        self.start = start.requires_grad_(False)
-        self.return_to_start()
-
-    def return_to_start(self) -> None:
-        """Let h be what the start gives again."""
-        last = self.last_layer()
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-
-    def last_layer(self) -> nn.Linear:
-        """The layer of a network that gives h."""
-        raise NotImplementedError(f"{type(self).__name__} is no network")
-
-    def added_to_start(self, h: torch.Tensor, old: torch.Tensor, side_info: torch.Tensor | None) -> torch.Tensor:
-        """What a network gives (B, d_new) -> h (B, d_new)."""
-        return h if self.start is None else self.start(joined(old, side_info)) + h
-
     def _in_its_scale(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
         if self.standards is None:
             return self.transform(old, side_info)
@@ -111,6 +91,33 @@ class Transformation(nn.Module, ABC):
 
         Inputs and h are standardised where there are `standards`.
         """
+
+
+class Network(Transformation):
+    """A transformation that is trained, from random weights or from an affine one, its `start`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.start: nn.Linear | None = None
+
+    def begin_at(self, start: nn.Linear) -> None:
+        """Let h be what `start` gives, and from now on learn what to add: the layer that gives h gives zero."""
+        self.start = start.requires_grad_(False)
+        self.return_to_start()
+
+    def return_to_start(self) -> None:
+        """Let h be what the start gives again."""
+        last = self.last_layer()
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+
+    @abstractmethod
+    def last_layer(self) -> nn.Linear:
+        """The layer that gives h."""
+
+    def added_to_start(self, h: torch.Tensor, old: torch.Tensor, side_info: torch.Tensor | None) -> torch.Tensor:
+        """What the last layer gives (B, d_new) -> h (B, d_new)."""
+        return h if self.start is None else self.start(joined(old, side_info)) + h
 
 
 def joined(old: torch.Tensor, side_info: torch.Tensor | None) -> torch.Tensor:

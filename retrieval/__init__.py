@@ -9,7 +9,7 @@ curves["distance"].auc.to_json()
 from retrieval.calibration import Calibration, choose_calibration
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
 from retrieval.orders.backfilling import ORDERS, backfilling_order
-from retrieval.quality import order_gains, recall_of_nearest, retrieval_quality, upgrade_quality
+from retrieval.quality import order_gains, recall_of_nearest, retrieval_qualities, retrieval_quality, upgrade_quality
 from retrieval.ranking.engine import Progress
 from retrieval.representatives import EVEN_SPREAD, class_spread, place_representatives
 from retrieval.results import BackfillingCurve, PerQuery, RetrievalMetrics, regret
@@ -36,6 +36,7 @@ __all__ = [
     "place_representatives",
     "recall_of_nearest",
     "regret",
+    "retrieval_qualities",
     "retrieval_quality",
     "two_field_curve",
     "upgrade_quality",

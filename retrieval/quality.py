@@ -31,11 +31,11 @@ def retrieval_quality(transformed: Tensor, new: Tensor, labels: Tensor | None) -
     Returns:
         ("mAP", its value) where labels tell what is relevant, else ("recall@k", what the new gallery retrieves too).
     """
-    measure, each = qualities_of_queries(transformed, new, labels)
+    measure, each = retrieval_qualities(transformed, new, labels)
     return measure, float(each.mean())
 
 
-def qualities_of_queries(transformed: Tensor, new: Tensor, labels: Tensor | None) -> tuple[str, Tensor]:
+def retrieval_qualities(transformed: Tensor, new: Tensor, labels: Tensor | None) -> tuple[str, Tensor]:
     """As `retrieval_quality`, but of each query that has anything to find, (q,) float64."""
     known = None if labels is None else labels[labels >= 0]
     if labels is not None and known is not None and len(known.unique()) < len(known):
@@ -72,7 +72,7 @@ def order_gains(
         for share in MIXTURES:
             mixed = transformed.clone()
             mixed[order[: round(share * count)]] = new[order[: round(share * count)]].to(mixed.dtype)
-            measure, each = qualities_of_queries(mixed, new, labels)
+            measure, each = retrieval_qualities(mixed, new, labels)
             qualities.append(each)
         found[name] = torch.stack(qualities).mean(0)
     random = torch.stack([found[f"random {seed}"] for seed in range(RANDOM_ORDERS)])  # (orders, queries)

@@ -81,7 +81,7 @@ def test_auto_tries_all_and_writes_the_best(folder: Path) -> None:
     assert list(scores) == ["procrustes", "ridge", "residual_mlp", "fct", "fastfill"]
     best = max(scores, key=lambda arch: scores[arch])
     assert best == "ridge"  # the new embeddings are linear in the old ones
-    assert f"auto: {best}, whose recall@10 on held-out pairs, {scores[best]:.1f}%, is the highest; " in output
+    assert f"auto: {best}; the highest recall@10 on held-out pairs is {best}'s, {scores[best]:.1f}%; " in output
     assert torch.load(folder / "out" / "h.pt", weights_only=True)["arguments"]["arch"] == best
     found = origin(folder)
     assert (found["pairs"], found["dims"]) == ({"training": 90, "held_out": 30}, {"old": 6, "new": 4})

@@ -14,7 +14,7 @@ from models.config import CLOSED_FORMS
 from models.modes import in_eval_mode
 from models.standardisation import Standardisation, mean_and_scale
 from models.transformations import TRANSFORMATIONS, build_transformation, transformation_arguments
-from models.transformed import Transformation
+from models.transformed import Network, Transformation
 from trainers.budget import Clock, Limit
 from trainers.loop import train
 from trainers.transformation.closed_forms import Affine, fit_closed_form, procrustes, take_closed_form
@@ -36,16 +36,21 @@ WIDTHS = (512, 384, 256, 192, 128, 96, 64, 48, 32)  # of a branch; the papers' a
 WIDENING = 4  # of the mixer
 PARAMETERS = 3
 OPERATIONS = 6e12  # some minutes on two CPU cores
-# (h of the held-out old embeddings, their new ones, their labels) -> what is measured, and its value: higher is better
-Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[str, float]]
+# (h of the held-out old embeddings, their new ones, their labels) -> what is measured, its value for each query (q,)
+Score = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[str, torch.Tensor]]
 
 
 class Trial(NamedTuple):
     """How a transformation does on the held-out pairs."""
 
     measure: str  # of retrieval
-    score: float
+    of_queries: torch.Tensor  # (q,) float64, its values: higher is better
     error: float  # mean squared error a dimension
+
+    @property
+    def score(self) -> float:
+        """The mean over queries."""
+        return float(self.of_queries.mean())
 
 
 @dataclass(frozen=True)
@@ -130,12 +135,12 @@ def fit(
         task = TransformationTask(transformation, objective, data.training, config, run.precision, world, held_out)
         limit = None
         if held_out is not None:
-            task.score = lambda: try_out(transformation, data, score)[:2]
-            measure, start = try_out(transformation.to(world.device), data, score)[:2]
+            task.score = lambda: measured(try_out(transformation, data, score))
+            measure, start = measured(try_out(transformation.to(world.device), data, score))
             limit = Limit(config.method, allowance.clock, measure, start, allowance.until, allowance.to_beat)
         outcome = train(task, transformation, config.loop, run, world, preemption, limit)
         ending = outcome.ending
-        if outcome.best < 0:
+        if outcome.best < 0 and isinstance(transformation, Network):
             transformation.return_to_start()
     transformation.to(world.device)
     trial = None if regression is None else try_out(transformation, data, score)
@@ -183,6 +188,7 @@ def width_for(pairs: int, epochs: int, dims: dict[str, int]) -> int:
 
 def set_start(transformation: Transformation, solution: Affine) -> None:
     """Set the start of a transformation to a solution for embeddings as they are, between its `standards`."""
+    assert isinstance(transformation, Network)
     assert transformation.standards is not None
     assert transformation.start is not None
     standards = {role: cast(Standardisation, standard) for role, standard in transformation.standards.items()}
@@ -204,8 +210,13 @@ def try_out(transformation: Transformation, data: FittingData, score: Score) -> 
     items = data.judged
     with in_eval_mode(transformation):
         h = zeros_kept(transformation(items.old, items.side_info).embedding, items.old)
-    measure, value = score(h, items.new, items.labels if data.has_labels else None)
-    return Trial(measure, value, float(squared_errors(transformation, items).mean()))
+    measure, of_queries = score(h, items.new, items.labels if data.has_labels else None)
+    return Trial(measure, of_queries, float(squared_errors(transformation, items).mean()))
+
+
+def measured(trial: Trial) -> tuple[str, float]:
+    """What is measured, and its value: of an epoch, for its log record."""
+    return trial.measure, trial.score
 
 
 def standardise(standards: nn.ModuleDict, data: FittingData) -> None:

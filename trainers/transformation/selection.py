@@ -9,7 +9,7 @@ from models.transformations import TRANSFORMATIONS
 from trainers.budget import Clock, in_words
 from trainers.transformation.config import AUTO, DiscriminativeLoss, FitConfig, Method, ObjectiveParams, UncertaintyLoss
 from trainers.transformation.division import FittingData
-from trainers.transformation.fitting import Allowance, Fitted, Score, fit
+from trainers.transformation.fitting import Allowance, Fitted, Score, Trial, fit
 from trainers.transformation.residuals import Regression
 from utils.distributed import World
 from utils.paths import without_suffix
@@ -83,8 +83,23 @@ def _config_of(config: FitConfig, method: Method) -> FitConfig:
 
 
 def choose(fitted: Mapping[str, Fitted]) -> Fitted:
-    """The one with the best score; of equal ones, and where nothing is held out, the simplest."""
-    return max(fitted.values(), key=lambda one: 0.0 if one.trial is None else one.trial.score)
+    """The simplest that retrieves no worse than ridge, and as well as the best but for chance.
+
+    Chance is a standard error of the difference over the held-out queries: of few, the best is a matter of luck, and a
+    network that has picked its epoch by them looks better than it is.
+    """
+    trials = {method: one.trial for method, one in fitted.items() if one.trial is not None}
+    if not trials:
+        (one,) = fitted.values()
+        return one
+    best = max(trials.values(), key=lambda trial: trial.score)
+    least = trials["ridge"].score if "ridge" in trials else float("-inf")
+    return fitted[next(name for name, trial in trials.items() if trial.score >= least and _alike(trial, best))]
+
+
+def _alike(trial: Trial, best: Trial) -> bool:
+    behind = best.of_queries - trial.of_queries
+    return bool(behind.mean() <= behind.std() / len(behind) ** 0.5)
 
 
 def comparison(fitted: Mapping[str, Fitted]) -> str:
@@ -100,8 +115,11 @@ def comparison(fitted: Mapping[str, Fitted]) -> str:
         lines.append(f"{row}  {fitted[method].ending}".rstrip())
     if len(ranked) > 1:
         best, second = ranked[:2]
+        (chosen,) = (method for method, one in fitted.items() if one is choose(fitted))
+        why = f"the next is {second} with {trials[second].score:.1%}"
+        if chosen != best:
+            why = f"{chosen} with {trials[chosen].score:.1%} is simpler, and behind by no more than chance"
         lines.append(
-            f"auto: {best}, whose {measure} on held-out pairs, {trials[best].score:.1%}, is the highest; "
-            f"the next is {second} with {trials[second].score:.1%}"
+            f"auto: {chosen}; the highest {measure} on held-out pairs is {best}'s, {trials[best].score:.1%}; {why}"
         )
     return "\n".join(lines) + "\n"

@@ -16,7 +16,7 @@ from sklearn.linear_model import Ridge
 from data.paired_embeddings import PairedEmbeddings
 from models.config import CLOSED_FORMS
 from models.transformations import TRANSFORMATIONS
-from retrieval import retrieval_quality
+from retrieval import retrieval_qualities, retrieval_quality
 from trainers.budget import Clock
 from trainers.config import OptimizerParams
 from trainers.loop import Loss
@@ -72,15 +72,31 @@ def test_each_gets_the_losses_that_it_can_use_and_files_of_its_own(method: str) 
         assert configs_of(config(output=output))[method].output == f"{output}.{method}"
 
 
+def made_up(of_queries: torch.Tensor) -> Fitted:
+    return Fitted({}, mock.Mock(), mock.Mock(), Trial("mAP", of_queries, 0.25))
+
+
 def test_the_best_score_wins_and_of_equal_ones_the_simplest() -> None:
-    fitted = {
-        method: Fitted({}, mock.Mock(), mock.Mock(), Trial("mAP", score, 0.25))
-        for method, score in (("ridge", 0.5), ("fct", 0.625), ("fastfill", 0.625))
-    }
+    scores = {"ridge": 0.5, "fct": 0.625, "fastfill": 0.625}
+    fitted = {method: made_up(torch.full((100,), score)) for method, score in scores.items()}
     assert choose(fitted) is fitted["fct"]
-    why = "auto: fct, whose mAP on held-out pairs, 62.5%, is the highest; the next is fastfill with 62.5%"
+    why = "auto: fct; the highest mAP on held-out pairs is fct's, 62.5%; the next is fastfill with 62.5%"
     assert comparison(fitted).splitlines()[-1] == why
     assert "auto" not in comparison({"fct": fitted["fct"]})
+
+
+def test_what_is_better_by_chance_alone_does_not_win() -> None:
+    """Differences of +-0.1 over 100 queries: the standard error of their mean is 0.01."""
+    noise = 0.1 * torch.tensor([1.0, -1.0]).repeat(50)
+    fitted = {
+        "procrustes": made_up(torch.full((100,), 0.499)),  # behind the best by no more than chance, and behind ridge
+        "ridge": made_up(torch.full((100,), 0.5)),
+        "fct": made_up(0.509 + noise),
+    }
+    assert choose(fitted) is fitted["ridge"]
+    assert comparison(fitted).endswith("ridge with 50.0% is simpler, and behind by no more than chance\n")
+    fitted["fct"] = made_up(0.511 + noise)
+    assert choose(fitted) is fitted["fct"]
 
 
 DATA = "old: old.npz\nnew: new.npz\nlr_policy_params: {warmup_length: 0}\ninner_dim: 8\nbatch_size: 16\nepochs: 30\n"
@@ -104,7 +120,7 @@ def fit_made_up(
     regression = regression_of(data, own, World())
     assert regression is not None
     clock = clock or Clock(None)
-    return fit_methods(own, data, regression, retrieval_quality, World(), Preemption(), clock), data, regression
+    return fit_methods(own, data, regression, retrieval_qualities, World(), Preemption(), clock), data, regression
 
 
 @settings(max_examples=3, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -184,8 +200,8 @@ def test_steps_that_are_slow_end_in_time_with_the_best_so_far(
 
 def test_a_method_that_cannot_win_any_more_is_dropped_and_named(tmp_path: Path) -> None:
     fitted = {
-        "ridge": Fitted({}, mock.Mock(), mock.Mock(), Trial("mAP", 0.9, 0.25)),
-        "fct": Fitted({}, mock.Mock(), mock.Mock(), Trial("mAP", 0.5, 0.25), 12.34, "dropped after 6 epochs: 90.0%"),
+        "ridge": made_up(torch.full((10,), 0.9)),
+        "fct": replace(made_up(torch.full((10,), 0.5)), seconds=12.34, ending="dropped after 6 epochs: 90.0%"),
     }
     assert "fct                  50.0%        0.25      12.3  dropped after 6 epochs: 90.0%" in comparison(fitted)
     still = {"algorithm": "sgd", "lr": 0.0}
@@ -193,7 +209,7 @@ def test_a_method_that_cannot_win_any_more_is_dropped_and_named(tmp_path: Path) 
     own = replace(own, optimizer_params=build(OptimizerParams, still, source="made up"))
     data = divide(curved_pairs(0.1, 0), own, World())
     allowance = Allowance(Clock(None), to_beat=1.0)
-    found = fit(own, data, regression_of(data, own, World()), retrieval_quality, World(), Preemption(), allowance)
+    found = fit(own, data, regression_of(data, own, World()), retrieval_qualities, World(), Preemption(), allowance)
     assert found.ending == "dropped after 6 epochs: 100.0% is out of reach"
 
 
