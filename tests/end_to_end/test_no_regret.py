@@ -17,7 +17,7 @@ from tests.tiny import succeed
 CLASSES = range(40, 60)  # half of them with tints, of which the old model knows nothing
 TRAINING, VALIDATION = 100, 40  # images a class
 ORDERS = 8
-CHANCE = 0.005  # of regret: half a point, with 800 queries
+CHANCE = 0.004  # of regret: 0.4 points, with 800 queries
 FIT = """
 old: old.npz
 new: new.npz
@@ -94,9 +94,15 @@ def test_no_curve_of_chance_falls_below_its_chord(folder: Path, method: str, dis
         h = build_model(description, where="path")(old, None).embedding
     chosen = Calibration(distance, calibration_of(description)[distance]["value"])
     calibrated = fall(chosen, h, new, labels)
-    assert max(calibrated.values()) <= CHANCE, calibrated
-    if distance == "l2":  # where mixing costs more: the test sees what it is to see
-        assert fall(Calibration("l2", 0), h, new, labels)["map"] > max(0.008, 3 * calibrated["map"])
+    if distance == "cosine":
+        assert max(calibrated.values()) <= CHANCE, calibrated
+        return
+    assert max(calibrated["cmc_top1"], calibrated["cmc_top5"]) <= CHANCE, calibrated
+    # FCT's mAP falls by 0.43 points whatever the constant: then that is what the chosen one is to reach.
+    near = [fall(Calibration("l2", chosen.value * factor), h, new, labels)["map"] for factor in (0.6, 0.8, 1.2, 1.5)]
+    assert calibrated["map"] <= max(CHANCE, min(near) + 0.0002), (calibrated, near)
+    none = fall(Calibration("l2", 0), h, new, labels)["map"]
+    assert none > max(2 * CHANCE, 3 * calibrated["map"])  # mixing costs: the test sees what it is to see
 
 
 def fall(calibration: Calibration, h: Tensor, new: Tensor, labels: Tensor) -> dict[str, float]:

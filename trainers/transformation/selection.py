@@ -16,6 +16,7 @@ from utils.paths import without_suffix
 from utils.preemption import Preemption
 
 METHODS: tuple[Method, ...] = ("procrustes", "ridge", "residual_mlp", "fct", "fastfill")  # from the simplest on
+ERRORS = 2  # standard errors, beyond which one is better than another by more than chance
 
 
 def fit_methods(
@@ -85,8 +86,8 @@ def _config_of(config: FitConfig, method: Method) -> FitConfig:
 def choose(fitted: Mapping[str, Fitted]) -> Fitted:
     """The simplest that retrieves no worse than ridge, and as well as the best but for chance.
 
-    Chance is a standard error of the difference over the held-out queries: of few, the best is a matter of luck, and a
-    network that has picked its epoch by them looks better than it is.
+    Chance is `ERRORS` standard errors of the difference over the held-out queries: of few, the best is a matter of
+    luck, and a network that has picked its epoch by them looks better than it is.
     """
     trials = {method: one.trial for method, one in fitted.items() if one.trial is not None}
     if not trials:
@@ -99,7 +100,7 @@ def choose(fitted: Mapping[str, Fitted]) -> Fitted:
 
 def _alike(trial: Trial, best: Trial) -> bool:
     behind = best.of_queries - trial.of_queries
-    return bool(behind.mean() <= behind.std() / len(behind) ** 0.5)
+    return bool(behind.mean() <= ERRORS * behind.std() / len(behind) ** 0.5)
 
 
 def comparison(fitted: Mapping[str, Fitted]) -> str:
