@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from data.sources.embeddings import Source, open_source
+from data.sources.rows import parts_of
 from retrieval import backfilling_order, cutoffs
 from retrieval.prediction import Curve, predict_map, predict_recall
 from upgrade.columns import values
@@ -170,9 +171,7 @@ def read_sample(config: UpgradeConfig, state: State) -> Sample:
     output_of(transformation, where, named, sources["old"].dim, None if side_info is None else side_info.dim)
     count, labels = len(sources["old"]), sources["new"].labels
     rows = np.sort(np.random.default_rng(config.seed).permutation(count)[: params.max_pairs])
-    arrays = {
-        name: read_checked(source.vectors, f"plan_params.{name}", 0, count)[rows] for name, source in sources.items()
-    }
+    arrays = {name: _rows_of(source, f"plan_params.{name}", rows) for name, source in sources.items()}
     _check_lengths(arrays["new"], config, state)
     inputs = [arrays[name] for name in ("old", "side_info") if name in arrays]
     where = f"plan_params.old: {params.old}, drawn and transformed by {config.transformation_path}"
@@ -199,23 +198,31 @@ def look_up_sample(config: UpgradeConfig, table: Table) -> Sample:
     _check_dim(source, state)
     if source.ids is None or source.has_text_ids != table.has_text_ids:
         raise UserError(f"{where}: has no ids of the gallery's kind; without plan_params.old items are told by those")
-    columns = ["embedding", "batch", "sigma", *(["calibration"] if state.has_calibrations else [])]
-    ids, vectors = source.ids.read(0, len(source)), read_checked(source.vectors, where, 0, len(source))
-    place, found = table.lookup(ids, columns)
+    ids = source.ids.read(0, len(source))
+    place, found = table.lookup(ids, ["batch"])
     if (place < 0).any():
         raise UserError(f"{where}: the gallery has no id {ids[place < 0][0]} ({(place < 0).sum():,} such ids)")
     left = np.flatnonzero(values(found["batch"])[place] == 0)
-    drawn = left[np.random.default_rng(config.seed).permutation(len(left))[: params.max_pairs]]
-    _check_lengths(vectors[drawn], config, state)
-    rows, labels = found.take(place[drawn]), source.labels
+    drawn = np.sort(left[np.random.default_rng(config.seed).permutation(len(left))[: params.max_pairs]])
+    vectors, labels = _rows_of(source, where, drawn), source.labels
+    _check_lengths(vectors, config, state)
+    columns = ["embedding", "sigma", *(["calibration"] if state.has_calibrations else [])]
+    place, found = table.lookup(ids[drawn], columns)
+    rows = found.take(place)
     kept = {name: torch.from_numpy(values(rows[name])) for name in columns if rows[name].null_count == 0}
     return Sample(
         kept["embedding"].float(),
-        torch.from_numpy(vectors[drawn]).float(),
+        torch.from_numpy(vectors).float(),
         kept.get("sigma"),
         None if labels is None else torch.from_numpy(labels.take(drawn)),
         kept.get("calibration"),
     )
+
+
+def _rows_of(source: Source, where: str, rows: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The vectors in some rows (m,), which rise; all are read, a part at a time, and checked."""
+    parts = ((start, stop, rows[(rows >= start) & (rows < stop)]) for start, stop in parts_of(len(source)))
+    return np.concatenate([read_checked(source.vectors, where, start, stop)[of - start] for start, stop, of in parts])
 
 
 def _check_lengths(new: np.ndarray[Any, Any], config: UpgradeConfig, state: State) -> None:

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from data.sources.rows import Rows, parts_of
 from tests.upgrade.conftest import IDS, NEW_DIM, OLD_DIM, Case, N, write_transformation
+from upgrade.old import read_checked
 
 PAIRS = ("plan_params.old=pairs_old.npz", "plan_params.new=pairs_new.npz", "plan_params.k=3")
 
@@ -111,3 +113,26 @@ def test_bad_pairs_are_refused(upgraded: Case) -> None:
     np.savez(upgraded.folder / "pairs_new.npz", embeddings=new)
     write_transformation(upgraded.folder / "transformation.pt", inner_dim=8)
     assert "transformation.pt is not what the gallery was made with" in upgraded.refuse("plan", *PAIRS)
+
+
+def test_a_sample_that_is_the_whole_gallery_is_read_in_parts(upgraded: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more rows than a part are in memory at once, but those that are drawn, which are the same."""
+    rng, asked = np.random.default_rng(6), list[int]()
+    for role, dim in (("old", OLD_DIM), ("new", NEW_DIM)):
+        embeddings = rng.normal(size=(60, dim)).astype(np.float32)
+        np.savez(upgraded.folder / f"pairs_{role}.npz", embeddings=embeddings, ids=IDS[:60])
+
+    def watched(vectors: Rows, where: str, start: int, stop: int) -> np.ndarray:
+        asked.append(stop - start)
+        return read_checked(vectors, where, start, stop)
+
+    for ways in (PAIRS, PAIRS[1:]):  # pairs of a sample, and new embeddings whose items the table has
+        upgraded.run("plan", *ways, "plan_params.max_pairs=40")
+        whole = (upgraded.folder / "upgraded.lance.plan" / "plan.json").read_text()
+        with monkeypatch.context() as patched:
+            patched.setattr("upgrade.planning.parts_of", lambda count: parts_of(count, 7))
+            patched.setattr("upgrade.planning.read_checked", watched)
+            upgraded.run("plan", *ways, "plan_params.max_pairs=40")
+        assert (upgraded.folder / "upgraded.lance.plan" / "plan.json").read_text() == whole
+    assert len(asked) > 20
+    assert max(asked) == 7
