@@ -49,6 +49,7 @@ def made_up_texts(count: int) -> list[tuple[str, int]]:
     return texts
 
 
+@cache
 def encoder(model: str) -> Encode:
     """A model by its name.
 
@@ -78,6 +79,7 @@ def sums_of_words(texts: Sequence[str], name: str, dim: int) -> Array:
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
 
 
+@cache
 def read_texts(path: str) -> tuple[Array, list[str], Array]:
     """Ids (n,), texts and labels (n,) of a CSV file with these columns.
 
@@ -88,8 +90,9 @@ def read_texts(path: str) -> tuple[Array, list[str], Array]:
         with Path(path).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         return np.array([row["id"] for row in rows]), [row["text"] for row in rows], _labels(rows)
-    except (OSError, KeyError) as error:
-        raise UserError(f"texts: {path} is no CSV file with the columns id and text ({error})") from None
+    except (OSError, KeyError, ValueError) as error:
+        reason = f"id and text, and perhaps label, whole numbers ({error})"
+        raise UserError(f"texts: {path} is no CSV file with the columns {reason}") from None
 
 
 def _labels(rows: list[dict[str, str]]) -> Array:
