@@ -79,7 +79,10 @@ class PairedFiles:
         minimum=1,
     )
     new_dim: int | None = key(
-        None, doc="likewise of the new embeddings: queries and batches are to be cut in the same way", minimum=1
+        None,
+        doc="likewise of the new embeddings: queries are to be cut in the same way, batches and samples of an upgrade "
+        "are by themselves",
+        minimum=1,
     )
     side_info: str | None = key(None, doc="embedding file of their side-information; likewise", path="input")
     labels: str | None = key(

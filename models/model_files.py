@@ -232,6 +232,15 @@ def unhelpful_orders(description: Description) -> list[str]:
     return [name for name, found in orders.items() if not found["beats_random"]]
 
 
+def wider_new(description: Description) -> dict[str, Any] | None:
+    """What the new model gives, where a transformation is into the first dimensions of that; else None.
+
+    Its `dim`, and whether it is `of_length_1`.
+    """
+    wider: dict[str, Any] = description["provenance"].get("embeddings", {}).get("wider", {})
+    return wider.get("new")
+
+
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     try:
         model.load_state_dict(state)

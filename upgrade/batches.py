@@ -8,11 +8,11 @@ import pyarrow as pa
 
 from data.items import Array
 from data.lengths import about_zeros
-from data.sources.embeddings import Source, open_source, stated_space
+from data.sources.embeddings import Source
 from data.sources.rows import check_finite, parts_of
 from upgrade.columns import values, vectors_column
 from upgrade.old import BEHIND, source_hashes
-from upgrade.spaces import are_zero, check_lengths, check_stated, have_unit_length
+from upgrade.spaces import are_zero, check_lengths, have_unit_length, open_new
 from upgrade.state import State
 from upgrade.table import Counts, Table
 from utils.errors import UserError
@@ -51,7 +51,7 @@ def apply_batch(table: Table, path: str, *, insist: bool = False) -> Applied:
     """
     before = table.counts()
     table.settle(before)
-    batch = open_source(path, where="batch", may_be_empty=True)
+    batch = open_new(path, table.state, where="batch", may_be_empty=True)
     if not len(batch):
         return Applied(0, 0, changed=False, zero=None, table=table, counts=before)
     found = _checked(table, batch, insist)
@@ -104,9 +104,6 @@ def _checked(table: Table, batch: Source, insist: bool) -> _Found:
     state, where = table.state, f"batch: {batch.path}"
     if batch.ids is None:
         raise UserError(f"{where} has no ids; give an .npz or a folder with `embeddings` and `ids`")
-    if batch.dim != state.dim:
-        raise UserError(f"{where}: is {batch.dim}-d, but the gallery's embeddings are {state.dim}-d")
-    check_stated(stated_space(batch.path, "batch"), where, state.new_model, state.dim, state.normalised)
     if batch.has_text_ids != table.has_text_ids:
         kinds = ("text", "whole numbers") if batch.has_text_ids else ("whole numbers", "text")
         raise UserError(f"{where}: its ids are {kinds[0]}, those of the gallery {kinds[1]}")

@@ -11,7 +11,14 @@ from torch import nn
 
 from data.sources.embeddings import Source, open_source, stated_space
 from data.sources.rows import reordered
-from models.model_files import Description, build_model, calibration_of, read_description, unhelpful_orders
+from models.model_files import (
+    Description,
+    build_model,
+    calibration_of,
+    read_description,
+    unhelpful_orders,
+    wider_new,
+)
 from models.transformed import Transformation
 from upgrade.columns import schema_of
 from upgrade.config import UpgradeConfig
@@ -125,6 +132,7 @@ def open_inputs(config: UpgradeConfig, device: torch.device, *, checked: bool = 
         precision=resolve_precision(config.precision, device),
         tool=tool_versions(),
         unhelpful=unhelpful_orders(description),
+        wider=wider_new(description),
     )
     inputs = Inputs(old, transformation, None, state)
     return inputs if table is None else _with_earlier(inputs, config, table)

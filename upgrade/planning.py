@@ -19,7 +19,7 @@ from upgrade.config import PlanParams, UpgradeConfig
 from upgrade.inputs import output_of, present_transformation
 from upgrade.old import read_checked
 from upgrade.priorities import Chosen
-from upgrade.spaces import have_unit_length
+from upgrade.spaces import have_unit_length, open_new
 from upgrade.state import State
 from upgrade.table import Table
 from utils.errors import UserError
@@ -194,8 +194,7 @@ def look_up_sample(config: UpgradeConfig, table: Table) -> Sample:
     """
     params, state = config.plan_params, table.state
     assert params.new is not None
-    source, where = open_source(params.new, where="plan_params.new"), f"plan_params.new: {params.new}"
-    _check_dim(source, state)
+    source, where = open_new(params.new, state, where="plan_params.new"), f"plan_params.new: {params.new}"
     if source.ids is None or source.has_text_ids != table.has_text_ids:
         raise UserError(f"{where}: has no ids of the gallery's kind; without plan_params.old items are told by those")
     ids = source.ids.read(0, len(source))
@@ -233,18 +232,12 @@ def _check_lengths(new: np.ndarray[Any, Any], config: UpgradeConfig, state: Stat
         )
 
 
-def _check_dim(new: Source, state: State) -> None:
-    if new.dim != state.dim:
-        raise UserError(f"plan_params.new: {new.path} is {new.dim}-d, but the gallery's embeddings are {state.dim}-d")
-
-
 def _open_pairs(params: PlanParams, state: State) -> dict[str, Source]:
     """The sources of the sample, by their keys, of the same items in the order of the new ones; dimensions checked."""
-    named = {"old": params.old, "new": params.new, "side_info": params.side_info}
+    assert params.new is not None
+    new = open_new(params.new, state, where="plan_params.new")
+    named = {"old": params.old, "side_info": params.side_info}
     sources = {name: open_source(path, where=f"plan_params.{name}") for name, path in named.items() if path is not None}
-    new = sources["new"]
-    _check_dim(new, state)
     if (state.side_info is None) != ("side_info" not in sources):
         raise UserError("plan_params.side_info: should be given if, and only if, the gallery has side-information")
-    del sources["new"]
     return {name: source.in_order_of(new, f"plan_params.{name}") for name, source in sources.items()} | {"new": new}

@@ -40,6 +40,9 @@ class State:
     # that has made them what they are; its `calibration`; and the `gain` by which errors grow in the second one.
     earlier: dict[str, Any] | None = None
     unhelpful: list[str] = dataclasses.field(default_factory=list)  # orders that `auto` does not choose
+    # Where the space is of the first dimensions of what the new model gives: how many it gives, as `dim`, and whether
+    # they are `of_length_1`.
+    wider: dict[str, Any] | None = None
     format: int = FORMAT
 
     def calibrated(self) -> Calibration | None:

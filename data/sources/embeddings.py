@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from data.items import Items, matching_rows
+from data.items import Array, Items, matching_rows
 from data.sources.arrays import open_arrays
 from data.sources.formats import LONE
 from data.sources.ids import check_kind, checked_ids, int64_or_texts, matching_keys
@@ -45,6 +45,19 @@ class Source:
     def has_text_ids(self) -> bool:
         """Whether its ids are text."""
         return self.ids is not None and self.ids.dtype.kind == "U"
+
+    def first_dimensions(self, dim: int, *, unit: bool) -> "Source":
+        """With the first dimensions of its vectors alone, as of a Matryoshka model; of length 1 again where `unit`."""
+
+        def cut(vectors: Array) -> Array:
+            prefix = vectors[:, :dim]
+            if not unit:
+                return prefix
+            length = np.linalg.norm(prefix.astype(np.float32), axis=1, keepdims=True)
+            return prefix / np.where(length, length, 1)  # a zero vector stays zero
+
+        kind = np.dtype(np.float32) if unit else self.vectors.dtype
+        return replace(self, vectors=converted(self.vectors, cut, kind, (dim,)))
 
     def in_order_of(self, other: "Source", where: str) -> "Source":
         """The same items in the order of another source: by id where both have ids, by place where neither has.

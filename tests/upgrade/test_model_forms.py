@@ -34,9 +34,18 @@ def test_the_gallery_gives_the_prefix_that_was_fitted(tmp_path: Path, method: st
     np.testing.assert_allclose(case.array("embedding"), case.array("embedding", "cut.lance"), atol=1e-3)
     case.run("status", "--verify")
     assert "does not take the 5-d embeddings of other.npz" in case.refuse("transform", "gallery=other.npz", "output=x")
-    assert "is 5-d, but the gallery's embeddings are 3-d" in case.refuse(
-        "apply", "--batch", case.write_batch("batch.npz", np.arange(3))
-    )
+    new = case.new[:, :3].astype(np.float64)
+    new = new / np.sqrt((new**2).sum(1, keepdims=True))
+    case.run("apply", "--insist", "--batch", case.write_batch("batch.npz", np.arange(60)))  # as the model gives them
+    np.testing.assert_allclose(case.array("embedding")[:60], new[:60], atol=1e-3)
+    np.savez(case.folder / "new_cut.npz", embeddings=new.astype(np.float32), ids=IDS)
+    curves = []
+    for sample in ("new.npz", "new_cut.npz"):
+        case.run("plan", f"plan_params.new={sample}", "plan_params.points=3")
+        curves.append(case.json("plan")["curves"]["random"]["values"])
+    np.testing.assert_allclose(*curves, atol=2e-3)  # rounding decides where two are alike
+    np.savez(case.folder / "four.npz", embeddings=case.new[:60, :4], ids=IDS[:60])
+    assert "is 4-d, but the gallery's embeddings are 3-d" in case.refuse("apply", "--batch", "four.npz")
     description = read_description(case.folder / "transformation.pt", where="w")
     assert description["provenance"]["embeddings"]["wider"]["new"] == {"dim": 5, "of_length_1": True}
     for dim in (4, 6):
