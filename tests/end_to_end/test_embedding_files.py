@@ -1,5 +1,10 @@
 """Transformations of embedding files alone: no model, no image, every method and the choice among them."""
 
+import json
+import os
+import re
+import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +14,7 @@ import torch
 
 from models.model_files import load_model
 from tests.end_to_end.conftest import log_of
-from tests.tiny import fail, same_bits, state_of, succeed
+from tests.tiny import ENVIRONMENT, command_of, fail, same_bits, state_of, succeed
 
 CONFIG = """
 old: old.npz
@@ -219,6 +224,31 @@ def test_a_budget_ends_in_time_and_is_read_strictly(folder: Path) -> None:
     unheld = ("budget=5 s", "held_out=0", "method=ridge")
     message = fail("fit_embeddings.py", "--config", "files.yaml", *unheld, cwd=folder, processes=None)
     assert "budget: needs held-out pairs" in message
+
+
+def test_a_choice_that_is_killed_goes_on_within_its_budget(folder: Path) -> None:
+    """Killed in the fourth of five methods: the third is not trained anew, and the time that went by counts."""
+    arguments = ["--config", "files.yaml", "budget=10 min", "epochs=20", "patience=20", "method=auto"]
+    process = subprocess.Popen(
+        command_of("fit_embeddings.py", *arguments, "output=killed/h.pt"), cwd=folder, env=os.environ | ENVIRONMENT
+    )
+    log = folder / "killed" / "h.fct.log.jsonl"
+    while not log.exists() or len(log.read_text().splitlines()) < 5:
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    checkpoint = folder / "killed" / "h.fct.checkpoint.pt"
+    content = torch.load(checkpoint, weights_only=True)
+    content["state"]["spent"] += 60
+    torch.save(content, checkpoint)
+    output = fit(folder, *arguments[2:], "output=killed/h.pt")
+    assert re.search(r"^residual_mlp, 3 of 5: .*, \d+ s so far", output, re.M)
+    assert re.search(r"^fct, 4 of 5: .*, 1 min \d+ s so far", output, re.M)
+    assert "resuming after epoch 20 of 20" in output
+    assert json.loads(log.read_text().splitlines()[-1])["epoch"] == 20
+    fit(folder, *arguments[2:])
+    assert same_bits(state_of(folder / "killed" / "h.pt"), state_of(folder / "out" / "h.pt"))
 
 
 def test_side_information_and_two_processes(folder: Path) -> None:
