@@ -10,19 +10,21 @@ machine without the images and the models needs to train and to evaluate a trans
 
 import argparse
 
-from data.embeddings import write_embeddings
-from data.sources.arrays import check_writable
 from embedding.config import EmbedConfig
-from embedding.extraction import embed_split, freeze
-from models.model_files import build_model, classifier_of, read_description
 from utils.config import check_outputs, load_config
-from utils.distributed import process_group
 from utils.errors import UserError, run_script
-from utils.files import write_array
 
 
 def main() -> None:
     config = load_config(EmbedConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+
+    from data.embeddings import write_embeddings
+    from data.sources.arrays import check_writable
+    from embedding.extraction import embed_split, freeze
+    from models.model_files import build_model, classifier_of, read_description
+    from utils.distributed import process_group
+    from utils.files import write_array
+
     check_writable(config.output_embeddings_path, where="output_embeddings_path")
     with process_group() as world:
         if world.is_main:

@@ -9,12 +9,7 @@ Queries and gallery come from models and images, or from embedding files (`embed
 import argparse
 
 from evaluation.config import EvalConfig
-from evaluation.items import query_and_gallery
-from evaluation.outputs import write_outputs
-from evaluation.run import evaluate_retrieval
-from evaluation.tables import tables
 from utils.config import check_outputs, load_config
-from utils.distributed import process_group
 from utils.errors import run_script
 
 
@@ -22,6 +17,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", metavar="FILE", help="result file (JSON)")
     config = load_config(EvalConfig, parser)
+
+    from evaluation.items import query_and_gallery
+    from evaluation.outputs import write_outputs
+    from evaluation.run import evaluate_retrieval
+    from evaluation.tables import tables
+    from utils.distributed import process_group
+
     with process_group() as world:
         if world.is_main:
             check_outputs(config)

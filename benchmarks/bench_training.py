@@ -42,9 +42,10 @@ from trainers.transformation.config import ObjectiveParams, TransformationConfig
 from trainers.transformation.losses import TransformationObjective
 from trainers.transformation.pairs import PairBatch
 from trainers.transformation.task import TransformationTask
+from utils.choices import Precision
 from utils.config import to_dict
 from utils.distributed import World
-from utils.precision import Precision, autocast, resolve_precision
+from utils.precision import autocast, resolve_precision
 from utils.preemption import Preemption
 from utils.runs import Run
 

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data.config import DatasetParams
+from utils.choices import Precision
 from utils.config import key
-from utils.precision import Precision
 
 
 @dataclass

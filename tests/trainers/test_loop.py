@@ -19,10 +19,11 @@ from tests.tiny import same_bits
 from tests.utils.processes import run_processes
 from trainers.config import LoopParams, LrPolicyParams, OptimizerParams
 from trainers.loop import HELD_OUT, Loss, train
+from utils.choices import Precision
 from utils.config import key
 from utils.distributed import World
 from utils.errors import UserError
-from utils.precision import Precision, kernels
+from utils.precision import kernels
 from utils.preemption import Preempted, Preemption
 from utils.runs import Run
 from utils.seeds import Stream, generator

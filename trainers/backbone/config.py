@@ -6,8 +6,8 @@ from typing import Literal
 from data.config import DatasetParams, SimCLRParams
 from models.config import BackboneArch
 from trainers.config import COMPILE_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
+from utils.choices import Precision
 from utils.config import key, section
-from utils.precision import Precision
 
 
 @dataclass
