@@ -1,7 +1,6 @@
 """Embed images: a model and a split of a data set -> an embedding file, for work on embeddings alone.
 
     python embed.py --config configs/glyphs_embed.yaml model_path=checkpoints/glyphs_new.pt [key=value ...]
-    torchrun --nproc_per_node=8 embed.py --config ...
 
 With `views=all` the file holds every view that a training transform of few views can draw, as the papers train their
 transformations on; with `output_classifier_path` the backbone's classifier is written as well. That is all that a
@@ -13,10 +12,12 @@ import argparse
 from embedding.config import EmbedConfig
 from utils.config import check_outputs, load_config
 from utils.errors import UserError, run_script
+from utils.launch import launch
 
 
 def main() -> None:
     config = load_config(EmbedConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    launch(config.processes)
 
     from data.embeddings import write_embeddings
     from data.sources.arrays import check_writable
@@ -27,6 +28,7 @@ def main() -> None:
 
     check_writable(config.output_embeddings_path, where="output_embeddings_path")
     with process_group() as world:
+        world.announce(config.precision)
         if world.is_main:
             check_outputs(config)
         description = read_description(config.model_path, where="model_path", transformation=False)

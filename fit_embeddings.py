@@ -10,11 +10,13 @@ import argparse
 from trainers.transformation.config import AUTO, FitConfig
 from utils.config import load_config, to_dict
 from utils.errors import run_script
+from utils.launch import launch
 from utils.preemption import Preemption
 
 
 def main() -> None:
     config = load_config(FitConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    launch(config.processes)
 
     import torch
 

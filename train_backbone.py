@@ -1,7 +1,8 @@
 """Train an embedding model: old, new or side-information (FCT, FastFill; SimCLR; BCT).
 
 python train_backbone.py --config configs/cifar100_backbone_old.yaml [optimizer_params.lr=0.5 ...]
-torchrun --nproc_per_node=8 train_backbone.py --config configs/imagenet_backbone_new.yaml
+
+It runs on every GPU that is visible; `processes=N` chooses another number (docs/multi_node.md).
 """
 
 import argparse
@@ -9,11 +10,13 @@ import argparse
 from trainers.backbone.config import BackboneConfig
 from utils.config import load_config, to_dict
 from utils.errors import UserError, run_script
+from utils.launch import launch
 from utils.preemption import Preemption
 
 
 def main() -> None:
     config = load_config(BackboneConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    launch(config.processes)
 
     import torch
 
@@ -28,6 +31,7 @@ def main() -> None:
 
     check_formats(config.export_formats)
     with Preemption() as preemption, process_group() as world:
+        world.announce(config.precision)
         world.local_batch(config.dataset_params.batch_size)
         torch.manual_seed(config.seed)
         arguments = to_dict(config.arch_params)

@@ -1,8 +1,8 @@
 """Train a transformation from old embeddings to the space of a new model (FCT, FastFill, plain baselines).
 
 python train_transformation.py --config configs/cifar100_fastfill_transformation.yaml [optimizer_params.lr=1e-3 ...]
-torchrun --nproc_per_node=8 train_transformation.py --config configs/imagenet_fct_transformation.yaml
 
+It runs on every GPU that is visible; `processes=N` chooses another number (docs/multi_node.md).
 From two models and images; fit_embeddings.py starts from embedding files.
 """
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from trainers.transformation.config import TransformationConfig
 from utils.config import load_config, to_dict
 from utils.errors import run_script
+from utils.launch import launch
 from utils.preemption import Preemption
 
 if TYPE_CHECKING:
@@ -20,10 +21,12 @@ if TYPE_CHECKING:
 
 def main() -> None:
     config = load_config(TransformationConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    launch(config.processes)
 
     from utils.distributed import process_group
 
     with Preemption() as preemption, process_group() as world:
+        world.announce(config.precision)
         train_transformation(config, world, preemption)
 
 

@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from utils.choices import Precision
 from utils.errors import UserError
-from utils.precision import kernels
+from utils.precision import kernels, resolve_precision
+from utils.provenance import cpu_name
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,13 @@ class World:
     def is_main(self) -> bool:
         """True on the one process that prints and writes."""
         return self.rank == 0
+
+    def announce(self, choice: Precision) -> None:
+        """Say, on the main process, what the run is on, and the precision that `choice` comes to there."""
+        if self.is_main:
+            processes = "1 process" if self.size == 1 else f"{self.size} processes"
+            devices = cpu_name() if self.device.type == "cpu" else f"{self.size} x {torch.cuda.get_device_name()}"
+            print(f"on {devices}, {processes}, {resolve_precision(choice, self.device)}", flush=True)
 
     def share(self, count: int) -> slice:
         """This process's contiguous part of `count` items; the parts cover all items and differ by at most one."""
@@ -69,6 +78,7 @@ class World:
         if global_batch % self.size:
             raise UserError(
                 f"{key}: {global_batch} is the batch over all processes and cannot be divided by {self.size} processes"
+                "\n(processes=N chooses how many there are)"
             )
         return global_batch // self.size
 

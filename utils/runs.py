@@ -16,7 +16,7 @@ from utils.paths import without_suffix
 from utils.precision import Resolved, resolve_precision
 
 # Keys that do not change the weights that a run ends with.
-NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats", "embeddings_dir"}
+NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats", "embeddings_dir", "processes"}
 FORMER_NAMES = {"interval_level": "confidence"}  # of keys, by which finished runs know them
 
 
@@ -46,6 +46,8 @@ class Run:
         self.precision: Resolved = resolve_precision(config.precision, world.device)
         self._decided: dict[str, int] = {}
         if found is not None:
+            if world.is_main and found["precision"] != self.precision:
+                print(f"going on in {found['precision']}, as the run began")
             self.precision, self._decided = found["precision"], found.get("decided", {})
         if world.is_main:
             check_outputs(config)

@@ -7,7 +7,7 @@ from data.config import DatasetParams, PairedFiles
 from models.config import CLOSED_FORMS, OLD_ALONE, UNCERTAIN, TransformationArch
 from trainers.budget import seconds_of
 from trainers.config import COMPILE_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
-from utils.choices import Precision
+from utils.choices import PROCESSES_DOC, Precision, Processes
 from utils.config import key, section
 
 PAPERS_EPOCHS = 80
@@ -178,6 +178,7 @@ class TransformationConfig(HowToFit):
     embeddings_dir: str | None = key(
         None, doc="folder that keeps embeddings for other runs; `embeddings` beside the output if left out", path="any"
     )
+    processes: Processes = key("auto", doc=PROCESSES_DOC, minimum=1)
 
     def __post_init__(self) -> None:
         self._check_losses(self.arch_params.arch)
@@ -251,6 +252,7 @@ class FitConfig(HowToFit, PairedFiles):
     optimizer_params: OptimizerParams = section(
         fct_optimizer, doc="the optimizer; if left out, adam with lr 5e-4 and weight decay 2^-15; closed forms use none"
     )
+    processes: int = key(1, doc="processes to run in, on as many GPUs where there are GPUs", minimum=1)
 
     def __post_init__(self) -> None:
         self._check_losses(self.method)
