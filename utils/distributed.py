@@ -83,6 +83,33 @@ class World:
         return global_batch // self.size
 
 
+class LaterAny:
+    """`World.any` for a question that is asked at every step: no process waits for the others' answers.
+
+    On several processes a call gives the answer to the question before, which had a step's time to come in, so that all
+    of them hear it at the same call, one late. On one process it is the flag itself.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._asked: tuple[torch.Tensor, dist.Work] | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        """Whether any process's flag was true when it was asked before; once that is so, nothing more is asked."""
+        if self.world.size == 1:
+            return flag
+        if self._asked is not None:
+            raised, work = self._asked
+            work.wait()
+            if raised:
+                return True
+        raised = torch.tensor(int(flag))  # goes between the hosts, as in `World.any`
+        work = dist.all_reduce(raised, async_op=True)
+        assert work is not None
+        self._asked = raised, work
+        return False
+
+
 class _GatherRows(torch.autograd.Function):
     """`World.gather_rows` on several processes."""
 
