@@ -38,7 +38,7 @@ class Run:
         stem = without_suffix(output)
         self.config_path = stem.with_name(f"{stem.name}.config.yaml")
         self.log_path = stem.with_name(f"{stem.name}.log.jsonl")
-        self.checkpoint_path = stem.with_name(f"{stem.name}.checkpoint.pt")
+        self.checkpoint_path = checkpoint_of(output)
         self.world, self.config, self.images = world, config, images
         self.identity = fingerprint(config)
         found = self._read_checkpoint()  # before anything is written: the run may not be ours to go on with
@@ -106,6 +106,12 @@ class Run:
         """Remove the checkpoint: the output is written."""
         if self.world.is_main:
             self.checkpoint_path.unlink(missing_ok=True)
+
+
+def checkpoint_of(output: str) -> Path:
+    """Where a run that writes `output` keeps its checkpoint."""
+    stem = without_suffix(output)
+    return stem.with_name(f"{stem.name}.checkpoint.pt")
 
 
 def fingerprint(config: Any) -> str:
