@@ -58,16 +58,19 @@ def classifier_of(items: Upgrade) -> Tensor:
 
 def orders_of(items: Upgrade, names: list[str]) -> dict[str, Tensor]:
     """Backfilling orders, of all the evidence that there is; the error stands in for sigma."""
-    classifier = classifier_of(items)
-    evidence = {
-        "transformed": items.transformed,
-        "new": items.new,
-        "log_variance": (items.new - items.transformed).square().mean(1).log(),
-        "classifier": classifier,
-        "class_means": classifier,
-        "labels": items.labels,
+    classifier, sigma = classifier_of(items), (items.new - items.transformed).square().mean(1).log()
+    return {
+        name: backfilling_order(
+            name,
+            transformed=items.transformed,
+            new=items.new,
+            log_variance=sigma,
+            classifier=classifier,
+            class_means=classifier,
+            labels=items.labels,
+        )
+        for name in names
     }
-    return {name: backfilling_order(name, **evidence) for name in names}
 
 
 def metrics(device: torch.device, count: int) -> Outcome:

@@ -278,7 +278,7 @@ def train_a_share(
         lambda *_: gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     )
     task = Classify(batches, loss, train_mode=False)
-    options = {"epochs": epochs, "micro_batch": micro_batch}
+    options: dict[str, Any] = {"epochs": epochs, "micro_batch": micro_batch}
     fit(Path(folder), model, task=task, world=world, preemption=preemption, **options)
     hook.remove()
     result = {"weights": model.state_dict(), "gradients": gradients}
