@@ -19,17 +19,15 @@ from utils.parts import KEPT, join, split, write_rounded
 CIFAR100 = [f"--config={REPOSITORY}/configs/cifar100_backbone_old.yaml", "--dry-run", "--images", "25000"]
 # Ends as a training that is told to, with a checkpoint; and with a model, where there was one.
 SCRIPT = """
-import signal, sys, time
+import shutil, signal, sys, time
 from pathlib import Path
-checkpoint = Path("checkpoints/new.checkpoint.pt")
+checkpoint, made = Path("checkpoints/new.checkpoint.pt"), Path(__file__).parent
 def stop(*_):
-    import torch
     checkpoint.parent.mkdir()
-    torch.save({"state": {"model": {"w": torch.full((5000,), 1 / 3)}, "optimizer": {"state": {}}}}, checkpoint)
+    shutil.copy(made / "a_checkpoint.pt", checkpoint)
     sys.exit(75)
 if checkpoint.exists():
-    import torch
-    torch.save({"state_dict": torch.load(checkpoint)["state"]["model"]}, "checkpoints/new.pt")
+    shutil.copy(made / "a_model.pt", "checkpoints/new.pt")
     checkpoint.unlink()
     sys.exit()
 signal.signal(signal.SIGTERM, stop)
@@ -42,6 +40,9 @@ def test_slices_follow_each_other_to_the_model(tmp_path: Path, monkeypatch: pyte
     config = build(BackboneConfig, parse_yaml(BACKBONE), source="backbone.yaml")
     script, folder = tmp_path / "script.py", tmp_path / "slices"
     script.write_text(SCRIPT)
+    weights = {"w": torch.full((5000,), 1 / 3)}
+    torch.save({"state": {"model": weights, "optimizer": {"state": {}}}}, tmp_path / "a_checkpoint.pt")
+    torch.save({"state_dict": weights}, tmp_path / "a_model.pt")
     left = []
     for number, code in enumerate((75, 0, 0)):
         machine = tmp_path / str(number)
@@ -51,9 +52,9 @@ def test_slices_follow_each_other_to_the_model(tmp_path: Path, monkeypatch: pyte
         left.append({path.name for path in folder.iterdir()})
     of_checkpoint = {"new.checkpoint.pt.000", "new.checkpoint.pt.json"}
     assert left == [of_checkpoint, {"new.pt.000", "new.pt.json"}, {"new.pt.000", "new.pt.json"}]
-    weights = torch.load(machine / "checkpoints" / "new.pt")["state_dict"]["w"]
-    assert weights.dtype == torch.bfloat16
-    torch.testing.assert_close(weights.float(), torch.full((5000,), 1 / 3), rtol=2**-8, atol=0)
+    found = torch.load(machine / "checkpoints" / "new.pt")["state_dict"]["w"]
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), weights["w"], rtol=2**-8, atol=0)
 
 
 def test_a_training_goes_on_from_rounded_weights(tmp_path: Path) -> None:
