@@ -102,7 +102,7 @@ def bytes_left(config: BackboneConfig) -> int:
     """About the size of what a slice leaves: the weights, rounded."""
     import torch
 
-    from models.resnet import build_backbone
+    from models import build_backbone
     from trainers.backbone.simclr import ProjectedBackbone, ProjectionHead
     from utils.parts import rounded
 

@@ -15,8 +15,8 @@ from benchmarks.harness import DEVICE, Figure, figure, now
 from data.folders import list_images
 from data.images import Batch
 from data.memory_images import MemoryImages
+from models import build_backbone
 from models.config import BackboneArch
-from models.resnet import build_backbone
 from trainers.config import Compile
 from utils.config import to_dict
 

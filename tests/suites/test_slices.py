@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.resnet import build_backbone
+from models import build_backbone
 from suites.slices import main, run_slice
 from tests.tiny import BACKBONE, REPOSITORY, write_images
 from tests.trainers.test_loop import fit, log_of, small_resnet
