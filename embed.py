@@ -1,7 +1,6 @@
 """Embed images: a model and a split of a data set -> an embedding file, for work on embeddings alone.
 
     python embed.py --config configs/glyphs_embed.yaml model_path=checkpoints/glyphs_new.pt [key=value ...]
-    torchrun --nproc_per_node=8 embed.py --config ...
 
 With `views=all` the file holds every view that a training transform of few views can draw, as the papers train their
 transformations on; with `output_classifier_path` the backbone's classifier is written as well. That is all that a
@@ -10,21 +9,26 @@ machine without the images and the models needs to train and to evaluate a trans
 
 import argparse
 
-from data.embeddings import write_embeddings
-from data.sources.arrays import check_writable
 from embedding.config import EmbedConfig
-from embedding.extraction import embed_split, freeze
-from models.model_files import build_model, classifier_of, read_description
 from utils.config import check_outputs, load_config
-from utils.distributed import process_group
 from utils.errors import UserError, run_script
-from utils.files import write_array
+from utils.launch import launch
 
 
 def main() -> None:
     config = load_config(EmbedConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    launch(config.processes)
+
+    from data.embeddings import write_embeddings
+    from data.sources.arrays import check_writable
+    from embedding.extraction import embed_split, freeze
+    from models.model_files import build_model, classifier_of, read_description
+    from utils.distributed import process_group
+    from utils.files import write_array
+
     check_writable(config.output_embeddings_path, where="output_embeddings_path")
     with process_group() as world:
+        world.announce(config.precision)
         if world.is_main:
             check_outputs(config)
         description = read_description(config.model_path, where="model_path", transformation=False)

@@ -1,7 +1,6 @@
 """Evaluate retrieval: CMC, mAP, and the curve of a gallery that is backfilled a part at a time.
 
     python eval.py --config configs/cifar100_eval_old_new_fastfill.yaml --output result.json [key=value ...]
-    torchrun --nproc_per_node=8 eval.py --config configs/imagenet_eval_old_new_fastfill.yaml
 
 Queries and gallery come from models and images, or from embedding files (`embeddings_params`).
 """
@@ -9,20 +8,25 @@ Queries and gallery come from models and images, or from embedding files (`embed
 import argparse
 
 from evaluation.config import EvalConfig
-from evaluation.items import query_and_gallery
-from evaluation.outputs import write_outputs
-from evaluation.run import evaluate_retrieval
-from evaluation.tables import tables
 from utils.config import check_outputs, load_config
-from utils.distributed import process_group
 from utils.errors import run_script
+from utils.launch import launch
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", metavar="FILE", help="result file (JSON)")
     config = load_config(EvalConfig, parser)
+    launch(config.processes)
+
+    from evaluation.items import query_and_gallery
+    from evaluation.outputs import write_outputs
+    from evaluation.run import evaluate_retrieval
+    from evaluation.tables import tables
+    from utils.distributed import process_group
+
     with process_group() as world:
+        world.announce(config.precision)
         if world.is_main:
             check_outputs(config)
         evaluation = evaluate_retrieval(query_and_gallery(config, world), config, world)

@@ -7,30 +7,34 @@ It chooses the method by held-out pairs. With `held_out: 0` it is the papers' tr
 
 import argparse
 
-import torch
-
-from data.paired_embeddings import read_paired_embeddings
-from models.export import check_formats, export_model
-from models.model_files import load_model, save_model
-from retrieval import choose_calibration, order_gains, retrieval_qualities, upgrade_quality
-from trainers.budget import Clock, seconds_of
-from trainers.transformation.calibration import with_calibration
 from trainers.transformation.config import AUTO, FitConfig
-from trainers.transformation.division import divide
-from trainers.transformation.fitting import provenance
-from trainers.transformation.refinement import describe_with_refinement, material_of_files
-from trainers.transformation.residuals import regression_of
-from trainers.transformation.selection import choose, comparison, fit_methods
-from trainers.transformation.uncertainty import choose_uncertainty
 from utils.config import load_config, to_dict
-from utils.distributed import process_group
 from utils.errors import run_script
+from utils.launch import launch
 from utils.preemption import Preemption
-from utils.runs import Run
 
 
 def main() -> None:
     config = load_config(FitConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    launch(config.processes)
+
+    import torch
+
+    from data.paired_embeddings import read_paired_embeddings
+    from models.export import check_formats, export_model
+    from models.model_files import load_model, save_model
+    from retrieval import choose_calibration, order_gains, retrieval_qualities, upgrade_quality
+    from trainers.budget import Clock, seconds_of
+    from trainers.transformation.calibration import with_calibration
+    from trainers.transformation.division import divide
+    from trainers.transformation.fitting import provenance
+    from trainers.transformation.refinement import describe_with_refinement, material_of_files
+    from trainers.transformation.residuals import regression_of
+    from trainers.transformation.selection import choose, comparison, fit_methods
+    from trainers.transformation.uncertainty import choose_uncertainty
+    from utils.distributed import process_group
+    from utils.runs import Run
+
     check_formats(config.export_formats)
     with Preemption() as preemption, process_group() as world:
         clock = Clock(None if config.budget is None else seconds_of(config.budget))

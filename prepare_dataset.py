@@ -13,8 +13,6 @@ scipy). A folder that is prepared already is left alone; an interrupted run is n
 import argparse
 from pathlib import Path
 
-from data import cifar100, glyphs, imagenet, resized
-from data.preparation import Recipe, prepare, read_stamp
 from utils.errors import UserError, run_script
 from utils.paths import expanded
 
@@ -30,6 +28,10 @@ LOCAL_SPLIT = "local, split not verified"
 def main() -> None:
     """Prepare the data set that the command line names."""
     arguments = parse_arguments()
+
+    from data import cifar100, glyphs, imagenet, resized
+    from data.preparation import Recipe, prepare
+
     source: Path | None = arguments.source
     output: Path = arguments.output or Path(OUTPUTS[arguments.dataset])
     recipe = Recipe(arguments.dataset, str(source.resolve()) if source else None, split=LOCAL_SPLIT)
@@ -51,6 +53,8 @@ def main() -> None:
 
 def report(folder: Path, done: bool, state: str) -> None:
     """Say what a folder holds."""
+    from data.preparation import read_stamp
+
     counts = read_stamp(folder)["images"]
     images = f"{counts['training']:,} training and {counts['validation']:,} validation images"
     print(f"{folder}: {images}" if done else f"{folder}: already {state} ({images})")

@@ -1,31 +1,37 @@
 """Train an embedding model: old, new or side-information (FCT, FastFill; SimCLR; BCT).
 
 python train_backbone.py --config configs/cifar100_backbone_old.yaml [optimizer_params.lr=0.5 ...]
-torchrun --nproc_per_node=8 train_backbone.py --config configs/imagenet_backbone_new.yaml
+
+It runs on every GPU that is visible; `processes=N` chooses another number (docs/multi_node.md).
 """
 
 import argparse
 
-import torch
-
-from data.datasets import contents_of, open_images, resolve_image_size
-from models.export import check_formats, export_model
-from models.model_files import describe_backbone, load_model, save_model
-from models.resnet import build_backbone
-from trainers.backbone.bct import load_old_model
 from trainers.backbone.config import BackboneConfig
-from trainers.backbone.training import train_backbone
 from utils.config import load_config, to_dict
-from utils.distributed import process_group
 from utils.errors import UserError, run_script
+from utils.launch import launch
 from utils.preemption import Preemption
-from utils.runs import Run
 
 
 def main() -> None:
     config = load_config(BackboneConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    launch(config.processes)
+
+    import torch
+
+    from data.datasets import contents_of, open_images, resolve_image_size
+    from models.export import check_formats, export_model
+    from models.model_files import describe_backbone, load_model, save_model
+    from models.resnet import build_backbone
+    from trainers.backbone.bct import load_old_model
+    from trainers.backbone.training import train_backbone
+    from utils.distributed import process_group
+    from utils.runs import Run
+
     check_formats(config.export_formats)
     with Preemption() as preemption, process_group() as world:
+        world.announce(config.precision)
         world.local_batch(config.dataset_params.batch_size)
         torch.manual_seed(config.seed)
         arguments = to_dict(config.arch_params)

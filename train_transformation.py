@@ -1,53 +1,63 @@
 """Train a transformation from old embeddings to the space of a new model (FCT, FastFill, plain baselines).
 
 python train_transformation.py --config configs/cifar100_fastfill_transformation.yaml [optimizer_params.lr=1e-3 ...]
-torchrun --nproc_per_node=8 train_transformation.py --config configs/imagenet_fct_transformation.yaml
 
+It runs on every GPU that is visible; `processes=N` chooses another number (docs/multi_node.md).
 From two models and images; fit_embeddings.py starts from embedding files.
 """
 
 import argparse
+from typing import TYPE_CHECKING
 
-import torch
-
-from data.datasets import contents_of, open_images, resolve_image_size
-from embedding.extraction import embedding_dim, freeze
-from models.baselines import AffineTransformation
-from models.export import check_formats, export_model
-from models.model_files import (
-    build_model,
-    classifier_of,
-    describe_transformed,
-    holds_torchscript,
-    load_model,
-    read_description,
-    save_model,
-)
-from models.transformations import build_transformation, transformation_arguments
-from retrieval import choose_calibration, upgrade_quality
-from trainers.loop import train
-from trainers.transformation.calibration import with_calibration
-from trainers.transformation.closed_forms import fit_closed_form
 from trainers.transformation.config import TransformationConfig
-from trainers.transformation.losses import build_objective, check_classes, check_classifier
-from trainers.transformation.pairs import build_pairs, hold_out
-from trainers.transformation.refinement import describe_with_refinement, material_of_pairs
-from trainers.transformation.task import TransformationTask
 from utils.config import load_config, to_dict
-from utils.distributed import World, process_group
 from utils.errors import run_script
+from utils.launch import launch
 from utils.preemption import Preemption
-from utils.runs import Run
+
+if TYPE_CHECKING:
+    from utils.distributed import World
 
 
 def main() -> None:
     config = load_config(TransformationConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
+    launch(config.processes)
+
+    from utils.distributed import process_group
+
     with Preemption() as preemption, process_group() as world:
+        world.announce(config.precision)
         train_transformation(config, world, preemption)
 
 
-def train_transformation(config: TransformationConfig, world: World, preemption: Preemption) -> None:
+def train_transformation(config: TransformationConfig, world: "World", preemption: Preemption) -> None:
     """From two models and images -> a transformation, and a model of images -> transformed embedding."""
+    import torch
+
+    from data.datasets import contents_of, open_images, resolve_image_size
+    from embedding.extraction import embedding_dim, freeze
+    from models.baselines import AffineTransformation
+    from models.export import check_formats, export_model
+    from models.model_files import (
+        build_model,
+        classifier_of,
+        describe_transformed,
+        holds_torchscript,
+        load_model,
+        read_description,
+        save_model,
+    )
+    from models.transformations import build_transformation, transformation_arguments
+    from retrieval import choose_calibration, upgrade_quality
+    from trainers.loop import train
+    from trainers.transformation.calibration import with_calibration
+    from trainers.transformation.closed_forms import fit_closed_form
+    from trainers.transformation.losses import build_objective, check_classes, check_classifier
+    from trainers.transformation.pairs import build_pairs, hold_out
+    from trainers.transformation.refinement import describe_with_refinement, material_of_pairs
+    from trainers.transformation.task import TransformationTask
+    from utils.runs import Run
+
     needs_classifier = config.objective_params.needs_classifier
     descriptions = {
         role: read_description(

@@ -36,14 +36,14 @@ class Upgrade(NamedTuple):
     labels: Tensor  # (n,)
 
 
-def synthetic(n: int) -> Upgrade:
+def synthetic(n: int, device: torch.device = DEVICE) -> Upgrade:
     """Clustered embeddings: n items in 100 classes; h(old) is new with noise, more of it for some items."""
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(n) // (n // CLASSES)
     centres = torch.randn(CLASSES, DIMENSION, generator=generator)
     new = centres[labels] + 2.5 * torch.randn(n, DIMENSION, generator=generator)
     transformed = new + 2 * torch.rand(n, 1, generator=generator) * torch.randn(n, DIMENSION, generator=generator)
-    return Upgrade(new.to(DEVICE), transformed.to(DEVICE), labels.to(DEVICE))
+    return Upgrade(new.to(device), transformed.to(device), labels.to(device))
 
 
 def curve(items: Upgrade, queries: int | None = None) -> None:

@@ -36,15 +36,16 @@ from models.resnet import build_backbone
 from models.transformations import build_transformation
 from trainers.backbone.config import BackboneConfig
 from trainers.backbone.training import train_backbone
-from trainers.config import LrPolicyParams, OptimizerParams
+from trainers.config import Compile, LrPolicyParams, OptimizerParams
 from trainers.loop import train
 from trainers.transformation.config import ObjectiveParams, TransformationConfig
 from trainers.transformation.losses import TransformationObjective
-from trainers.transformation.pairs import PairBatch
+from trainers.transformation.pairs import Epochs, PairBatch
 from trainers.transformation.task import TransformationTask
+from utils.choices import Precision
 from utils.config import to_dict
 from utils.distributed import World
-from utils.precision import Precision, autocast, resolve_precision
+from utils.precision import autocast, resolve_precision
 from utils.preemption import Preemption
 from utils.runs import Run
 
@@ -125,8 +126,20 @@ class Pairs:
         )
 
 
-def train_on_images(images: Any, arch: BackboneArch, batch_size: int, epochs: int, precision: Precision) -> None:
-    """Train a backbone with the project's own trainer."""
+def train_on_images(
+    images: Any,
+    arch: BackboneArch,
+    batch_size: int,
+    epochs: int,
+    precision: Precision,
+    *,
+    compiles: Compile = "off",
+    micro_batch: int | Literal["auto"] = "auto",
+    world: World = WORLD,
+) -> nn.Module:
+    """Train a backbone, of the weights of seed 0, with the project's own trainer -> the backbone."""
+    torch.manual_seed(0)
+    model = build_backbone(**to_dict(arch))
     with tempfile.TemporaryDirectory() as folder:
         config = BackboneConfig(
             arch_params=arch,
@@ -137,13 +150,25 @@ def train_on_images(images: Any, arch: BackboneArch, batch_size: int, epochs: in
             label_smoothing=0.1,
             validate_every=0,
             precision=precision,
+            compile=compiles,
+            micro_batch=micro_batch,
         )
-        files = Run(config.output_model_path, config, WORLD)
-        train_backbone(build_backbone(**to_dict(arch)), config, images, images, files, WORLD, Preemption())
+        files = Run(config.output_model_path, config, world)
+        train_backbone(model, config, images, images, files, world, Preemption())
+    return model
 
 
-def train_on_pairs(pairs: Pairs, inner_dim: int, epochs: int) -> None:
-    """Train FCT's transformation with the project's own trainer."""
+def train_on_pairs(
+    pairs: Epochs,
+    inner_dim: int,
+    epochs: int,
+    *,
+    compiles: Compile = "off",
+    precision: Precision = "auto",
+    world: World = WORLD,
+) -> nn.Module:
+    """Train FCT's transformation, from the weights of seed 0, with the project's own trainer -> the transformation."""
+    torch.manual_seed(0)
     dims = {"old_embedding_dim": DIM, "new_embedding_dim": DIM, "side_info_dim": DIM, "inner_dim": inner_dim}
     model, objective = build_transformation("fct", **dims), TransformationObjective(ObjectiveParams(), None)
     with tempfile.TemporaryDirectory() as folder:
@@ -157,10 +182,13 @@ def train_on_pairs(pairs: Pairs, inner_dim: int, epochs: int) -> None:
             epochs=epochs,
             output_transformation_path=f"{folder}/h.pt",
             output_transformed_old_model_path=f"{folder}/old_h.pt",
+            precision=precision,
+            compile=compiles,
         )
-        files = Run(config.output_transformation_path, config, WORLD)
-        task = TransformationTask(model, objective, pairs, config, files.precision, WORLD)
-        train(task, model, config.loop, files, WORLD, Preemption())
+        files = Run(config.output_transformation_path, config, world)
+        task = TransformationTask(model, objective, pairs, config, files.precision, world)
+        train(task, model, config.loop, files, world, Preemption())
+    return model
 
 
 def compare_backbones(arch: BackboneArch, batch: Batch, steps: int, turns: int) -> Iterator[Figure]:

@@ -61,14 +61,19 @@ def run(parser: argparse.ArgumentParser, measure: Callable[[argparse.Namespace],
     arguments = parser.parse_args()
     if arguments.tiny:
         arguments.turns = 1
-    machine = environment()
-    print(f"{machine['device']}, {machine['cores']} cores, torch {machine['torch']}, {torch.get_num_threads()} threads")
+    print(machine_line())
     figures = []
     for row in measure(arguments):
         print(line(row), flush=True)
         figures.append(row)
     if arguments.json:
         write_json(arguments.json, figures)
+
+
+def machine_line() -> str:
+    """What figures are of."""
+    machine = environment()
+    return f"{machine['device']}, {machine['cores']} cores, torch {machine['torch']}, {torch.get_num_threads()} threads"
 
 
 def now() -> float:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data.config import DatasetParams
+from utils.choices import PROCESSES_DOC, Precision, Processes
 from utils.config import key
-from utils.precision import Precision
 
 
 @dataclass
@@ -27,3 +27,4 @@ class EmbedConfig:
     )
     embedding_dtype: Literal["float32", "float16"] = key("float32", doc="of the numbers in the file")
     precision: Precision = key("fp32", doc="of the model; bf16 moves a metric by up to 0.5 points")
+    processes: Processes = key("auto", doc=PROCESSES_DOC, minimum=1)

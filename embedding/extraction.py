@@ -13,9 +13,10 @@ from embedding.config import EmbedConfig
 from embedding.memory import in_parts_that_fit
 from models.embedding import embed
 from models.transformed import Transformed
+from utils.choices import Precision
 from utils.distributed import World
 from utils.errors import UserError
-from utils.precision import Precision, autocast, resolve_precision
+from utils.precision import autocast, resolve_precision
 
 
 def freeze(model: nn.Module, world: World) -> nn.Module:

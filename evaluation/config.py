@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data.config import DatasetParams
+from utils.choices import PROCESSES_DOC, Precision, Processes
 from utils.config import key, section
-from utils.precision import Precision
 
 BackfillingOrder = Literal[
     "random",
@@ -177,6 +177,7 @@ class EvalConfig:
     output: str | None = key(None, doc="result file (JSON); also --output FILE", path="output")
     seed: int = key(0, doc="of the random order and the bootstrap", minimum=0)
     precision: Precision = key("fp32", doc="of the embedding models; bf16 moves a metric by up to 0.5 points")
+    processes: Processes = key("auto", doc=PROCESSES_DOC, minimum=1)
 
     def __post_init__(self) -> None:
         if self.eval_params.two_fields and self.embeddings_params and self.embeddings_params.transformation:

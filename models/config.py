@@ -6,6 +6,9 @@ from typing import Literal
 from utils.config import key
 
 CLOSED_FORMS = ("procrustes", "ridge")
+# What the classes of `models.transformations` say of themselves, for configs, which are read before torch is imported.
+OLD_ALONE = ("procrustes",)  # take no side-information
+UNCERTAIN = ("fastfill",)  # have a log variance of their own
 
 
 @dataclass

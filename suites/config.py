@@ -89,7 +89,9 @@ class SuiteConfig:
         None, doc="repeat the stages for each seed, and report mean and standard deviation; left out: the configs' seed"
     )
     only: list[str] = key([], doc="run these stages alone, of every seed, and write no report")
-    processes: int = key(1, doc="processes a stage; more than 1: training and evaluation run by torchrun", minimum=1)
+    processes: int | None = key(
+        None, doc="config key `processes` of every stage that has it; left out: as each says", minimum=1
+    )
 
     def __post_init__(self) -> None:
         evaluations = [name for name, stage in self.stages.items() if stage.script == EVAL_SCRIPT]

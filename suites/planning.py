@@ -121,6 +121,8 @@ def _plan_stage(
     values = read_config(source)
     overrides = overrides_for(schema, suite.overrides, values)
     taken.update(key for key, _ in flatten(overrides))
+    if suite.processes is not None:
+        overrides = {"processes": suite.processes} | overrides
     overrides = merge(overrides, ({} if seed is None else {"seed": seed}) | stage.overrides)
     if stage.script == EVAL_SCRIPT:
         overrides["output"] = str(suite.stages_dir / f"{name}.json")
@@ -140,13 +142,12 @@ def _plan_stage(
     inputs = dict(paths(config, "input"))
     if (images := getattr(config, "dataset_params", None)) is not None:
         inputs["dataset_params.data_root"] = images.data_root
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={suite.processes}"]
-    command = [sys.executable, *(launcher if suite.processes > 1 else []), str(script), "--config", str(source)]
+    command = [sys.executable, str(script), "--config", str(source)]
     command += [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in flatten(overrides)]
     outputs = [path for _, path in paths(config, "output")]
-    return PlannedStage(
-        name, seed, stage.script, command, [], config, suite.processes, inputs, outputs, suite.stages_dir
-    )
+    # As many as it is said to have; not those that `auto` finds, which are this machine's.
+    processes = config.processes if isinstance(config.processes, int) else 1
+    return PlannedStage(name, seed, stage.script, command, [], config, processes, inputs, outputs, suite.stages_dir)
 
 
 def _files_of_seed(config: Any, seed: int, renamed: dict[str, str]) -> dict[str, Any]:

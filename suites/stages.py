@@ -1,6 +1,5 @@
 """Running stages: skip what is up to date, go on after an interruption, and keep a record of each."""
 
-import ctypes
 import hashlib
 import json
 import signal
@@ -17,14 +16,14 @@ from suites.planning import PlannedStage
 from utils.data_roots import digest, image_files
 from utils.errors import UserError
 from utils.files import sha256_of, write_json
+from utils.launch import end_with_parent
 from utils.preemption import PREEMPTED, Preempted
 from utils.provenance import environment, git_revision
 from utils.runs import decisive_values
 
 INTERRUPTED = 130
-PR_SET_PDEATHSIG = 1  # of Linux, <sys/prctl.h>
 GRACE_SECONDS = 2.0  # for an interrupted stage to end by itself
-CHECKPOINT_SECONDS = 60.0  # for one that was told to end: it writes a checkpoint
+CHECKPOINT_SECONDS = 130.0  # for one that was told to end: it writes a checkpoint
 
 
 class StageFailed(Exception):
@@ -143,7 +142,7 @@ def _outputs_unchanged(record: Record) -> bool:
 def _run(command: list[str]) -> int:
     """Run `command` to its end and return its exit status as a shell gives it; it does not outlive this process."""
     sys.stdout.flush()
-    process = subprocess.Popen(command, preexec_fn=_end_with_parent if sys.platform == "linux" else None)
+    process = subprocess.Popen(command, preexec_fn=end_with_parent)
     try:
         code = process.wait()
     except (KeyboardInterrupt, Preempted):
@@ -160,11 +159,6 @@ def _run(command: list[str]) -> int:
             process.kill()
             process.wait()
     return code if code >= 0 else 128 - code
-
-
-def _end_with_parent() -> None:
-    """In a child: be terminated when the parent dies, even by SIGKILL; a suite that goes on would run it twice."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def duration(seconds: float) -> str:

@@ -18,7 +18,7 @@ from trainers.budget import Limit, in_words
 from trainers.config import LoopParams
 from trainers.optimizers import build_optimizer, build_schedule
 from utils.batches import split_batch
-from utils.distributed import World
+from utils.distributed import LaterAny, World
 from utils.errors import UserError
 from utils.precision import kernels
 from utils.preemption import Preempted, Preemption
@@ -97,6 +97,7 @@ def train(
     parallel = DistributedDataParallel(model) if world.size > 1 else model
     forward = maybe_compiled(parallel, params.compile, world, steps=params.epochs * task.items // params.batch_size)
     progress = Progress(model, optimizer, params, task.items, run, world, limit)
+    stops, over = LaterAny(world), LaterAny(world)
     preemption.defer()
     with modes_kept(model), progress.bar:
         for epoch in progress.epochs_left():
@@ -112,8 +113,8 @@ def train(
                             (loss.mean * share).backward()
                         progress.count(loss)
                     optimizer.step()
-                    progress.after_step(stop=world.any(preemption.requested))
-                    if limit is not None and world.any(limit.is_over()):
+                    progress.after_step(stop=stops(preemption.requested))
+                    if limit is not None and over(limit.is_over()):
                         break  # what there is of the epoch counts as one
                 record = progress.record(rate(epoch))
             world.share_buffers(model)  # so that what is validated is what is saved

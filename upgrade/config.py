@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from data.sources.lance_tables import is_table
+from utils.choices import Precision
 from utils.config import key, section
-from utils.precision import Precision
 
 Step = Literal["transform", "plan", "apply", "status", "rollback", "push", "cutover", "export"]
 Order = Literal["auto", "confidence", "sigma", "random"]

@@ -11,8 +11,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from utils.choices import Precision
 from utils.errors import UserError
-from utils.precision import kernels
+from utils.precision import kernels, resolve_precision
+from utils.provenance import cpu_name
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,13 @@ class World:
     def is_main(self) -> bool:
         """True on the one process that prints and writes."""
         return self.rank == 0
+
+    def announce(self, choice: Precision) -> None:
+        """Say, on the main process, what the run is on, and the precision that `choice` comes to there."""
+        if self.is_main:
+            processes = "1 process" if self.size == 1 else f"{self.size} processes"
+            devices = cpu_name() if self.device.type == "cpu" else f"{self.size} x {torch.cuda.get_device_name()}"
+            print(f"on {devices}, {processes}, {resolve_precision(choice, self.device)}", flush=True)
 
     def share(self, count: int) -> slice:
         """This process's contiguous part of `count` items; the parts cover all items and differ by at most one."""
@@ -69,8 +78,36 @@ class World:
         if global_batch % self.size:
             raise UserError(
                 f"{key}: {global_batch} is the batch over all processes and cannot be divided by {self.size} processes"
+                "\n(processes=N chooses how many there are)"
             )
         return global_batch // self.size
+
+
+class LaterAny:
+    """`World.any` for a question that is asked at every step: no process waits for the others' answers.
+
+    On several processes a call gives the answer to the question before, which had a step's time to come in, so that all
+    of them hear it at the same call, one late. On one process it is the flag itself.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self._asked: tuple[torch.Tensor, dist.Work] | None = None
+
+    def __call__(self, flag: bool) -> bool:
+        """Whether any process's flag was true when it was asked before; once that is so, nothing more is asked."""
+        if self.world.size == 1:
+            return flag
+        if self._asked is not None:
+            raised, work = self._asked
+            work.wait()
+            if raised:
+                return True
+        raised = torch.tensor(int(flag))  # goes between the hosts, as in `World.any`
+        work = dist.all_reduce(raised, async_op=True)
+        assert work is not None
+        self._asked = raised, work
+        return False
 
 
 class _GatherRows(torch.autograd.Function):

@@ -6,9 +6,9 @@ from typing import Literal
 
 import torch
 
+from utils.choices import Precision
 from utils.provenance import cpu_field
 
-Precision = Literal["auto", "bf16", "fp32"]
 Resolved = Literal["bf16", "fp32"]
 # CPU features that compute bf16 matrix products in hardware; elsewhere bf16 is emulated and slower than float32.
 FAST_BF16_FLAGS = {"amx_bf16", "avx512_bf16"}

@@ -33,7 +33,7 @@ def timestamp() -> str:
 
 def environment() -> dict[str, str | int]:
     """This machine as plain values: Python, torch, the device that stages run on, the CPU and its usable cores."""
-    cpu = cpu_field("model name") or platform.processor() or platform.machine()
+    cpu = cpu_name()
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     device = f"{len(gpus)} x {gpus[0]}" if gpus else cpu
     return {
@@ -43,6 +43,11 @@ def environment() -> dict[str, str | int]:
         "cpu": cpu,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
     }
+
+
+def cpu_name() -> str:
+    """The model of the processor, or its kind where nothing says more."""
+    return cpu_field("model name") or platform.processor() or platform.machine()
 
 
 def cpu_field(name: str) -> str:

@@ -16,7 +16,7 @@ from utils.paths import without_suffix
 from utils.precision import Resolved, resolve_precision
 
 # Keys that do not change the weights that a run ends with.
-NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats", "embeddings_dir"}
+NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats", "embeddings_dir", "processes"}
 FORMER_NAMES = {"interval_level": "confidence"}  # of keys, by which finished runs know them
 
 
@@ -38,7 +38,7 @@ class Run:
         stem = without_suffix(output)
         self.config_path = stem.with_name(f"{stem.name}.config.yaml")
         self.log_path = stem.with_name(f"{stem.name}.log.jsonl")
-        self.checkpoint_path = stem.with_name(f"{stem.name}.checkpoint.pt")
+        self.checkpoint_path = checkpoint_of(output)
         self.world, self.config, self.images = world, config, images
         self.identity = fingerprint(config)
         found = self._read_checkpoint()  # before anything is written: the run may not be ours to go on with
@@ -46,6 +46,8 @@ class Run:
         self.precision: Resolved = resolve_precision(config.precision, world.device)
         self._decided: dict[str, int] = {}
         if found is not None:
+            if world.is_main and found["precision"] != self.precision:
+                print(f"going on in {found['precision']}, as the run began")
             self.precision, self._decided = found["precision"], found.get("decided", {})
         if world.is_main:
             check_outputs(config)
@@ -104,6 +106,12 @@ class Run:
         """Remove the checkpoint: the output is written."""
         if self.world.is_main:
             self.checkpoint_path.unlink(missing_ok=True)
+
+
+def checkpoint_of(output: str) -> Path:
+    """Where a run that writes `output` keeps its checkpoint."""
+    stem = without_suffix(output)
+    return stem.with_name(f"{stem.name}.checkpoint.pt")
 
 
 def fingerprint(config: Any) -> str:

@@ -1,4 +1,4 @@
-"""Two processes by torchrun, on CPUs with gloo, do what one does."""
+"""Two processes, by torchrun or started by the script itself, on CPUs with gloo, do what one does."""
 
 from pathlib import Path
 
@@ -25,10 +25,13 @@ def test_two_processes_evaluate_to_the_figures_of_one(trained: Path, evaluated: 
             assert two["backfilling"][order][name] == pytest.approx(curve[name], abs=1e-12)
 
 
-def test_two_processes_train_one_model(work: Path) -> None:
-    output = succeed(
-        "train_backbone.py", "--config", "backbone.yaml", "output_model_path=two.pt", cwd=work, processes=2
-    )
+def test_a_script_that_starts_itself_twice_trains_one_model(work: Path) -> None:
+    arguments = ["--config", "backbone.yaml", "output_model_path=two.pt", "processes=2"]
+    output = succeed("train_backbone.py", *arguments, cwd=work)
+    first, *_ = output.splitlines()
+    assert first.startswith("on ")
+    assert first.endswith((", 2 processes, fp32", ", 2 processes, bf16"))
+    assert output.count("on ") - output.count("validation ") == 1
     assert output.count("model: two.pt") == 1
     log = log_of(work, "two")
     assert [record["epoch"] for record in log] == [1, 2]

@@ -11,6 +11,7 @@ from suites.planning import PlannedStage, plan
 from tests.suites.fake_suite import CONFIGS, EVERY_STAGE, OLD, read_suite, write_config
 from utils.config import build, read_config
 from utils.errors import UserError
+from utils.runs import decisive_values
 
 SUITES = Path(__file__).parents[2] / "configs" / "suites"
 ONCE = {"stages.old.once": True, "stages.new.once": True}
@@ -46,10 +47,22 @@ def test_homes_and_variables_in_a_suite(root: Path, monkeypatch: pytest.MonkeyPa
     assert stages["eval_old_old"].record == root / "home/results/stages/eval_old_old.record.json"
 
 
-def test_several_processes_run_by_torchrun(root: Path) -> None:
+def test_several_processes_for_every_stage_that_can_have_them(root: Path) -> None:
     stages = planned(root, {"processes": 2})
-    assert "--nproc_per_node=2" in stages["old"].command
-    assert "torch.distributed.run" not in stages["data"].command
+    assert "processes=2" in stages["old"].command
+    assert "processes=2" not in stages["data"].command
+    assert [stages[name].processes for name in ("data", "old", "eval_old_old")] == [1, 2, 2]
+    ours = planned(root, {"processes": 2, "stages.old.overrides.processes": 3})
+    assert [ours[name].processes for name in ("old", "eval_old_old")] == [3, 2]
+
+
+def test_all_gpus_are_no_other_stage_than_one_process(root: Path) -> None:
+    """What `auto` finds is this machine's: a finished stage stays finished on another, and from before there was it."""
+    alone, auto, two = (planned(root, change) for change in ({"processes": 1}, {}, {"processes": 2}))
+    for name in ("old", "eval_old_old"):
+        assert auto[name].processes == 1
+        assert decisive_values(alone[name].config) == decisive_values(auto[name].config)
+        assert decisive_values(two[name].config) == decisive_values(auto[name].config)
 
 
 def test_a_suite_override_leaves_out_sections_that_a_stage_goes_without(root: Path) -> None:

@@ -19,10 +19,11 @@ from tests.tiny import same_bits
 from tests.utils.processes import run_processes
 from trainers.config import LoopParams, LrPolicyParams, OptimizerParams
 from trainers.loop import HELD_OUT, Loss, train
+from utils.choices import Precision
 from utils.config import key
 from utils.distributed import World
 from utils.errors import UserError
-from utils.precision import Precision, kernels
+from utils.precision import kernels
 from utils.preemption import Preempted, Preemption
 from utils.runs import Run
 from utils.seeds import Stream, generator
@@ -242,14 +243,22 @@ def test_training_steps_alone_are_fast_and_less_exact(tmp_path: Path, monkeypatc
     assert seen == {"step": {True}, "validation": {False}}
 
 
-def train_a_share(world: World, folder: str, micro_batch: int | None = None, epochs: int = 2) -> None:
+def train_a_share(
+    world: World,
+    folder: str,
+    micro_batch: int | None = None,
+    epochs: int = 2,
+    at_step: Callable[[int, int], None] = lambda epoch, step: None,
+    preemption: Preemption | None = None,
+) -> None:
     """Train on this process's share of the same global batches, with the BN statistics frozen at odd values.
 
     In float64: what float32 rounds otherwise in smaller batches grows with the steps, and differs by processor.
     """
 
     def batches(epoch: int) -> Iterator[Data]:
-        for batch in epoch_of(epoch):
+        for step, batch in enumerate(epoch_of(epoch), start=1):
+            at_step(epoch, step)
             own = Data(*(tensor[world.share(ITEMS)] for tensor in batch))
             yield own._replace(images=own.images.double())
 
@@ -269,7 +278,8 @@ def train_a_share(world: World, folder: str, micro_batch: int | None = None, epo
         lambda *_: gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
     )
     task = Classify(batches, loss, train_mode=False)
-    fit(Path(folder), model, task=task, world=world, epochs=epochs, micro_batch=micro_batch)
+    options: dict[str, Any] = {"epochs": epochs, "micro_batch": micro_batch}
+    fit(Path(folder), model, task=task, world=world, preemption=preemption, **options)
     hook.remove()
     result = {"weights": model.state_dict(), "gradients": gradients}
     torch.save(result, Path(folder) / f"{world.rank}_of_{world.size}.pt")
@@ -286,10 +296,21 @@ def assert_trained_alike(first: Path, second: Path) -> None:
 
 
 def train_in_three_ways(world: World, folder: str) -> None:
-    """Two epochs in whole batches; in parts whose gradients are exchanged once; after two that one process trained."""
+    """Two epochs in whole batches; in parts whose gradients are exchanged once; after two that one process trained.
+
+    And once more in whole batches, with an interruption of which process 1 alone is told, in the second epoch.
+    """
     train_a_share(world, f"{folder}/whole")
     train_a_share(world, f"{folder}/parts", 4)
     train_a_share(world, f"{folder}/resumed", epochs=4)
+    preemption = Preemption()
+
+    def interrupt(epoch: int, step: int) -> None:
+        preemption.requested |= (epoch, step) == (1, 1) and world.rank == 1
+
+    with pytest.raises(Preempted, match="after step 2 of epoch 2 of 2"):
+        train_a_share(world, f"{folder}/interrupted", at_step=interrupt, preemption=preemption)
+    train_a_share(world, f"{folder}/interrupted")
 
 
 def test_two_processes_have_the_gradients_and_weights_of_one(tmp_path: Path) -> None:
@@ -301,6 +322,8 @@ def test_two_processes_have_the_gradients_and_weights_of_one(tmp_path: Path) -> 
         for result in results:
             assert_trained_alike(result, tmp_path / "alone" / "0_of_1.pt")
         assert same_bits(*(torch.load(result)["weights"] for result in results))
+    whole, interrupted = (torch.load(tmp_path / way / "1_of_2.pt")["weights"] for way in ("whole", "interrupted"))
+    assert same_bits(whole, interrupted)
     # A checkpoint of one process serves two, and the other way round: the first two epochs are not trained again.
     for name in ("whole", "longer"):
         train_a_share(World(), str(tmp_path / name), epochs=4)

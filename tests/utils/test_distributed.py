@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tests.tiny import ENVIRONMENT, REPOSITORY, command_of
 from tests.utils.processes import free_port, run_processes
-from utils.distributed import World, process_group
+from utils.distributed import LaterAny, World, process_group
 from utils.errors import UserError, run_script
 
 
@@ -43,6 +43,8 @@ def test_alone_every_collective_gives_its_input_back(
         assert torch.equal(world.sum(rows.clone()), rows)
         assert world.any(True)
         assert not world.any(False)
+        later = LaterAny(world)
+        assert [later(flag) for flag in (False, True)] == [False, True]
 
 
 @pytest.mark.parametrize(
@@ -94,6 +96,8 @@ def exchange(world: World) -> None:
     assert world.sum(torch.tensor([world.rank + 1.0, 10.0])).tolist() == [3.0, 20.0]
     assert world.any(world.rank == 1)
     assert not world.any(False)
+    later = LaterAny(world)
+    assert [later(step == 2 and world.rank == 1) for step in range(5)] == [False, False, False, True, True]
 
 
 def test_two_processes_exchange_unequal_rows() -> None:

@@ -13,11 +13,11 @@ import torch
 from data.config import DatasetParams
 from evaluation.config import EvalParams
 from trainers.transformation.config import ObjectiveParams
+from utils.choices import Precision
 from utils.config import build, key, read_yaml
 from utils.data_roots import Contents
 from utils.distributed import World
 from utils.errors import UserError
-from utils.precision import Precision
 from utils.runs import Run, decisive_values, fingerprint
 
 

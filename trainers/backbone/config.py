@@ -6,8 +6,8 @@ from typing import Literal
 from data.config import DatasetParams, SimCLRParams
 from models.config import BackboneArch
 from trainers.config import COMPILE_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
+from utils.choices import PROCESSES_DOC, Precision, Processes
 from utils.config import key, section
-from utils.precision import Precision
 
 
 @dataclass
@@ -42,6 +42,7 @@ class BackboneConfig:
     )
     seed: int = key(0, doc="of the initial weights, the shuffling and the augmentation", minimum=0)
     precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
+    processes: Processes = key("auto", doc=PROCESSES_DOC, minimum=1)
     compile: Compile = key("auto", doc=COMPILE_DOC)
     micro_batch: int | Literal["auto"] | None = key(
         "auto",

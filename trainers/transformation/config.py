@@ -4,12 +4,11 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from data.config import DatasetParams, PairedFiles
-from models.config import CLOSED_FORMS, TransformationArch
-from models.transformations import TRANSFORMATIONS
+from models.config import CLOSED_FORMS, OLD_ALONE, UNCERTAIN, TransformationArch
 from trainers.budget import seconds_of
 from trainers.config import COMPILE_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
+from utils.choices import PROCESSES_DOC, Precision, Processes
 from utils.config import key, section
-from utils.precision import Precision
 
 PAPERS_EPOCHS = 80
 AUTO = "auto"  # `method`: the one that does best on held-out pairs
@@ -179,6 +178,7 @@ class TransformationConfig(HowToFit):
     embeddings_dir: str | None = key(
         None, doc="folder that keeps embeddings for other runs; `embeddings` beside the output if left out", path="any"
     )
+    processes: Processes = key("auto", doc=PROCESSES_DOC, minimum=1)
 
     def __post_init__(self) -> None:
         self._check_losses(self.arch_params.arch)
@@ -252,6 +252,7 @@ class FitConfig(HowToFit, PairedFiles):
     optimizer_params: OptimizerParams = section(
         fct_optimizer, doc="the optimizer; if left out, adam with lr 5e-4 and weight decay 2^-15; closed forms use none"
     )
+    processes: int = key(1, doc="processes to run in, on as many GPUs where there are GPUs", minimum=1)
 
     def __post_init__(self) -> None:
         self._check_losses(self.method)
@@ -262,10 +263,9 @@ class FitConfig(HowToFit, PairedFiles):
                 raise ValueError("budget: needs held-out pairs, which show the best so far; but held_out is 0")
         if self.method == AUTO and not self.held_out:
             raise ValueError("held_out: is 0, and auto chooses by held-out pairs; name a method")
-        kind = TRANSFORMATIONS.get(self.method)
-        if kind is not None and self.side_info is not None and not kind.takes_side_info:
+        if self.side_info is not None and self.method in OLD_ALONE:
             raise ValueError(f"side_info: {self.method} maps the old embedding alone; leave it out, or use ridge")
-        if kind is not None and self.sigma_dim is not None and not kind.has_uncertainty:
+        if self.sigma_dim is not None and self.method not in (AUTO, *UNCERTAIN):
             raise ValueError(f"sigma_dim: {self.method} has no uncertainty; use fastfill or leave it out")
 
     @property

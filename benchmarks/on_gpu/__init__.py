@@ -1,0 +1,1 @@
+"""The parts of benchmarks/gpu.py: each module has STEPS, which yield figures one after the other."""
