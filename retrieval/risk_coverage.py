@@ -51,6 +51,7 @@ def order_quality(
     orders: Mapping[str, Tensor],
     *,
     distance: str = "l2",
+    cameras: Tensor | None = None,
     compute_map: bool = True,
     world: World = World(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
@@ -65,6 +66,7 @@ def order_quality(
         new: the new model's embeddings of the same items, (n, d).
         labels: (n,) integers.
         orders: name -> a permutation (n,) of the items, the first to be backfilled first, as `backfilling_order` gives.
+        cameras: (n,) integers; as for `evaluate`, an item's matches by its own camera are then ignored.
         compute_map: `average_precision` is left out if false.
         world, progress: as for `evaluate`, of the n items as queries.
 
@@ -81,6 +83,8 @@ def order_quality(
         transformed,
         new,
         labels,
+        query_cameras=cameras,
+        gallery_cameras=cameras,
         distance=distance,
         top_k=(1,),
         compute_map=compute_map,
