@@ -325,13 +325,17 @@ def test_workers_go_on_when_a_scheduler_terminates_the_job(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_every_preset_opens_and_refuses_what_is_not_for_it(name: Any, root: Path) -> None:
-    params = DatasetParams(name=name, data_root=str(root), batch_size=7, num_workers=0, num_classes=2)
+def test_every_preset_opens_and_refuses_what_is_not_for_it(name: Any, root: Path, tmp_path: Path) -> None:
+    params = DatasetParams(name="folder", data_root=str(root), batch_size=7, num_workers=0, num_classes=2)
+    if name == "list":
+        rows = [f"{path},{path.parent.name}" for path in list_images(root, "training").paths]
+        (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    params = replace(params, name=name, list_path=str(tmp_path / "list.csv") if name == "list" else None)
     images = open_images(params, "training", World(), seed=0)
     size = PRESETS[name].image_size
     assert next(images.training_batches(0, 7)).images.shape == (7, 3, size, size)
     assert len(images) == 14
     assert len(open_images(params, "training", World(), seed=0, all_classes=True)) == 21
-    wrong: Any = "crop" if name == "imagenet" else "resized_crop_flip"
+    wrong: Any = "resized_crop_flip" if PRESETS[name].in_memory else "crop"
     with pytest.raises(UserError, match=rf"dataset_params\.augmentation: {name} takes none, .*flip, not {wrong}"):
         open_images(replace(params, augmentation=wrong), "training", World(), seed=0)

@@ -1,5 +1,7 @@
 """The protocol of re-identification: a query's matches by its own camera are ignored, neither right nor wrong."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -31,7 +33,7 @@ def test_agrees_with_a_loop_that_deletes_them(
 
     query, transformed, new = (draw(0, values, n, 2).float() for n in (n_q, n_g, n_g))
     labels = draw(-1, classes, n_q)
-    options = {
+    options: dict[str, Any] = {
         "gallery_labels": draw(-1, classes + 1, n_g),
         "query_ids": torch.arange(n_q),
         "gallery_ids": torch.randperm(n_q + n_g, generator=generator)[:n_g] + (0 if shared else n_q),
@@ -40,9 +42,10 @@ def test_agrees_with_a_loop_that_deletes_them(
     }
     labels[0] = options["gallery_labels"][0] = 0  # so that one query at least has a match by another camera
     options["query_cameras"][0], options["gallery_cameras"][0], options["gallery_ids"][0] = 0, 1, 10**6
-    order, depths = torch.randperm(n_g, generator=generator), {"recall_at": (1, 3), "precision_at": (2,)}
+    order = torch.randperm(n_g, generator=generator)
+    depths: dict[str, Any] = {"recall_at": (1, 3), "precision_at": (2,)}
     points = cutoffs(n_g, 2)
-    wanted = {**options, **depths, "per_query": True, "per_class": True}
+    wanted: dict[str, Any] = {**options, **depths, "per_query": True, "per_class": True}
     (curve,) = backfilling_curve(query, transformed, new, labels, orders={"": order}, cutoffs=points, **wanted).values()
     for place, cutoff in enumerate(points):
         ranked = list(rank_slowly(query, mixed_gallery(transformed, new, order, cutoff), labels, **options))
@@ -58,8 +61,8 @@ def test_a_nearer_image_by_the_same_camera_takes_no_rank() -> None:
     """Identity 1 at camera 0: its own camera's image is nearest, then another person's, then camera 1's."""
     query, gallery = torch.zeros(1, 1), torch.tensor([[1.0], [2.0], [3.0]])
     labels, ids = torch.tensor([1, 2, 1]), torch.tensor([7, 8, 9])
-    options = {"gallery_labels": labels, "query_ids": torch.tensor([0]), "gallery_ids": ids}
-    cameras = {"query_cameras": torch.tensor([0]), "gallery_cameras": torch.tensor([0, 0, 1])}
+    options: dict[str, Any] = {"gallery_labels": labels, "query_ids": torch.tensor([0]), "gallery_ids": ids}
+    cameras: dict[str, Any] = {"query_cameras": torch.tensor([0]), "gallery_cameras": torch.tensor([0, 0, 1])}
     assert evaluate(query, gallery, labels[:1], **options).cmc[1] == 1
     by_others = evaluate(query, gallery, labels[:1], **options, **cameras)
     assert (by_others.cmc[1], by_others.mean_average_precision, by_others.num_gallery) == (0, 0.5, 3)

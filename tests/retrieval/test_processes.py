@@ -22,11 +22,18 @@ def run(world: World) -> tuple[RetrievalMetrics, dict[str, BackfillingCurve], li
     )
     orders = {"order": torch.randperm(101, generator=seeded(0))}
     curves = {}
-    for name, options in (("plain", {}), ("cameras", {"query_cameras": cameras, "gallery_cameras": cameras})):
-        found = backfilling_curve(
-            new, transformed, new, labels, orders=orders, cutoffs=cutoffs(101, 3), world=world, **options
-        )
-        curves[name] = found["order"]
+    for name, of_items in (("plain", None), ("cameras", cameras)):
+        curves[name] = backfilling_curve(
+            new,
+            transformed,
+            new,
+            labels,
+            orders=orders,
+            cutoffs=cutoffs(101, 3),
+            query_cameras=of_items,
+            gallery_cameras=of_items,
+            world=world,
+        )["order"]
     assert curves["plain"] != curves["cameras"]
     return metrics, curves, done
 
