@@ -75,15 +75,14 @@ def list_from_file(
         if not rows:
             raise UserError(no_common_class(f"{where}: the split {split}"))
     number = {label: place for place, label in enumerate(numbered)}
-    names = [str(columns["path"][row]) for row in rows]
-    paths = [Path(data_root, name) for name in names]
+    paths = [Path(data_root, str(columns["path"][row])) for row in rows]
     check_distinct(list(map(str, paths)), "path", f"{where}: the split {split}")
     return ImageList(
         paths,
         [number.get(labels[row], -1) for row in rows],
         [str(label) for label in numbered],
         notes=notes,
-        ids=ids_of(columns, rows, f"{where}: the split {split}", names),
+        ids=ids_of(columns, rows, f"{where}: the split {split}"),
         groups=groups_of(columns, rows, where),
         cameras=cameras_of(columns, rows, where),
     )
@@ -114,21 +113,20 @@ def rows_of(columns: Columns, split: str, training_split: str, where: str) -> tu
 
 def as_labels(values: Sequence[Value]) -> list[Label]:
     """Whole numbers where all labels are, else texts."""
-    numbers = as_whole_numbers(values)
-    return [str(value) for value in values] if numbers is None else numbers
+    return as_whole_numbers(values) or [str(value) for value in values]
 
 
-def as_whole_numbers(values: Sequence[Value]) -> list[int] | None:
-    """Cells as whole numbers; None where one is something else.
+def as_whole_numbers(values: Sequence[Value]) -> list[int | None] | None:
+    """Cells as whole numbers, empty ones as they are; None where one is something else.
 
-    >>> as_whole_numbers(["10", "-1", 7]), as_whole_numbers(["10", "007"])
-    ([10, -1, 7], None)
+    >>> as_whole_numbers(["10", None, 7]), as_whole_numbers(["10", "007"])
+    ([10, None, 7], None)
     """
     distinct = set(values)
-    if not all(isinstance(value, int) or (value and WHOLE.fullmatch(value)) for value in distinct):
+    if not all(value is None or WHOLE.fullmatch(str(value)) for value in distinct):
         return None
-    numbers = {value: int(value) for value in distinct if value is not None}
-    return [numbers[value] for value in values if value is not None]
+    numbers = {value: None if value is None else int(value) for value in distinct}
+    return [numbers[value] for value in values]
 
 
 def is_no_class(label: Label) -> bool:
@@ -151,34 +149,33 @@ def rows_of_classes(rows: Sequence[int], labels: Sequence[Label], wanted: set[La
     return kept, " and ".join(f"{count:,} images {what}" for what, count in counts.items() if count)
 
 
-def filled_cells(columns: Columns, name: str, rows: Sequence[int], where: str) -> list[Value] | None:
+def filled_cells(values: Sequence[Any] | None, name: str, rows: Sequence[int], where: str) -> list[Any] | None:
     """The cells of an optional column in some rows; None where there is no column, or it is empty in all of them.
 
     Raises:
         UserError: it is empty in some of them.
     """
-    cells = [columns[name][row] for row in rows] if name in columns else []
+    cells = [] if values is None else [values[row] for row in rows]
     if cells.count(None) == len(cells):
         return None
     check_filled(cells, name, where, rows)
     return cells
 
 
-def ids_of(columns: Columns, rows: Sequence[int], where: str, names: Sequence[str]) -> Array:
-    """The ids of some rows, int64 or texts; their paths where the list has no ids for them."""
-    cells = filled_cells(columns, "id", rows, where)
+def ids_of(columns: Columns, rows: Sequence[int], where: str) -> Array:
+    """The ids of some rows, int64 where all of the list's are whole numbers, else texts; without ids, their paths."""
+    column = columns.get("id")
+    numbers = None if column is None else as_whole_numbers(column)
+    cells = filled_cells(numbers or column, "id", rows, where)
     if cells is None:
-        return np.array(names)
-    numeric = as_whole_numbers([value for value in columns["id"] if value is not None]) is not None
-    numbers = as_whole_numbers(cells) if numeric else None
-    ids = np.array([str(cell) for cell in cells]) if numbers is None else np.array(numbers, dtype=np.int64)
-    check_distinct(ids.tolist(), "id", where)
-    return ids
+        return np.array([str(columns["path"][row]) for row in rows])
+    check_distinct(cells, "id", where)
+    return np.array(cells, dtype=str if numbers is None else np.int64)
 
 
 def groups_of(columns: Columns, rows: Sequence[int], where: str) -> list[str] | None:
     """The groups of some rows; None where the list has none for them."""
-    cells = filled_cells(columns, "group", rows, where)
+    cells = filled_cells(columns.get("group"), "group", rows, where)
     return None if cells is None else [str(cell) for cell in cells]
 
 
@@ -187,14 +184,14 @@ def cameras_of(columns: Columns, rows: Sequence[int], where: str) -> list[int] |
 
     None where the list has none for them.
     """
-    cells = filled_cells(columns, "camera", rows, where)
+    cells = filled_cells(columns.get("camera"), "camera", rows, where)
     if cells is None:
         return None
-    known = [value for value in columns["camera"] if value is not None]
-    if as_whole_numbers(known) is not None:
-        return as_whole_numbers(cells)
-    place = {name: number for number, name in enumerate(sorted(set(map(str, known))))}
-    return [place[str(cell)] for cell in cells]
+    known = set(columns["camera"]) - {None}
+    number = {name: place for place, name in enumerate(sorted(map(str, known)))}
+    if all(map(WHOLE.fullmatch, number)):
+        number = {name: int(name) for name in number}
+    return [number[str(cell)] for cell in cells]
 
 
 def check_distinct(values: Sequence[Any], name: str, where: str) -> None:
