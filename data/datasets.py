@@ -7,12 +7,11 @@ import numpy as np
 
 from data.config import DatasetParams, SimCLRParams
 from data.folder_images import FolderImages
-from data.folders import ImageList, class_folders, hold_out, list_images
+from data.folders import ImageList, class_folders, hold_out, list_images, unknown_split
 from data.images import Feed, ImageSet, Unreadable
 from data.lists import check_files, list_from_file
 from data.memory_images import MemoryImages
 from data.preprocessing import Channels, Preprocessing
-from utils.config import unknown_choice
 from utils.data_roots import SPLITS, Contents
 from utils.distributed import World
 from utils.errors import UserError
@@ -149,7 +148,7 @@ def list_split(params: DatasetParams, split: str, *, all_classes: bool = False) 
         return list_images(root, split, num_classes, all_classes=all_classes, training_split=training_split)
     folders = class_folders(root) if root.is_dir() else []
     if not (root / split).is_dir():
-        raise UserError(unknown_choice(f"dataset_params.data_root: {root}: split", split, folders))
+        raise UserError(unknown_split(f"dataset_params.data_root: {root}", split, folders))
     listed = list_images(
         root, split, num_classes, all_classes=all_classes, training_split=training_split, other_splits=folders
     )

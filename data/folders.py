@@ -17,6 +17,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 from data.items import Array
+from utils.config import unknown_choice
 from utils.data_roots import SPLITS, digest
 from utils.errors import UserError
 from utils.files import entries_below, is_folder, visible_entries
@@ -177,6 +178,12 @@ def _number_classes(
         done = "numbered after its classes" if all_classes else "left out"
         notes.append(f"{folder}: class folders that the training split lacks, {done}: {_counted(others)}")
     return wanted + (others if all_classes else []), notes
+
+
+def unknown_split(where: str, split: str, splits: Iterable[str]) -> str:
+    """The text of an error about the name of a split that is not one of `splits`."""
+    named_by = "dataset_params.training_split and validation_split, and eval_params.query_split and gallery_split"
+    return f"{where}: {unknown_choice('split', split, splits)};\nthe splits to use are named by {named_by}"
 
 
 def no_common_class(where: str) -> str:

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data.folders import ImageList, no_common_class
+from data.folders import ImageList, no_common_class, unknown_split
 from data.items import Array
 from data.list_files import Columns, Value, check_filled, read_columns
-from utils.config import unknown_choice
 from utils.errors import UserError
 
 Label = Any  # int or str, the same kind for all of a list
@@ -107,7 +106,7 @@ def rows_of(columns: Columns, split: str, training_split: str, where: str) -> tu
         [row for row, name in enumerate(splits) if name == wanted] for wanted in (split, training_split)
     )
     if not rows:
-        raise UserError(f"{where}: {unknown_choice('split', split, sorted(set(splits)))}")
+        raise UserError(unknown_split(where, split, sorted(set(splits))))
     return rows, of_training
 
 
