@@ -44,6 +44,10 @@ class DatasetParams:
     interpolation: Literal["bilinear", "bicubic"] | None = key(
         None, doc="of resizing, with antialiasing; bilinear if left out, and in the views of simclr on images in memory"
     )
+    whole_image: bool = key(
+        False,
+        doc="see the whole of an image that is not square, squeezed, as of small images in memory; false: its middle",
+    )
     list_path: str | None = key(
         None,
         doc="list: CSV or Parquet file with a row an image: `path`, `label`, and perhaps `split`, `id`, `group`, "

@@ -98,6 +98,7 @@ def open_images(
         mean=_channels(params.mean) or defaults.mean or preset.mean,
         std=_channels(params.std) or defaults.std or preset.std,
         interpolation=params.interpolation or defaults.interpolation or "bilinear",
+        whole_image=params.whole_image,
         unreadable=Unreadable(params.max_unreadable),
         world=world,
         seed=seed,

@@ -72,6 +72,7 @@ class FolderImages:
                 feed.seed,
                 max_unreadable=feed.unreadable.max_share,
                 interpolation=feed.interpolation,
+                whole_image=feed.whole_image,
             ),
             sampler=self._plan,
             batch_size=None,  # a job is a batch
@@ -147,9 +148,10 @@ class Decoder(Dataset[Decoded]):
         *,
         max_unreadable: float = 0.0,
         interpolation: str = "bilinear",
+        whole_image: bool = False,
     ) -> None:
         self.listed, self.size, self.seed, self.max_unreadable = listed, size, seed, max_unreadable
-        self.interpolation = interpolation
+        self.interpolation, self.whole_image = interpolation, whole_image
 
     def __getitem__(self, job: Job) -> Decoded:
         indices: list[int] = []
@@ -198,7 +200,7 @@ class Decoder(Dataset[Decoded]):
             top, left, height, width = RandomResizedCrop.get_params(shape, [job.min_area, 1.0], ASPECT)
             pixels = pixels[top : top + height, left : left + width]
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).unsqueeze(0)
-        if job.resized_crop:
+        if job.resized_crop or self.whole_image:
             image = resize(image, self.size, self.interpolation)
         else:  # the usual one: the shorter side to 8/7 of the crop (256 for 224), then the centre
             mode = TF.InterpolationMode(self.interpolation)

@@ -70,6 +70,7 @@ class Feed:
     world: World
     seed: int  # of the shuffling and the augmentation
     interpolation: str = "bilinear"  # or bicubic
+    whole_image: bool = False  # squeezed into the square in evaluation, in place of its middle
 
 
 class Unreadable:
