@@ -1,8 +1,8 @@
 """The layout on disk: DATA_ROOT/training/CLASS/* and DATA_ROOT/validation/CLASS/*, or splits of other names.
 
 The classes are the folders of the training split, and the images of others are numbered by them, whatever folders there
-are in those. Images lie in a class folder or at any depth below it. Hidden files and folders, and the
-folders that other programs leave, are no part of the data set.
+are in those. Images lie in a class folder or at any depth below it. Hidden files and folders, and the folders that
+other programs leave, are no part of the data set.
 """
 
 import os

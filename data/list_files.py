@@ -39,28 +39,29 @@ def read_columns(path: Path, where: str) -> tuple[Columns, list[str]]:
 
 def _read_csv(path: Path, where: str) -> tuple[Columns, list[str]]:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = csv.reader(file, skipinitialspace=True, strict=True)
+        lines = csv.reader(file, skipinitialspace=True, strict=True)
+        rows = filter(None, lines)  # not the empty lines
         try:
             heading = [name.strip() for name in next(rows, [])]
             if not heading:
                 raise UserError(f"{where}: is empty; its first line should name the columns: path,label,...")
             places = _places(heading, where)
             columns: Columns = {name: [] for name in places}
-            while part := [row for row in islice(rows, ROWS_AT_A_TIME) if row]:
+            while part := list(islice(rows, ROWS_AT_A_TIME)):
                 if any(len(row) != len(heading) for row in part):
                     odd = next(row for row in part if len(row) != len(heading))
                     raise UserError(
                         f"{where}: a row has {len(odd)} cells, the heading {len(heading)}; it is {','.join(odd)[:100]}"
                     )
                 cells = list(zip(*part, strict=True))
-                # One object for each distinct text: of a million rows, a few hundred megabytes.
+                # One object for each distinct text of a part: labels and splits are few.
                 for name, place in places.items():
                     known = {text: text or None for text in cells[place]}
                     columns[name].extend(known[text] for text in cells[place])
         except UnicodeDecodeError:
             raise UserError(f"{where}: is not in UTF-8; save it as such") from None
         except csv.Error as error:
-            raise UserError(f"{where}: line {rows.line_num} is no CSV ({said(error)})") from None
+            raise UserError(f"{where}: line {lines.line_num} is no CSV ({said(error)})") from None
     return columns, [name for name in heading if name not in places]
 
 

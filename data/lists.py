@@ -61,7 +61,7 @@ def list_from_file(
     classes = classes_of(labels, of_training)
     if not classes.trained:
         notes.append(f"{path}: no class in a split `{training_split}`; classes are numbered over all splits")
-    numbered = [*classes.trained, *classes.others]
+    numbered = [*classes.trained, *(classes.others if split != training_split else [])]
     if not all_classes:
         if num_classes is not None and num_classes > len(classes.trained):
             raise UserError(

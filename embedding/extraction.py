@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -115,8 +116,8 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
     The ids are those of `embedded_items`; of several views, those of view v are v n + the images' places in the list.
 
     Raises:
-        UserError: the data set cannot be read, all of its views are asked for and cannot be enumerated, or an embedding
-            goes beyond `embedding_dtype`.
+        UserError: the data set cannot be read, all of its views are asked for and cannot be enumerated, its ids cannot
+            be written, or an embedding goes beyond `embedding_dtype`.
     """
     every_class = config.dataset_params.num_classes is None
     images = open_images(config.dataset_params, config.split, world, seed=0, all_classes=every_class)
@@ -125,6 +126,11 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
             "views: random crops are too many to embed; set dataset_params.augmentation=flip or views=first"
         )
     views = range(images.num_views or 1) if config.views == "all" else range(1)
+    ids, path = images.listed.ids, Path(config.output_embeddings_path)
+    if len(views) == 1 and ids is not None and ids.dtype.kind == "U" and path.suffix == ".safetensors":
+        raise UserError(
+            f"output_embeddings_path: {path} cannot hold the ids of the images, which are texts; use .parquet or .npz"
+        )
     batch_size, share = world.local_batch(config.dataset_params.batch_size), world.share(len(images))
     parts: list[Transformed] = []
     positions = []

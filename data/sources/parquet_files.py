@@ -13,8 +13,7 @@ from data.sources.rows import PART_ROWS, Rows, by_numbers, concatenated, in_memo
 from utils.errors import UserError
 from utils.extras import load_extra
 
-# Arrays by what else tables call them.
-COLUMNS = {"embeddings": "embedding", "ids": "id", "labels": "label", "cameras": "camera"}
+COLUMNS = {"embeddings": "embedding", "ids": "id", "labels": "label"}  # by what else tables call them
 UUID_BYTES = 16
 HELD_BYTES = 2**27  # of row groups
 SEVERAL_VECTORS = "several vectors an item, as ColBERT gives them, and one is needed (their mean, say)"

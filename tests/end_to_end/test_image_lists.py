@@ -178,6 +178,16 @@ def test_embedded_and_evaluated_from_files_the_figures_are_the_same(work: Path) 
         output = f"output_embeddings_path={model}_{split}.npz"
         arguments = (f"model_path=checkpoints/{model}.pt", f"split={split}", output)
         succeed("embed.py", "--config", "embed.yaml", *arguments, cwd=work, processes=None)
+    refused = fail(
+        "embed.py",
+        "--config",
+        "embed.yaml",
+        "split=query",
+        "output_embeddings_path=a.safetensors",
+        cwd=work,
+        processes=None,
+    )
+    assert "a.safetensors cannot hold the ids of the images, which are texts; use .parquet or .npz" in refused
     ids = read_embeddings(work / "new_query.npz", where="").ids
     assert ids is not None
     assert ids[0] == f"{TRAINED}_c0_0.jpg"
