@@ -104,8 +104,8 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
         embedded["gallery"] = half_way(embedded["gallery"], embedded["re_embedded"], earlier, config.seed)
     gallery = embedded_items(gallery_images, positions, embedded["gallery"])
     if two_sets:
-        of_query, of_queries = _embed({"query": query_model}, query_images, config, world)
-        query = embedded_items(query_images, of_queries, of_query["query"])
+        outputs, positions = _embed({"query": query_model}, query_images, config, world)
+        query = embedded_items(query_images, positions, outputs["query"])
         query, gallery = numbered_apart(query, gallery, query_images.listed.ids is None)
         gallery = replace(gallery, new=embedded["new"].embedding if "new" in embedded else None)
     else:

@@ -264,7 +264,7 @@ def test_held_out_images_are_of_the_training_split_alone_and_named_splits_are_re
 
 
 def test_a_long_list_takes_a_few_times_as_long_as_its_rows_alone(tmp_path: Path) -> None:
-    """Some 6 times, so that a million rows are read in seconds."""
+    """Some ten times; a search among the rows for each of them would take thousands."""
     rows = [f"people/{n // 20:05d}/{n:07d}.jpg,{n // 20},{'train' if n % 2 else 'test'},{n % 6}" for n in range(20_000)]
     path = write(tmp_path, "\n".join(["path,label,split,camera", *rows]))
     start = time.process_time()
@@ -272,4 +272,4 @@ def test_a_long_list_takes_a_few_times_as_long_as_its_rows_alone(tmp_path: Path)
         assert len(list(csv.reader(file))) == 20_001
     middle = time.process_time()
     assert len(read(path, "test", all_classes=True)) == 10_000
-    assert time.process_time() - middle < 40 * (middle - start)
+    assert time.process_time() - middle < 100 * (middle - start)

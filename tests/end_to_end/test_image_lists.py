@@ -207,6 +207,15 @@ def test_one_split_is_queries_and_gallery(work: Path) -> None:
     assert evaluate(work, "eval_params={}", "dataset_params.validation_split=gallery")["metrics"] == same["metrics"]
 
 
+def test_a_gallery_of_one_image_of_each_person(work: Path) -> None:
+    rows = (work / "people.csv").read_text().splitlines()
+    kept = [row for row in rows if ",gallery," not in row or "_c1_1.jpg" in row]
+    (work / "people.csv").write_text("\n".join(kept))
+    result = evaluate(work)
+    assert (result["num_gallery"], result["num_queries"]) == (SEEN - TRAINED, SEEN - TRAINED)  # those by camera 0
+    assert list(result["risk_coverage"]["sigma"]) == ["alignment_error"]
+
+
 def test_groups_come_along_with_the_queries(work: Path) -> None:
     subset = {"eval_params": {"subset": {"classes": [TRAINED, TRAINED + 2]}}}
     with contextlib.chdir(work):
