@@ -264,6 +264,31 @@ def test_cameras_of_one_set_alone(work: Path) -> None:
     assert message in fail("eval.py", "--config", "eval.yaml", cwd=work, processes=None)
 
 
+def test_the_same_in_folders(work: Path) -> None:
+    """Splits of other names, and classes of the query and gallery folders that training has not seen."""
+    for row in (work / "people.csv").read_text().splitlines()[1:-2]:
+        name, person, split, *_ = row.split(",")
+        image = work / "folders" / split / person / name
+        image.parent.mkdir(parents=True, exist_ok=True)
+        image.symlink_to(work / "images" / name)
+    shared = "training_split: train, validation_split: gallery, num_workers: 0, batch_size: 12, image_size: 16"
+    data = f"dataset_params={{name: folder, data_root: folders, {shared}}}"
+    train = ("train_backbone.py", "--config", "backbone.yaml", data, "output_model_path=of_folders.pt")
+    message = "folders/gallery holds no image of the classes of the training split; to train without validation"
+    assert message in fail(*train, "validate_every=1", cwd=work, processes=None)
+    succeed(*train, cwd=work, processes=None)
+    models = ("query_model_path=of_folders.pt", "gallery_model_path=of_folders.pt")
+    result = evaluate(work, data, *models, "eval_params={query_split: query, per_class: true}")
+    assert (result["num_gallery"], result["num_queries"]) == (16, 8)
+    assert [(label, of["name"]) for label, of in result["per_class"].items()] == [
+        (str(TRAINED + place), f"person {TRAINED + place}") for place in range(SEEN - TRAINED)
+    ]
+    message = "data_root: folders: split: unknown 'qery'; did you mean query? (choices: gallery, query, train)"
+    assert message in fail(
+        "eval.py", "--config", "eval.yaml", data, *models, "eval_params={query_split: qery}", cwd=work, processes=None
+    )
+
+
 def test_training_refuses_what_it_cannot_train_on(work: Path) -> None:
     train = ("train_backbone.py", "--config", "backbone.yaml", "output_model_path=none.pt")
     message = "the split gallery holds no image of the classes of the training split; to train without validation"
