@@ -40,7 +40,9 @@ def main() -> None:
         if config.bct_params is not None:
             old = load_old_model(config.bct_params, config.arch_params.embedding_dim, world)
         training = open_images(config.dataset_params, "training", world, seed=config.seed)
-        validation = open_images(config.dataset_params, "validation", world, seed=config.seed)
+        validation = None
+        if config.validate_every:
+            validation = open_images(config.dataset_params, "validation", world, seed=config.seed)
         classes = int(training.labels.max()) + 1
         if config.objective == "classification" and classes > config.arch_params.num_classes:
             raise UserError(

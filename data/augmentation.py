@@ -50,8 +50,8 @@ class Augmentation(NamedTuple):
         return pixels.permute(0, 3, 1, 2)
 
 
-def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Bilinear resize of (B, 3, H, W) uint8 to `size` pixels a side, in whole levels, as PIL's.
+def resize(images: torch.Tensor, size: int, interpolation: str = "bilinear") -> torch.Tensor:
+    """Bilinear or bicubic resize of (B, 3, H, W) uint8 to `size` pixels a side, in whole levels, as PIL's.
 
     Returns:
         (B, 3, size, size), within a level of PIL's: uint8 from the CPU, whose kernel for it takes a fortieth of the
@@ -60,6 +60,6 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
     if images.shape[-1] == images.shape[-2] == size:
         return images
     if images.device.type == "cpu":
-        return F.interpolate(images, (size, size), mode="bilinear", antialias=True)
-    resized = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+        return F.interpolate(images, (size, size), mode=interpolation, antialias=True)
+    resized = F.interpolate(images.float(), (size, size), mode=interpolation, antialias=True)
     return resized.round_().clamp_(0, 255)

@@ -10,9 +10,14 @@ from utils.config import key
 class DatasetParams:
     """`dataset_params`: which images, and how they are fed."""
 
-    name: Literal["cifar100", "imagenet", "glyphs"] = key(doc="the data set: its statistics, image size and transforms")
+    name: Literal["cifar100", "imagenet", "glyphs", "folder", "list"] = key(
+        doc="the data set: its statistics, image size and transforms; folder and list: images of your own, with those "
+        "of imagenet"
+    )
     data_root: str = key(
-        doc="folder with training/CLASS/* and validation/CLASS/*; the classes are those of training", path="any"
+        doc="folder with training/CLASS/* and validation/CLASS/*; the classes are those of training; list: the folder "
+        "that its relative paths start from",
+        path="any",
     )
     batch_size: int = key(doc="images a step, summed over all processes", minimum=1)
     num_classes: int | None = key(
@@ -25,14 +30,45 @@ class DatasetParams:
         minimum=0.01,
         maximum=0.5,
     )
-    num_workers: int = key(4, doc="processes that decode images; imagenet only, others fit in memory", minimum=0)
-    image_size: int | None = key(None, doc="pixels a side; cifar100 and imagenet: 224, glyphs: 24", minimum=1)
+    num_workers: int = key(
+        4, doc="processes that decode images; cifar100 and glyphs fit in memory and need none", minimum=0
+    )
+    image_size: int | None = key(None, doc="pixels a side; glyphs: 24, others: 224", minimum=1)
     augmentation: Literal["none", "flip", "crop", "crop_flip", "resized_crop_flip"] | None = key(
-        None, doc="random training transform; cifar100: flip, imagenet: resized_crop_flip, glyphs: crop"
+        None, doc="random training transform; cifar100: flip, glyphs: crop, others: resized_crop_flip"
+    )
+    mean: list[float] | None = key(
+        None, doc="of red, green and blue, as fractions of the largest level, taken away; ImageNet's if left out"
+    )
+    std: list[float] | None = key(None, doc="likewise, by which is divided then")
+    interpolation: Literal["bilinear", "bicubic"] | None = key(
+        None, doc="of resizing, with antialiasing; bilinear if left out, and in the views of simclr on images in memory"
+    )
+    whole_image: bool = key(
+        False,
+        doc="see the whole of an image that is not square, squeezed, as of small images in memory; false: its middle",
+    )
+    list_path: str | None = key(
+        None,
+        doc="list: CSV or Parquet file with a row an image: `path`, `label`, and perhaps `split`, `id`, `group`, "
+        "`camera`",
+        path="input",
+    )
+    training_split: str = key("training", doc="the split to train on: a folder of data_root, or a `split` of the list")
+    validation_split: str = key(
+        "validation", doc="the split to validate on, and to evaluate on unless another is named"
     )
     max_unreadable: float = key(
         0.001, doc="share of unreadable images above which the run stops", minimum=0.0, maximum=1.0
     )
+
+    def __post_init__(self) -> None:
+        for name, values, positive in (("mean", self.mean, False), ("std", self.std, True)):
+            if values is not None and (len(values) != 3 or (positive and min(values) <= 0)):
+                above = ", above 0 each" if positive else ""
+                raise ValueError(f"{name}: should be three numbers, for red, green and blue{above}, got {values}")
+        if (self.name == "list") != (self.list_path is not None):
+            raise ValueError("list_path: is the file of name: list; give both, or neither")
 
 
 @dataclass

@@ -1,13 +1,18 @@
 """The data sets that configs name, and how each is opened."""
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
 
 from data.config import DatasetParams, SimCLRParams
 from data.folder_images import FolderImages
-from data.folders import ImageList, hold_out, list_images
+from data.folders import ImageList, class_folders, hold_out, list_images, unknown_split
 from data.images import Feed, ImageSet, Unreadable
+from data.lists import check_files, list_from_file
 from data.memory_images import MemoryImages
-from utils.data_roots import Contents
+from data.preprocessing import Channels, Preprocessing
+from utils.data_roots import SPLITS, Contents
 from utils.distributed import World
 from utils.errors import UserError
 
@@ -22,25 +27,29 @@ class Preset:
     augmentation: str
     in_memory: bool
     simclr: SimCLRParams
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
 
 
 # SimCLR's settings for ImageNet (section 2), and those for CIFAR-10 (appendix B.9), which other small images take too.
 SIMCLR = SimCLRParams(temperature=0.1, jitter_strength=1.0, blur=True, flip=True)
 SIMCLR_SMALL = replace(SIMCLR, temperature=0.5, jitter_strength=0.5, blur=False)
 
+LARGE = Preset(image_size=224, augmentation="resized_crop_flip", in_memory=False, simclr=SIMCLR)
+
 PRESETS = {
     "cifar100": Preset(image_size=224, augmentation="flip", in_memory=True, simclr=SIMCLR_SMALL),
-    "imagenet": Preset(image_size=224, augmentation="resized_crop_flip", in_memory=False, simclr=SIMCLR),
+    "imagenet": LARGE,
+    "folder": LARGE,
+    "list": LARGE,
     # A mirrored glyph is another glyph.
     "glyphs": Preset(image_size=24, augmentation="crop", in_memory=True, simclr=replace(SIMCLR_SMALL, flip=False)),
 }
 
 
-def resolve_image_size(params: DatasetParams) -> int:
-    """Pixels a side of the images that the models see."""
-    return params.image_size or PRESETS[params.name].image_size
+def resolve_image_size(params: DatasetParams, defaults: Preprocessing | None = None) -> int:
+    """Pixels a side of the images that the models see; `defaults` as for `open_images`."""
+    return params.image_size or (defaults and defaults.image_size) or PRESETS[params.name].image_size
 
 
 def resolve_simclr(params: SimCLRParams, name: str) -> SimCLRParams:
@@ -49,18 +58,27 @@ def resolve_simclr(params: SimCLRParams, name: str) -> SimCLRParams:
     return replace(PRESETS[name].simclr, **given)
 
 
-def open_images(params: DatasetParams, split: str, world: World, *, seed: int, all_classes: bool = False) -> ImageSet:
+def open_images(
+    params: DatasetParams,
+    split: str,
+    world: World,
+    *,
+    seed: int,
+    all_classes: bool = False,
+    defaults: Preprocessing | None = None,
+) -> ImageSet:
     """Open a split of the data set that `dataset_params` names.
 
     Args:
-        split: "training" or "validation".
+        split: as for `list_split`.
         seed: of the shuffling and the augmentation.
         all_classes: read every class, whatever `num_classes` says, and those that the training split lacks (evaluation
             always does).
+        defaults: what stands in place of the data set's own preprocessing where the config says nothing.
 
     Raises:
-        UserError: the layout is not there, a training class is empty, too many images are unreadable, or the
-            augmentation does not go with the data set.
+        UserError: the layout is not there, a training class is empty, files of a list are missing, too many images are
+            unreadable, or the augmentation does not go with the data set.
     """
     preset = PRESETS[params.name]
     augmentation = params.augmentation or preset.augmentation
@@ -71,11 +89,16 @@ def open_images(params: DatasetParams, split: str, world: World, *, seed: int, a
     if world.is_main:
         for note in listed.notes:
             print(note, flush=True)
+        if params.list_path is not None:
+            check_files(listed, params.list_path, params.data_root)
+    defaults = defaults or Preprocessing()
     feed = Feed(
-        image_size=resolve_image_size(params),
+        image_size=resolve_image_size(params, defaults),
         augmentation=augmentation,
-        mean=preset.mean,
-        std=preset.std,
+        mean=_channels(params.mean) or defaults.mean or preset.mean,
+        std=_channels(params.std) or defaults.std or preset.std,
+        interpolation=params.interpolation or defaults.interpolation or "bilinear",
+        whole_image=params.whole_image,
         unreadable=Unreadable(params.max_unreadable),
         world=world,
         seed=seed,
@@ -85,28 +108,61 @@ def open_images(params: DatasetParams, split: str, world: World, *, seed: int, a
     return FolderImages(listed, feed, num_workers=params.num_workers)
 
 
+def _channels(values: list[float] | None) -> Channels | None:
+    return None if values is None else (values[0], values[1], values[2])
+
+
+def named_split(params: DatasetParams, split: str) -> str:
+    """What a data set calls its `training` and its `validation` split; the name of any other as it is."""
+    return {"training": params.training_split, "validation": params.validation_split}.get(split, split)
+
+
 def list_split(params: DatasetParams, split: str, *, all_classes: bool = False) -> ImageList:
     """The images of a split.
 
-    With `held_out` both splits are parts of the training images, and the validation images are not touched.
+    With `held_out` the training and the validation split are parts of the training images, and the validation images
+    are not touched.
+
+    Args:
+        split: `training` or `validation`, which are what `dataset_params` calls so, or the name of any other.
 
     Raises:
-        UserError: there are no folders, `num_classes` is more than there are, or a class has too few images to hold
+        UserError: there is no such split, `num_classes` is more than there are, or a class has too few images to hold
             some out.
     """
-    if params.held_out is not None:
+    if params.held_out is not None and split in SPLITS:
         whole = list_split(replace(params, held_out=None), "training", all_classes=all_classes)
         kept, held = hold_out(whole, params.held_out)
         return kept if split == "training" else replace(held, notes=[])  # which were those of the other part
-    return list_images(params.data_root, split, params.num_classes, all_classes=all_classes)
+    split = named_split(params, split)
+    root, num_classes, training_split = Path(params.data_root), params.num_classes, params.training_split
+    if params.list_path is not None:
+        return list_from_file(
+            params.list_path,
+            root,
+            split,
+            num_classes=num_classes,
+            all_classes=all_classes,
+            training_split=training_split,
+        )
+    if params.name != "folder":
+        return list_images(root, split, num_classes, all_classes=all_classes, training_split=training_split)
+    folders = class_folders(root) if root.is_dir() else []
+    if not (root / split).is_dir():
+        raise UserError(unknown_split(f"dataset_params.data_root: {root}", split, folders))
+    listed = list_images(
+        root, split, num_classes, all_classes=all_classes, training_split=training_split, other_splits=folders
+    )
+    return replace(listed, ids=np.array([path.relative_to(root).as_posix() for path in listed.paths]))
 
 
-def contents_of(params: DatasetParams, world: World, **splits: ImageSet) -> Contents | None:
-    """What images a run reads, for its checkpoint, on the main process; None on the others.
+def contents_of(params: DatasetParams, world: World, **splits: ImageSet | None) -> Contents | None:
+    """What images of those splits a run reads, for its checkpoint, on the main process; None on the others.
 
     Names and sizes, but no times: a scheduler may copy the data anew for each start. The list that is there is used;
     looking up the sizes of ImageNet's 1.3 million files takes some 10 seconds on a local disk.
     """
     if not world.is_main:
         return None
-    return {split: images.listed.contents(params.data_root) for split, images in splits.items()}
+    read = {split: images.listed for split, images in splits.items() if images is not None}
+    return {split: listed.contents(params.data_root) for split, listed in read.items()}

@@ -11,7 +11,7 @@ import torch
 from data.items import Array, Items, matching_rows
 from data.sources.arrays import write_named_arrays
 from data.sources.embeddings import COLUMNS, OF_UPGRADES, open_embeddings
-from data.sources.ids import checked_ids, checked_labels
+from data.sources.ids import checked_ids, checked_numbers
 from data.sources.rows import whole
 
 
@@ -20,7 +20,7 @@ class EmbeddingSet:
     """Embeddings of n items.
 
     `ids` are what the items are called, `labels` are their classes (a negative one: none), `log_variance` is a
-    transformation's uncertainty.
+    transformation's uncertainty, `cameras` are what took the images, `groups` what else these are of.
     """
 
     embeddings: torch.Tensor  # (n, d) float16 or float32
@@ -29,6 +29,9 @@ class EmbeddingSet:
     log_variance: torch.Tensor | None = None  # (n,) or (n, d)
     # (n,) int64, of the two sets of an evaluation: items of the same number are the same item.
     numbers: torch.Tensor | None = None
+    cameras: torch.Tensor | None = None  # (n,) int64
+    groups: Array | None = None  # (n,) texts
+    new: torch.Tensor | None = None  # (n, d), of a gallery: the new model's, where the queries are other items
     re_embedded: torch.Tensor | None = None  # (n,) bool, of a gallery in the middle of its upgrade
     calibration: torch.Tensor | None = None  # (n,) float32, of one whose items have one each
 
@@ -42,7 +45,8 @@ class EmbeddingSet:
     def take(self, items: torch.Tensor) -> "EmbeddingSet":
         """The items at these positions (m,) int64."""
         taken = self._each(lambda tensor: tensor[items.to(tensor.device)])
-        return replace(taken, ids=None if self.ids is None else self.ids[items.cpu().numpy()])
+        ids, groups = (None if of is None else of[items.cpu().numpy()] for of in (self.ids, self.groups))
+        return replace(taken, ids=ids, groups=groups)
 
     def _each(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "EmbeddingSet":
         tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
@@ -75,7 +79,12 @@ def write_embeddings(path: str | Path, items: EmbeddingSet) -> None:
     Raises:
         UserError: as `write_named_arrays`.
     """
-    tensors = {"embeddings": items.embeddings, "labels": items.labels, "sigma": items.log_variance}
+    tensors = {
+        "embeddings": items.embeddings,
+        "labels": items.labels,
+        "cameras": items.cameras,
+        "sigma": items.log_variance,
+    }
     arrays = {name: tensor.cpu().numpy() for name, tensor in tensors.items() if tensor is not None}
     write_named_arrays(path, arrays if items.ids is None else {**arrays, "ids": items.ids})
 
@@ -96,7 +105,8 @@ def read_embeddings(path: str | Path, *, where: str) -> EmbeddingSet:
     return EmbeddingSet(
         embeddings=torch.from_numpy(whole(source.vectors)),  # on memory that may be mapped copy-on-write
         ids=checked_ids(arrays["ids"], where) if "ids" in arrays else None,
-        labels=torch.from_numpy(checked_labels(arrays["labels"], where)) if "labels" in arrays else None,
+        labels=torch.from_numpy(checked_numbers("labels", arrays["labels"], where)) if "labels" in arrays else None,
+        cameras=torch.from_numpy(checked_numbers("cameras", arrays["cameras"], where)) if "cameras" in arrays else None,
         log_variance=torch.from_numpy(arrays["sigma"].astype(np.float32)) if "sigma" in arrays else None,
         re_embedded=torch.from_numpy(arrays["re_embedded"]) if "re_embedded" in arrays else None,
         calibration=torch.from_numpy(arrays["calibration"]) if "calibration" in arrays else None,

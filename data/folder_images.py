@@ -50,7 +50,7 @@ class Decoded(NamedTuple):
 
 
 class FolderImages:
-    """An `ImageSet` that decodes images each time they are needed (ImageNet).
+    """An `ImageSet` that decodes images each time they are needed (ImageNet, images of one's own).
 
     Its batches come from one iteration at a time, on workers that live as long as the set.
     """
@@ -66,7 +66,14 @@ class FolderImages:
         self._plan: list[Job] = []  # what the workers do next; set anew for each iteration, so that they outlive it
         self._latest = self._plan  # whose iteration it is
         self._loader = DataLoader(
-            Decoder(listed, feed.image_size, feed.seed, max_unreadable=feed.unreadable.max_share),
+            Decoder(
+                listed,
+                feed.image_size,
+                feed.seed,
+                max_unreadable=feed.unreadable.max_share,
+                interpolation=feed.interpolation,
+                whole_image=feed.whole_image,
+            ),
             sampler=self._plan,
             batch_size=None,  # a job is a batch
             num_workers=self.num_workers,
@@ -133,8 +140,18 @@ class FolderImages:
 class Decoder(Dataset[Decoded]):
     """What a worker does: decode and transform a batch, each image with randomness of (seed, epoch, index) alone."""
 
-    def __init__(self, listed: ImageList, size: int, seed: int, *, max_unreadable: float = 0.0) -> None:
+    def __init__(
+        self,
+        listed: ImageList,
+        size: int,
+        seed: int,
+        *,
+        max_unreadable: float = 0.0,
+        interpolation: str = "bilinear",
+        whole_image: bool = False,
+    ) -> None:
         self.listed, self.size, self.seed, self.max_unreadable = listed, size, seed, max_unreadable
+        self.interpolation, self.whole_image = interpolation, whole_image
 
     def __getitem__(self, job: Job) -> Decoded:
         indices: list[int] = []
@@ -183,10 +200,11 @@ class Decoder(Dataset[Decoded]):
             top, left, height, width = RandomResizedCrop.get_params(shape, [job.min_area, 1.0], ASPECT)
             pixels = pixels[top : top + height, left : left + width]
         image = torch.from_numpy(pixels.copy()).permute(2, 0, 1).unsqueeze(0)
-        if job.resized_crop:
-            image = resize(image, self.size)
+        if job.resized_crop or self.whole_image:
+            image = resize(image, self.size, self.interpolation)
         else:  # the usual one: the shorter side to 8/7 of the crop (256 for 224), then the centre
-            image = TF.resize(image, [self.size * 8 // 7], antialias=True)
+            mode = TF.InterpolationMode(self.interpolation)
+            image = TF.resize(image, [self.size * 8 // 7], mode, antialias=True)
             image = TF.center_crop(image, [self.size, self.size])
         image = image.permute(0, 2, 3, 1)
         return image.flip(2) if torch.rand(()) < job.flip else image

@@ -1,22 +1,23 @@
-"""The layout on disk: DATA_ROOT/training/CLASS/* and DATA_ROOT/validation/CLASS/*.
+"""The layout on disk: DATA_ROOT/training/CLASS/* and DATA_ROOT/validation/CLASS/*, or splits of other names.
 
-The classes are the folders of the training split, and validation images are numbered by them, whatever folders there
-are in the validation split. Images lie in a class folder or at any depth below it. Hidden files and folders, and the
-folders that other programs leave, are no part of the data set.
+The classes are the folders of the training split, and the images of others are numbered by them, whatever folders there
+are in those. Images lie in a class folder or at any depth below it. Hidden files and folders, and the folders that
+other programs leave, are no part of the data set.
 """
 
 import os
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from data.items import Array
+from utils.config import unknown_choice
 from utils.data_roots import SPLITS, digest
 from utils.errors import UserError
 from utils.files import entries_below, is_folder, visible_entries
@@ -31,12 +32,15 @@ THREADS, FILES_AT_A_TIME = 32, 1024  # that look up files' sizes: on a network e
 
 @dataclass(frozen=True)
 class ImageList:
-    """The images of one split, class by class."""
+    """The images of one split: of folders class by class, of a list in the order of its rows."""
 
     paths: list[Path]
-    labels: list[int]  # index into `classes`
-    classes: list[str]  # folder names: the training split's sorted as strings, then what others there are
+    labels: list[int]  # index into `classes`, negative for an image of no class
+    classes: list[str]  # names: the training split's sorted, of folders as strings, then what others there are
     notes: list[str] = field(default_factory=list, kw_only=True)  # what the user should know of the folders
+    ids: Array | None = field(default=None, kw_only=True)  # (n,) int64 or texts; None: their places tell them apart
+    groups: list[str] | None = field(default=None, kw_only=True)  # what the images are of, beside their class
+    cameras: list[int] | None = field(default=None, kw_only=True)  # what took them
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -47,30 +51,42 @@ class ImageList:
 
     def files(self, data_root: str | Path) -> Iterator[tuple[str, int, int]]:
         """(name below `data_root`, bytes, time of its last change in ns) of each image; -1 where there is no file."""
-        start = len(str(Path(data_root, "_"))) - 1
+        folder = str(Path(data_root, "_"))[:-1]
         parts = [self.paths[first : first + FILES_AT_A_TIME] for first in range(0, len(self), FILES_AT_A_TIME)]
         with ThreadPoolExecutor(THREADS) as pool:
             for part, found in zip(parts, pool.map(_sizes_and_times, parts), strict=True):
                 for path, (size, time) in zip(part, found, strict=True):
-                    yield str(path)[start:], size, time
+                    yield str(path).removeprefix(folder), size, time
 
     def contents(self, data_root: str | Path) -> dict[str, tuple[int, str]]:
         """Of each class the number of its images, and a digest of their names below `data_root` and their sizes."""
-        contents = {}
-        for label, of_class in groupby(zip(self.labels, self.files(data_root), strict=True), key=itemgetter(0)):
-            facts = [(name, size) for _, (name, size, _) in of_class]
-            contents[self.classes[label]] = len(facts), digest(facts)
-        return contents
+        of_classes: dict[int, list[tuple[str, int]]] = defaultdict(list)
+        for label, (name, size, _) in zip(self.labels, self.files(data_root), strict=True):
+            of_classes[label].append((name, size))
+        return {self.classes[label]: (len(facts), digest(facts)) for label, facts in of_classes.items()}
 
     def take(self, positions: Sequence[int]) -> "ImageList":
         """The images at these positions; the classes stay."""
-        return replace(self, paths=[self.paths[i] for i in positions], labels=[self.labels[i] for i in positions])
+        return replace(
+            self,
+            paths=[self.paths[i] for i in positions],
+            labels=[self.labels[i] for i in positions],
+            ids=None if self.ids is None else self.ids[list(positions)],
+            groups=None if self.groups is None else [self.groups[i] for i in positions],
+            cameras=None if self.cameras is None else [self.cameras[i] for i in positions],
+        )
 
 
 def list_images(
-    data_root: str | Path, split: str, num_classes: int | None = None, *, all_classes: bool = False
+    data_root: str | Path,
+    split: str,
+    num_classes: int | None = None,
+    *,
+    all_classes: bool = False,
+    training_split: str = SPLITS[0],
+    other_splits: Sequence[str] = (),
 ) -> ImageList:
-    """List the images of `split` ("training" or "validation"), numbered by the classes of the training split.
+    """List the images of the folder `split`, numbered by the classes of the training split.
 
     Where there is no training folder, the classes are those of the split itself.
 
@@ -78,19 +94,21 @@ def list_images(
         num_classes: only the first so many classes. Folder names sort as strings, so of CIFAR-100's folders 0..99 the
             first 50 are 0-5 and 10-53 (the published old model's classes).
         all_classes: every class, whatever `num_classes` says, and after them those that the training split lacks.
+        training_split: the folder that says which classes there are.
+        other_splits: folders whose classes are numbered too with `all_classes`, so that all of them have one numbering.
 
     Raises:
         UserError: the folder is missing, a class folder of the training split is empty, there are fewer classes than
             asked for, or no image of them.
     """
-    folder, training = Path(data_root, split), Path(data_root, SPLITS[0])
+    folder, training = Path(data_root, split), Path(data_root, training_split)
     if not folder.is_dir():
         raise UserError(f"dataset_params.data_root: {data_root} has no folder `{split}`; prepare_dataset.py makes it")
     left_out: list[os.DirEntry[str]] = []
     names = class_folders(folder, left_out)
     if not names:
         raise UserError(f"dataset_params.data_root: {folder} has no class folders")
-    is_training = split == SPLITS[0]
+    is_training = split == training_split
     training, trained = (folder, names) if is_training or not training.is_dir() else (training, class_folders(training))
     if all_classes:
         num_classes = None
@@ -102,6 +120,9 @@ def list_images(
     if is_training and (empty := [name for name in names if found.get(name) == []]):
         raise UserError(f"dataset_params.data_root: the class folder {folder / empty[0]} holds no image")
     classes, notes = _number_classes(wanted, [name for name in names if found.get(name)], folder, all_classes)
+    if all_classes and not is_training and other_splits:
+        elsewhere = {name for other in other_splits for name in class_folders(Path(data_root, other))}
+        classes = wanted + sorted(elsewhere.union(classes).difference(wanted))
     paths: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(classes):
@@ -149,7 +170,7 @@ def _number_classes(
     missing = sorted(set(wanted).difference(present))
     others = sorted(set(present).difference(wanted))
     if len(missing) == len(wanted) and not (all_classes and others):
-        raise UserError(f"dataset_params.data_root: {folder} holds no image of the classes of the training split")
+        raise UserError(no_common_class(f"dataset_params.data_root: {folder}"))
     notes = []
     if missing:
         notes.append(f"{folder}: no image of some of the {len(wanted):,} classes: {_counted(missing)}")
@@ -157,6 +178,20 @@ def _number_classes(
         done = "numbered after its classes" if all_classes else "left out"
         notes.append(f"{folder}: class folders that the training split lacks, {done}: {_counted(others)}")
     return wanted + (others if all_classes else []), notes
+
+
+def unknown_split(where: str, split: str, splits: Iterable[str]) -> str:
+    """The text of an error about the name of a split that is not one of `splits`."""
+    named_by = "dataset_params.training_split and validation_split, and eval_params.query_split and gallery_split"
+    return f"{where}: {unknown_choice('split', split, splits)};\nthe splits to use are named by {named_by}"
+
+
+def no_common_class(where: str) -> str:
+    """The text of an error about a split whose classes are all unknown to training."""
+    return (
+        f"{where} holds no image of the classes of the training split; to train without validation accuracies, set "
+        "validate_every=0"
+    )
 
 
 def _counted(names: list[str], folder: Path | None = None) -> str:

@@ -9,6 +9,7 @@ import torch
 
 from data.contrastive_views import ViewRecipe
 from data.folders import ImageList, refusal
+from data.preprocessing import Channels
 from utils.distributed import World
 from utils.errors import UserError
 from utils.seeds import Stream, generator
@@ -33,7 +34,7 @@ class ImageSet(Protocol):
 
     listed: ImageList  # n images
     labels: torch.Tensor  # (n,) int64, on the CPU
-    classes: list[str]  # names of the class folders, by label
+    classes: list[str]  # names of the classes, by label
     num_views: int | None  # of the training transform; None where they are too many to enumerate
 
     def __len__(self) -> int:
@@ -63,11 +64,13 @@ class Feed:
 
     image_size: int  # pixels a side
     augmentation: str  # name of the random training transform
-    mean: tuple[float, float, float]  # of the levels, as fractions
-    std: tuple[float, float, float]
+    mean: Channels  # of the levels, as fractions
+    std: Channels
     unreadable: "Unreadable"
     world: World
     seed: int  # of the shuffling and the augmentation
+    interpolation: str = "bilinear"  # or bicubic
+    whole_image: bool = False  # squeezed into the square in evaluation, in place of its middle
 
 
 class Unreadable:

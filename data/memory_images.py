@@ -81,7 +81,8 @@ class MemoryImages:
 
     def _batch(self, rows: torch.Tensor, views: torch.Tensor) -> Batch:
         on_device = rows.to(self.pixels.device)
-        images = resize(self.augmentation.apply(self.pixels[on_device], views), self.feed.image_size)
+        images = self.augmentation.apply(self.pixels[on_device], views)
+        images = resize(images, self.feed.image_size, self.feed.interpolation)
         return Batch(self.normalise(images), self.device_labels[on_device], self.readable[rows])
 
 

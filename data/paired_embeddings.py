@@ -12,7 +12,7 @@ from data.items import Items, matching_rows
 from data.lengths import Lengths, about_zeros, lengths_of
 from data.sources.arrays import read_arrays, read_matrix
 from data.sources.formats import LONE
-from data.sources.ids import checked_ids, checked_labels
+from data.sources.ids import checked_ids, checked_numbers
 from data.sources.rows import check_finite, parts_of
 from utils.distributed import World
 from utils.errors import UserError
@@ -156,7 +156,7 @@ def _read_labels(
     name = LONE if LONE in arrays else "labels"
     if name not in arrays:
         raise UserError(f"{where} has no array `labels`")
-    labels = torch.from_numpy(checked_labels(arrays[name], where))
+    labels = torch.from_numpy(checked_numbers("labels", arrays[name], where))
     ids = checked_ids(arrays["ids"], where) if "ids" in arrays else None
     reference = Items(old.name, old.count, old.ids if name else None)  # a lone array has no place for ids
     rows = matching_rows(reference, Items(where, len(labels), ids))

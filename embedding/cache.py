@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from data.config import DatasetParams
+from data.datasets import list_split
 from data.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 from data.images import Batch
 from embedding.extraction import embed_images
@@ -30,6 +31,13 @@ def rounded(embeddings: torch.Tensor) -> torch.Tensor:
     half = embeddings.half()
     change = (half.float() - embeddings).norm(dim=1)
     return half if bool((change <= HALF_TOLERANCE * embeddings.norm(dim=1)).all()) else embeddings
+
+
+def _files(params: DatasetParams) -> Iterator[tuple[str, int, int]]:
+    """(name, bytes, time of its last change in ns) of the files that training images are read from."""
+    if params.list_path is not None:
+        return list_split(params, "training").files(params.data_root)
+    return ((name, status.st_size, status.st_mtime_ns) for name, status in image_files(params.data_root))
 
 
 @dataclass(frozen=True)
@@ -57,8 +65,7 @@ class EmbeddingCache:
         hashes = {role: sha256_of(path) for role, path in models.items()}
         if folder is None:
             return cls(None, "", hashes, world)
-        found = image_files(params.data_root)
-        files = digest((name, status.st_size, status.st_mtime_ns) for name, status in found)
+        files = digest(_files(params))
         arithmetic = [precision, world.device.type, world.size, torch.__version__]
         source = json.dumps([decisive_values(params), files, arithmetic], sort_keys=True)
         return cls(folder, source, hashes, world)

@@ -21,7 +21,9 @@ class EmbedConfig:
     output_classifier_path: str | None = key(
         None, doc="also write the backbone's classifier, (classes, dimension), as `.npy`", path="output"
     )
-    split: Literal["training", "validation"] = key("validation", doc="which images")
+    split: str = key(
+        "validation", doc="which images: `training` or `validation`, as dataset_params say, or any other split by name"
+    )
     views: Literal["first", "all"] = key(
         "first", doc="the image as in evaluation, or every view that the training transform can draw, one after another"
     )

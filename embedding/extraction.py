@@ -1,14 +1,17 @@
 """Running frozen models over a set of images."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
 from data.datasets import open_images
 from data.embeddings import EmbeddingSet
-from data.images import Batch
+from data.images import Batch, ImageSet
 from embedding.config import EmbedConfig
 from embedding.memory import in_parts_that_fit
 from models.embedding import embed
@@ -89,14 +92,33 @@ def _gather(parts: list[Transformed], world: World) -> Transformed:
     return Transformed(embeddings, world.gather_rows(torch.cat(log_variances)))
 
 
+def embedded_items(images: ImageSet, positions: torch.Tensor, output: Transformed) -> EmbeddingSet:
+    """Embedded images, with all that the list says of them.
+
+    The ids are those of the list; where it has none, as of class folders, the images' positions in it.
+
+    Args:
+        positions: (m,) of the images, as `embed_images` gives them.
+    """
+    rows, listed = positions.numpy(), images.listed.take(positions.tolist())
+    return EmbeddingSet(
+        output.embedding,
+        rows if listed.ids is None else listed.ids,
+        images.labels[positions].to(output.embedding.device),
+        output.log_variance,
+        cameras=None if listed.cameras is None else torch.tensor(listed.cameras, device=output.embedding.device),
+        groups=None if listed.groups is None else np.array(listed.groups),
+    )
+
+
 def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> EmbeddingSet:
     """Embed the images of a split in one view or all of them, one after another.
 
-    The ids of view v are v n + the images' positions in the list of the split.
+    The ids are those of `embedded_items`; of several views, those of view v are v n + the images' places in the list.
 
     Raises:
-        UserError: the data set cannot be read, all of its views are asked for and cannot be enumerated, or an embedding
-            goes beyond `embedding_dtype`.
+        UserError: the data set cannot be read, all of its views are asked for and cannot be enumerated, its ids cannot
+            be written, or an embedding goes beyond `embedding_dtype`.
     """
     every_class = config.dataset_params.num_classes is None
     images = open_images(config.dataset_params, config.split, world, seed=0, all_classes=every_class)
@@ -105,6 +127,11 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
             "views: random crops are too many to embed; set dataset_params.augmentation=flip or views=first"
         )
     views = range(images.num_views or 1) if config.views == "all" else range(1)
+    ids, path = images.listed.ids, Path(config.output_embeddings_path)
+    if len(views) == 1 and ids is not None and ids.dtype.kind == "U" and path.suffix == ".safetensors":
+        raise UserError(
+            f"output_embeddings_path: {path} cannot hold the ids of the images, which are texts; use .parquet or .npz"
+        )
     batch_size, share = world.local_batch(config.dataset_params.batch_size), world.share(len(images))
     parts: list[Transformed] = []
     positions = []
@@ -121,12 +148,14 @@ def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> Embeddin
         parts.append(output._replace(embedding=_rounded(output.embedding, config.embedding_dtype, row)))
         positions.append(embedded)
     log_variances = [part.log_variance for part in parts if part.log_variance is not None]
-    return EmbeddingSet(
-        torch.cat([part.embedding for part in parts]),
-        torch.cat([view * len(images) + embedded for view, embedded in zip(views, positions, strict=True)]).numpy(),
-        images.labels[torch.cat(positions)],
-        torch.cat(log_variances) if log_variances else None,
+    of_views = Transformed(
+        torch.cat([part.embedding for part in parts]), torch.cat(log_variances) if log_variances else None
     )
+    items = embedded_items(images, torch.cat(positions), of_views)
+    if len(views) == 1:
+        return items
+    numbers = [view * len(images) + embedded for view, embedded in zip(views, positions, strict=True)]
+    return replace(items, ids=torch.cat(numbers).numpy())
 
 
 def _rounded(embeddings: torch.Tensor, dtype: str, first_row: int) -> torch.Tensor:

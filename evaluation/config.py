@@ -74,6 +74,12 @@ class EvalParams:
         doc="move the clearest item of each class to the class's mean, once the orders have looked at the gallery; "
         "auto: unless the items are of few of the classes that the classifier knows, or of others",
     )
+    query_split: str | None = key(
+        None, doc="the split that the queries are; dataset_params.validation_split if left out"
+    )
+    gallery_split: str | None = key(
+        None, doc="the split that the gallery is; if it is that of the queries, no query retrieves itself"
+    )
     subset: Subset | None = key(None, doc="evaluate on a part of the items alone")
     same_items: bool | None = key(
         None,
@@ -116,10 +122,16 @@ class EmbeddingsParams:
 
     query: str = key(
         doc="embedding file of the queries, by the new model, in any form of data.md: `embeddings`, `labels` and "
-        "perhaps `ids` (numbers or texts) and `sigma`",
+        "perhaps `ids` (numbers or texts), `cameras` and `sigma`",
         path="input",
     )
     gallery: str = key(doc="embedding file of the gallery; its `sigma` serves the sigma order", path="input")
+    new_gallery: str | None = key(
+        None,
+        doc="embedding file of the gallery's items by the new model, for backfilling where the queries are other "
+        "items; joined by `ids`, in any order",
+        path="input",
+    )
     transformation: str | None = key(
         None, doc="transformation that the gallery's old embeddings go through first; it gives the sigma", path="input"
     )
@@ -171,7 +183,9 @@ class EvalConfig:
     eval_params: EvalParams = section(EvalParams, doc="what to compute")
     query_model_path: str | None = key(None, doc="model of the queries (the new one)", path="input")
     gallery_model_path: str | None = key(None, doc="model of the gallery (transformed old, old or new)", path="input")
-    dataset_params: DatasetParams | None = key(None, doc="images; the validation split is query set and gallery")
+    dataset_params: DatasetParams | None = key(
+        None, doc="images; the validation split is query set and gallery, unless eval_params name others"
+    )
     embeddings_params: EmbeddingsParams | None = key(None, doc="embedding files in place of models and images")
     earlier_upgrade: EarlierUpgrade | None = key(None, doc="of models and images: what an upgrade before has left")
     output: str | None = key(None, doc="result file (JSON); also --output FILE", path="output")
@@ -185,6 +199,8 @@ class EvalConfig:
         from_models = [self.query_model_path, self.gallery_model_path, self.dataset_params]
         if self.embeddings_params is not None and any([*from_models, self.earlier_upgrade]):
             raise ValueError("embeddings_params: stands in place of model paths, dataset_params and earlier_upgrade")
+        if self.embeddings_params is not None and (self.eval_params.query_split or self.eval_params.gallery_split):
+            raise ValueError("eval_params.query_split, gallery_split: are of images; embeddings_params name files")
         if self.embeddings_params is None and self.eval_params.same_items is not None:
             raise ValueError("eval_params.same_items: is for embeddings_params; models embed the same images")
         if self.embeddings_params is None and not all(from_models):

@@ -41,8 +41,8 @@ def read_query_and_gallery(files: EmbeddingsParams, params: EvalParams, device: 
     """Read the embedding files of an evaluation onto the device; on a CPU, a mapped file stays mapped.
 
     Raises:
-        UserError: as `read_embeddings` and `numbers_of_gallery`; a file without labels, or side-information of other
-            items than the gallery.
+        UserError: as `read_embeddings` and `numbers_of_gallery`; a file without labels, or side-information or
+            new embeddings of other items than the gallery.
     """
     query = read_embeddings(files.query, where="embeddings_params.query")
     gallery = read_embeddings(files.gallery, where="embeddings_params.gallery")
@@ -56,6 +56,10 @@ def read_query_and_gallery(files: EmbeddingsParams, params: EvalParams, device: 
         where = "embeddings_params.side_info"
         of_gallery = read_embeddings(files.side_info, where=where)
         side_info = of_gallery.in_order_of(items, f"{where}: {files.side_info}").embeddings
+    if files.new_gallery is not None:
+        where = "embeddings_params.new_gallery"
+        new = read_embeddings(files.new_gallery, where=where).in_order_of(items, f"{where}: {files.new_gallery}")
+        gallery = replace(gallery, new=new.embeddings)
     numbers = torch.from_numpy(numbers_of_gallery(queries, items, params.same_items))
     query, gallery = replace(query, numbers=torch.arange(len(query))), replace(gallery, numbers=numbers)
     if params.backfilling is not None and not query.same_items(gallery):

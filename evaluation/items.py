@@ -1,15 +1,18 @@
 """The queries and the gallery of an evaluation: from models and images, or from embedding files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
-from data.datasets import open_images, resolve_image_size
+from data.datasets import named_split, open_images, resolve_image_size
 from data.embeddings import EmbeddingSet
+from data.images import ImageSet
+from data.items import numbers_of_gallery
 from data.lengths import about_zeros, lengths_of, zeros_kept
-from embedding.extraction import embed_images, embedding_dim, freeze
+from embedding.extraction import embed_images, embedded_items, embedding_dim, freeze
 from evaluation.config import EarlierUpgrade, EmbeddingsParams, EvalConfig
 from evaluation.files import Calibrations, ClassVectors, read_class_vectors, read_query_and_gallery
 from evaluation.subsets import take_subset
@@ -67,9 +70,10 @@ def query_and_gallery(config: EvalConfig, world: World) -> Compared:
 
 
 def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
-    """Embed the validation split of all classes as query set, by the query model, and as gallery, by the gallery model.
+    """Embed the query split by the query model, and the gallery split by the gallery model; all classes of both.
 
-    The ids are the images' positions in the list of the split; unreadable images are in neither set.
+    Where both are one split, its images are read once. Where they are two, the query model embeds the gallery as well,
+    if it is to be backfilled. Unreadable images are in neither set.
 
     Raises:
         UserError: a model file or the data set cannot be read.
@@ -79,7 +83,7 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
     assert config.dataset_params is not None
     description = read_description(config.query_model_path, where="query_model_path", transformation=False)
     query_model = freeze(build_model(description, where="query_model_path"), world)
-    models, of_gallery = {"query": query_model, "gallery": query_model}, description
+    models, of_gallery = {"gallery": query_model}, description
     if config.gallery_model_path != config.query_model_path:
         of_gallery = read_description(config.gallery_model_path, where="gallery_model_path", transformation=False)
         models["gallery"] = freeze(build_model(of_gallery, where="gallery_model_path"), world)
@@ -91,8 +95,49 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
         raise UserError(
             f"eval_params.two_fields: is for the old model as it is; {config.gallery_model_path} transforms its vectors"
         )
-    images = open_images(config.dataset_params, "validation", world, seed=config.seed, all_classes=True)
-    embedded, ids = embed_images(
+    query_images, gallery_images = open_query_and_gallery(config, world)
+    two_sets = query_images is not gallery_images
+    if not two_sets or config.eval_params.backfilling is not None:
+        models["new"] = query_model
+    embedded, positions = _embed(models, gallery_images, config, world)
+    if earlier is not None and "re_embedded" in embedded:
+        embedded["gallery"] = half_way(embedded["gallery"], embedded["re_embedded"], earlier, config.seed)
+    gallery = embedded_items(gallery_images, positions, embedded["gallery"])
+    if two_sets:
+        outputs, positions = _embed({"query": query_model}, query_images, config, world)
+        query = embedded_items(query_images, positions, outputs["query"])
+        query, gallery = numbered_apart(query, gallery, query_images.listed.ids is None)
+        gallery = replace(gallery, new=embedded["new"].embedding if "new" in embedded else None)
+    else:
+        numbers = positions.to(world.device)
+        gallery = replace(gallery, numbers=numbers)
+        query = replace(gallery, embeddings=embedded["new"].embedding, log_variance=embedded["new"].log_variance)
+    classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None
+    classes = classes or ClassVectors(classifier_of(query_model, description))
+    calibrations = {} if earlier is not None else calibration_of(of_gallery)  # two ways, of a constant each
+    names = max(query_images.classes, gallery_images.classes, key=len)  # one goes on where the other ends
+    return Compared(query, gallery, replace(classes, names=names), calibrations, unhelpful_orders(of_gallery))
+
+
+def open_query_and_gallery(config: EvalConfig, world: World) -> tuple[ImageSet, ImageSet]:
+    """The images of the query split and of the gallery split; one set where these are the same."""
+    params = config.dataset_params
+    assert params is not None
+    splits = [split or "validation" for split in (config.eval_params.query_split, config.eval_params.gallery_split)]
+    if params.held_out is None:
+        splits = [named_split(params, split) for split in splits]
+    opened = {
+        split: open_images(params, split, world, seed=config.seed, all_classes=True) for split in dict.fromkeys(splits)
+    }
+    return opened[splits[0]], opened[splits[1]]
+
+
+def _embed(
+    models: Mapping[str, nn.Module], images: ImageSet, config: EvalConfig, world: World
+) -> tuple[dict[str, Transformed], torch.Tensor]:
+    """Embed all images as in evaluation, as `embed_images` does."""
+    assert config.dataset_params is not None
+    return embed_images(
         models,
         images.view_batches(0, world.local_batch(config.dataset_params.batch_size)),
         total=len(range(len(images))[world.share(len(images))]),
@@ -100,18 +145,24 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
         world=world,
         title="embedding",
     )
-    numbers, labels = ids.to(world.device), images.labels[ids].to(world.device)
-    if earlier is not None and "re_embedded" in embedded:
-        embedded["gallery"] = half_way(embedded["gallery"], embedded["re_embedded"], earlier, config.seed)
-    query, gallery = (
-        EmbeddingSet(output.embedding, ids.numpy(), labels, output.log_variance, numbers)
-        for output in (embedded["query"], embedded["gallery"])
+
+
+def numbered_apart(query: EmbeddingSet, gallery: EmbeddingSet, by_place: bool) -> tuple[EmbeddingSet, EmbeddingSet]:
+    """Two splits with the numbers that tell which images are in both: those of the same id.
+
+    Args:
+        by_place: ids are positions in either split, and no image is in both.
+    """
+    if by_place:
+        assert gallery.ids is not None
+        gallery = replace(gallery, ids=len(query) + np.arange(len(gallery)))
+        query = replace(query, ids=np.arange(len(query)))
+    numbers = numbers_of_gallery(query.named("query_split"), gallery.named("gallery_split"), None)
+    device = query.embeddings.device
+    return (
+        replace(query, numbers=torch.arange(len(query), device=device)),
+        replace(gallery, numbers=torch.from_numpy(numbers).to(device)),
     )
-    classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None
-    classes = classes or ClassVectors(classifier_of(query_model, description))
-    calibrations = {} if earlier is not None else calibration_of(of_gallery)  # two ways, of a constant each
-    classes = replace(classes, names=images.classes)
-    return Compared(query, gallery, classes, calibrations, unhelpful_orders(of_gallery))
 
 
 def after_earlier_upgrade(gallery: nn.Module, config: EvalConfig, world: World) -> dict[str, nn.Module]:

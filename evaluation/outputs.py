@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.embeddings import write_embeddings
+from data.embeddings import EmbeddingSet, write_embeddings
 from evaluation.config import EvalConfig
 from evaluation.run import Curves, Evaluation
 from retrieval import PerQuery, RetrievalMetrics
@@ -19,8 +19,11 @@ def write_outputs(evaluation: Evaluation, config: EvalConfig) -> None:
     """Write what the config asks for: the embeddings, the curves as an array, the figures of each query, the result."""
     params, query = config.eval_params, evaluation.query
     if params.embeddings_output_dir is not None:
-        write_embeddings(Path(params.embeddings_output_dir) / "query.npz", query)
-        write_embeddings(Path(params.embeddings_output_dir) / "gallery.npz", evaluation.gallery)
+        folder, gallery = Path(params.embeddings_output_dir), evaluation.gallery
+        write_embeddings(folder / "query.npz", query)
+        write_embeddings(folder / "gallery.npz", gallery)
+        if gallery.new is not None:
+            write_embeddings(folder / "new_gallery.npz", EmbeddingSet(gallery.new, gallery.ids))
     if params.backfilling_result_path is not None and evaluation.curves:
         write_array(params.backfilling_result_path, curve_array(evaluation.curves))
     if params.per_query is not None:

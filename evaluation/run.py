@@ -88,14 +88,15 @@ def backfilling_orders(compared: Compared, config: EvalConfig) -> dict[str, torc
     params, query, gallery, classes = config.eval_params, compared.query, compared.gallery, compared.classes
     if params.backfilling is None or not params.backfilling_list:
         return {}
-    if not query.same_items(gallery):
-        raise UserError("eval_params.backfilling: needs queries and gallery of the same items")
+    if params.two_fields is not None and (gallery.cameras is not None or not query.same_items(gallery)):
+        raise UserError("eval_params.two_fields: needs queries and gallery of the same items, without cameras")
+    new = new_of_gallery(query, gallery)
     return {
         name: backfilling_order(
             name,
             # With two fields nothing is transformed, and the old vectors may have another dimension.
-            transformed=gallery.embeddings if params.two_fields is None else query.embeddings,
-            new=query.embeddings,
+            transformed=gallery.embeddings if params.two_fields is None else new,
+            new=new,
             log_variance=gallery.log_variance,
             classifier=classes.classifier,
             classifier_bias=classes.bias,
@@ -107,6 +108,21 @@ def backfilling_orders(compared: Compared, config: EvalConfig) -> dict[str, torc
         )
         for name in params.backfilling_list
     }
+
+
+def new_of_gallery(query: EmbeddingSet, gallery: EmbeddingSet) -> torch.Tensor:
+    """The new model's embeddings of the gallery's items, (n, d): those of the queries where both are the same items.
+
+    Raises:
+        UserError: they are not known.
+    """
+    if gallery.new is not None:
+        return gallery.new
+    if not query.same_items(gallery):
+        raise UserError(
+            "eval_params.backfilling: needs queries and gallery of the same items, or embeddings_params.new_gallery"
+        )
+    return query.embeddings
 
 
 def with_representatives(
@@ -160,6 +176,8 @@ def metrics_and_curves(
         shared: dict[str, Any] = {
             "query_ids": query.numbers,
             "gallery_ids": gallery.numbers,
+            "query_cameras": query.cameras,
+            "gallery_cameras": gallery.cameras,
             "distance": params.distance_metric_name,
             "recall_at": params.recall_at,
             "precision_at": params.precision_at,
@@ -171,20 +189,21 @@ def metrics_and_curves(
             "world": world,
             "progress": progress,
         }
-        new, transformed = query.embeddings, gallery.embeddings
+        queries, transformed = query.embeddings, gallery.embeddings
+        new = new_of_gallery(query, gallery) if orders else None
         if calibration is not None:
-            new = calibration.exact(new)
+            queries, new = calibration.exact(queries), None if new is None else calibration.exact(new)
             if gallery.re_embedded is None:
                 transformed = calibration.transformed(transformed)
             else:
                 own = None if isinstance(params.calibration, float) else gallery.calibration
                 transformed = calibration.mixed(transformed, gallery.re_embedded, own)
-        if not orders:
-            return evaluate(new, transformed, query.labels, gallery.labels, **shared), {}
+        if new is None:
+            return evaluate(queries, transformed, query.labels, gallery.labels, **shared), {}
         assert params.backfilling is not None
         points = cutoffs(len(gallery), params.backfilling)
         curves = backfilling_curve(
-            new, transformed, new, query.labels, gallery.labels, orders=orders, cutoffs=points, **shared
+            queries, transformed, new, query.labels, gallery.labels, orders=orders, cutoffs=points, **shared
         )
     return next(iter(curves.values())).points[0], curves
 
@@ -234,13 +253,14 @@ def judge_orders(
     judged = {name: order for name, order in orders.items() if name != "random"}
     if not judged:
         return {}
-    assert query.labels is not None
-    with ranking_progress(query, config, world) as progress:
+    assert gallery.labels is not None
+    with ranking_progress(gallery, config, world) as progress:
         return order_quality(
             gallery.embeddings,
-            query.embeddings,
-            query.labels,
+            new_of_gallery(query, gallery),
+            gallery.labels,
             judged,
+            cameras=gallery.cameras,
             distance=config.eval_params.distance_metric_name,
             compute_map=config.eval_params.compute_map,
             world=world,

@@ -62,10 +62,14 @@ def class_table(metrics: RetrievalMetrics, class_names: Sequence[str] = ()) -> s
 
 
 def correlations(quality: Quality) -> str:
-    """A line for each judged order: its rank correlation with 1 - AP, or with 1 - CMC-1 where mAP was not computed."""
+    """A line for each judged order: its rank correlation with 1 - AP, or with what stands in for it.
+
+    That is 1 - CMC-1 where mAP was not computed, and the error of the transformation where no item has a match.
+    """
+    titles = {"average_precision": "1 - AP", "cmc_top1": "1 - CMC-1", "alignment_error": "the alignment error"}
     lines = []
     for order, of_order in quality.items():
-        risk, title = ("average_precision", "1 - AP") if "average_precision" in of_order else ("cmc_top1", "1 - CMC-1")
+        risk, title = next((risk, title) for risk, title in titles.items() if risk in of_order)
         found = of_order[risk].spearman
         value = "none, as all items have the same" if found is None else f"{found:.2f}"
         lines.append(f"rank correlation of the {order} order with {title}: {value}")

@@ -32,6 +32,8 @@ def evaluate(
     *,
     query_ids: Tensor | None = None,
     gallery_ids: Tensor | None = None,
+    query_cameras: Tensor | None = None,
+    gallery_cameras: Tensor | None = None,
     distance: str = "l2",
     top_k: Sequence[int] = (1, 5),
     recall_at: Sequence[int] = (),
@@ -51,6 +53,9 @@ def evaluate(
     the -1 of unknown people in re-identification, is no class: such an item is relevant to no query and no query of its
     own, but stays in the gallery, where it stands in the way of others.
 
+    With cameras, a query's matches by its own camera are ignored: items of its label and its camera are not in its
+    gallery, and take no rank (Market-1501's protocol). A query that has no other match is skipped and counted.
+
     Ties do not depend on the gallery's order: ranks count an irrelevant item as near as a relevant one before it, and
     AP groups items at equal distances, as scikit-learn does. Distances are rounded to float32 once.
 
@@ -61,6 +66,8 @@ def evaluate(
         gallery_labels: (n_g,) integers; those of the queries if left out.
         query_ids: (n_q,) distinct integers.
         gallery_ids: (n_g,) distinct integers; those of the queries if left out.
+        query_cameras: (n_q,) integers.
+        gallery_cameras: (n_g,) integers; given if and only if those of the queries are.
         distance: `l2` on the embeddings as they are, or `cosine`.
         top_k: the k of CMC top-k.
         recall_at: the k of recall@k, the mean share of a query's relevant items that are among its k nearest.
@@ -75,15 +82,17 @@ def evaluate(
         progress: called with the number of this process's queries that are done, up to its `world.share(n_q)`.
 
     Raises:
-        UserError: embeddings that are not finite, shapes that do not fit together, ids that occur twice, an empty set,
-            an unknown distance, a k or a level out of range, or no query with a relevant item.
+        UserError: embeddings that are not finite, shapes that do not fit together, ids that occur twice, cameras of one
+            set alone, an empty set, an unknown distance, a k or a level out of range, or no query with a relevant item.
     """
     wanted = Wanted(top_k, recall_at, precision_at, compute_map, per_query, per_class)
     check_distance(distance)
     check_wanted(wanted)
     check_level(interval_level)
     check_embeddings(query=query, gallery=gallery)
-    relevant = find_relevant(query, gallery, query_labels, gallery_labels, query_ids, gallery_ids)
+    relevant = find_relevant(
+        query, gallery, query_labels, gallery_labels, query_ids, gallery_ids, query_cameras, gallery_cameras
+    )
     table = distance_table(query, [gallery], distance)
     blocks = {"": query.new_zeros(len(gallery), dtype=torch.int64)}  # one embedding an item: no order, one point
     ranking = rank_queries(table, relevant, blocks, 1, wanted, world, progress)[""]
@@ -104,6 +113,8 @@ def backfilling_curve(
     cutoffs: Sequence[int],
     query_ids: Tensor | None = None,
     gallery_ids: Tensor | None = None,
+    query_cameras: Tensor | None = None,
+    gallery_cameras: Tensor | None = None,
     distance: str = "l2",
     top_k: Sequence[int] = (1, 5),
     recall_at: Sequence[int] = (),
@@ -142,7 +153,9 @@ def backfilling_curve(
     check_same_items(new=new, transformed=transformed)
     check_orders(orders, len(new))
     check_cutoffs(cutoffs, len(new))
-    relevant = find_relevant(query, new, query_labels, gallery_labels, query_ids, gallery_ids)
+    relevant = find_relevant(
+        query, new, query_labels, gallery_labels, query_ids, gallery_ids, query_cameras, gallery_cameras
+    )
     table = distance_table(query, [transformed, new], distance)
     blocks = {name: _blocks(order.to(new.device), cutoffs) for name, order in orders.items()}
     rankings = rank_queries(table, relevant, blocks, len(cutoffs), wanted, world, progress)

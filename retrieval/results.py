@@ -45,7 +45,7 @@ class Counts:
     num_queries: int
     """Queries evaluated: those with a relevant item."""
     num_skipped: int
-    """Queries without a relevant item, those with a negative label among them."""
+    """Queries without a relevant item: those with a negative label, and those that only their own camera has seen."""
     num_gallery: int
     distance_metric: str
 

@@ -51,6 +51,7 @@ def order_quality(
     orders: Mapping[str, Tensor],
     *,
     distance: str = "l2",
+    cameras: Tensor | None = None,
     compute_map: bool = True,
     world: World = World(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
@@ -58,13 +59,15 @@ def order_quality(
     """Judge orders of a gallery of n items by each risk: `alignment_error`, `cmc_top1`, `average_precision`.
 
     Items without another of their class, or with a negative label, have no retrieval risk, and are left out of the last
-    two. The items are ranked once, whatever the number of orders.
+    two, which are missing where all items are such, as in a gallery of one image of each class. The items are ranked
+    once, whatever the number of orders.
 
     Args:
         transformed: h(old) of the items, (n, d).
         new: the new model's embeddings of the same items, (n, d).
         labels: (n,) integers.
         orders: name -> a permutation (n,) of the items, the first to be backfilled first, as `backfilling_order` gives.
+        cameras: (n,) integers; as for `evaluate`, an item's matches by its own camera are then ignored.
         compute_map: `average_precision` is left out if false.
         world, progress: as for `evaluate`, of the n items as queries.
 
@@ -77,10 +80,17 @@ def order_quality(
     check_embeddings(transformed=transformed, new=new)
     check_same_items(new=new, transformed=transformed)
     check_orders(orders, len(new))
+    scores = {name: places_from_the_end(order) for name, order in orders.items()}
+    errors = alignment_errors(transformed, new, distance)
+    quality = {name: {"alignment_error": risk_coverage(score, errors)} for name, score in scores.items()}
+    if not any_match(labels, cameras):
+        return quality
     ranking = evaluate(
         transformed,
         new,
         labels,
+        query_cameras=cameras,
+        gallery_cameras=cameras,
         distance=distance,
         top_k=(1,),
         compute_map=compute_map,
@@ -89,18 +99,23 @@ def order_quality(
         progress=progress,
     ).per_query
     assert ranking is not None
-    errors = alignment_errors(transformed, new, distance)
     missed = {"cmc_top1": (ranking.first_ranks[:, 0] > 1).double()}
     if ranking.average_precisions is not None:
         missed["average_precision"] = 1 - ranking.average_precisions[:, 0]
-    quality = {}
-    for name, order in orders.items():
-        score = places_from_the_end(order)
-        quality[name] = {
-            "alignment_error": risk_coverage(score, errors),
-            **{of: risk_coverage(score[ranking.query_index], risk) for of, risk in missed.items()},
-        }
+    for name, score in scores.items():
+        quality[name] |= {of: risk_coverage(score[ranking.query_index], risk) for of, risk in missed.items()}
     return quality
+
+
+def any_match(labels: Tensor, cameras: Tensor | None = None) -> bool:
+    """Whether any of the items (n,) has another of its class, by another camera where `cameras` (n,) are known.
+
+    >>> any_match(torch.tensor([3, 5, 3])), any_match(torch.tensor([3, 5, 3]), torch.tensor([1, 2, 1]))
+    (True, False)
+    """
+    known = labels >= 0
+    found = torch.stack([labels, torch.arange(len(labels)).to(labels) if cameras is None else cameras], dim=1)[known]
+    return len(found.unique(dim=0)) > len(found[:, 0].unique())
 
 
 def alignment_errors(transformed: Tensor, new: Tensor, distance: str = "l2") -> Tensor:

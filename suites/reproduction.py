@@ -8,9 +8,10 @@ from typing import Any
 
 from PIL import Image
 
-from data.config import DatasetParams
 from data.datasets import list_split
 from data.embeddings import EmbeddingSet, read_embeddings
+from data.folders import ImageList
+from data.items import places
 from data.preparation import read_stamp
 from evaluation.config import EvalConfig
 from suites.config import SuiteConfig
@@ -73,9 +74,10 @@ def draw_pictures(
     if plot_risk_coverage(summary, risk):
         drawn["risk_coverage"] = risk
     of_first_seed = {stage.name: stage.config for stage in reversed(stages)}
-    if suite.examples is not None and of_first_seed[suite.examples].dataset_params is not None:
-        steps = [kept_embeddings(of_first_seed[name]) for name in (suite.old_old, suite.examples, suite.new_new)]
-        image_of = open_validation_images(of_first_seed[suite.examples].dataset_params)
+    if suite.examples is not None and (listed := images_of_examples(of_first_seed[suite.examples])) is not None:
+        shown = (suite.old_old, suite.examples, suite.new_new)
+        steps = [kept_embeddings(of_first_seed[name], listed) for name in shown]
+        image_of = opened_by_place(listed)
         evaluation = results["evaluations"][suite.examples]
         examples = choose_examples(steps, count=4, metric=evaluation["distance_metric"])
         drawn["retrieval_examples"] = suite.picture("retrieval_examples.png")
@@ -85,27 +87,35 @@ def draw_pictures(
     return drawn
 
 
-def kept_embeddings(config: EvalConfig) -> tuple[Embeddings, Embeddings]:
-    """The queries and the gallery that an evaluation stage has kept."""
+def images_of_examples(config: EvalConfig) -> ImageList | None:
+    """The images of an evaluation, to show examples of; None where queries and gallery are not one split of images."""
+    params = config.eval_params
+    if config.dataset_params is None or params.query_split != params.gallery_split:
+        return None
+    return list_split(config.dataset_params, params.query_split or "validation", all_classes=True)
+
+
+def kept_embeddings(config: EvalConfig, listed: ImageList) -> tuple[Embeddings, Embeddings]:
+    """The queries and the gallery that an evaluation stage has kept; their ids are the images' places in the list."""
     folder = Path(str(config.eval_params.embeddings_output_dir))
     query, gallery = (
         read_embeddings(folder / f"{name}.npz", where="eval_params.embeddings_output_dir")
         for name in ("query", "gallery")
     )
-    return as_arrays(query), as_arrays(gallery)
+    return as_arrays(query, listed), as_arrays(gallery, listed)
 
 
-def as_arrays(items: EmbeddingSet) -> Embeddings:
+def as_arrays(items: EmbeddingSet, listed: ImageList) -> Embeddings:
     """Embeddings of images for the pictures; a log variance of several dimensions counts by its mean."""
     assert items.labels is not None
     assert items.ids is not None
+    ids = items.ids if listed.ids is None else places(items.ids, listed.ids)
     sigma = None if items.log_variance is None else items.log_variance.reshape(len(items), -1).mean(1).numpy()
-    return Embeddings(items.embeddings.float().numpy(), items.ids, items.labels.numpy(), sigma)
+    return Embeddings(items.embeddings.float().numpy(), ids, items.labels.numpy(), sigma)
 
 
-def open_validation_images(params: DatasetParams) -> Callable[[int], Image.Image]:
-    """The validation images by their ids, which are their places in the list."""
-    listed = list_split(params, "validation", all_classes=True)
+def opened_by_place(listed: ImageList) -> Callable[[int], Image.Image]:
+    """The images by their places in the list."""
 
     def image_of(item: int) -> Image.Image:
         pixels = listed.pixels(item)

@@ -9,5 +9,9 @@ torch.set_num_threads(1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--kills N`: how often the stress test of resumption kills each training script; without it, not at all."""
+    """`--kills N`: how often the stress test of resumption kills each training script; without it, not at all.
+
+    `--image-size N`: the pixels a side of the images of `tests/end_to_end/test_image_lists.py`; 224 takes minutes.
+    """
     parser.addoption("--kills", type=int, default=0, metavar="N", help="stress: SIGKILL each training N times")
+    parser.addoption("--image-size", type=int, default=32, metavar="N", help="of the images of a list, in pixels")

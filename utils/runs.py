@@ -92,9 +92,12 @@ class Run:
         except ValueError:
             raise UserError(f"{path}: the checkpoint cannot be read; {advice}") from None
         if not isinstance(checkpoint, dict) or checkpoint.get("identity") != self.identity:
-            raise UserError(f"{path}: the checkpoint belongs to another config or other input models; {advice}")
+            raise UserError(f"{path}: the checkpoint belongs to another config or other input files; {advice}")
         before = checkpoint.get("images")  # earlier versions' checkpoints have none
-        if before is not None and self.images is not None and (changed := difference(before, self.images)):
+        if before is None or self.images is None:
+            return checkpoint
+        read = {split: of_split for split, of_split in before.items() if split in self.images}
+        if changed := difference(read, self.images):
             root = self.config.dataset_params.data_root
             raise UserError(
                 f"{path}: {root} does not hold the images that the run began with: {changed};\n"

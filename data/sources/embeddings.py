@@ -17,7 +17,7 @@ from data.sources.rows import Rows, converted, parts_of, reordered, whole
 from utils.errors import UserError
 
 MANIFEST = "manifest.json"
-COLUMNS = ("ids", "labels", "sigma")
+COLUMNS = ("ids", "labels", "cameras", "sigma")
 OF_UPGRADES = (RE_EMBEDDED, CALIBRATION)  # columns that are no arrays of other files
 
 
@@ -29,6 +29,7 @@ class Source:
     vectors: Rows  # (n, d) float16 or float32
     ids: Rows | None = None  # (n,) whole numbers or text; None where the source has none
     labels: Rows | None = None  # (n,) whole numbers
+    cameras: Rows | None = None  # (n,) whole numbers
     sigma: Rows | None = None  # (n,) or (n, d) floating point
     re_embedded: Rows | None = None  # (n,) bool, of a gallery in the middle of its upgrade
     calibration: Rows | None = None  # (n,) float32, of one whose items have one each
@@ -118,7 +119,7 @@ def open_embeddings(path: str | Path, *, where: str, may_be_empty: bool = False)
 
     Args:
         path: a file, folder or table of `open_arrays`, with `embeddings` (or the only array of a file) and perhaps
-            `ids`, `labels` and `sigma`.
+            `ids`, `labels`, `cameras` and `sigma`.
         where: the config key that names it, for error messages.
         may_be_empty: let a source without rows pass, unchecked.
 

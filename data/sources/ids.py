@@ -23,18 +23,18 @@ def checked_ids(ids: Array, where: str) -> Array:
     return ids
 
 
-def checked_labels(labels: Array, where: str) -> Array:
-    """Labels (n,) as int64.
+def checked_numbers(name: str, values: Array, where: str) -> Array:
+    """Labels or cameras (n,) as int64.
 
     Raises:
         UserError: they are something else.
     """
-    check_kind("labels", labels, where)
-    return _as_int64(labels, f"{where}: labels")
+    check_kind(name, values, where)
+    return _as_int64(values, f"{where}: {name}")
 
 
 def check_kind(name: str, values: Array | Rows, where: str) -> None:
-    """Raise a UserError unless `ids` are (n,) whole numbers or texts, or `labels` (n,) whole numbers."""
+    """Raise a UserError unless `ids` are (n,) whole numbers or texts, or `labels` and `cameras` (n,) whole numbers."""
     kinds, advice = ("iuU", " or texts (ids.astype(str))") if name == "ids" else ("iu", "")
     if len(values.shape) != 1 or values.dtype.kind not in kinds:
         raise UserError(f"{where}: {name} should be (n,) whole numbers{advice}, got {values.shape} {values.dtype}")

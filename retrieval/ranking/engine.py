@@ -153,15 +153,22 @@ def _bin_chunk(table: Table, relevant: Relevance, chunk: Tensor) -> tuple[Tensor
     """Bin the distances of a chunk (c,) of queries, whose classes have up to R items.
 
     Returns the bins (c, S, n) of all items, numbered through the chunk, the relevant items (c, R), their bins
-    (c, S, R), and the number of thresholds S * R: a query's bin of what lies beyond all of them, of itself and of
-    padding.
+    (c, S, R), and the number of thresholds S * R: a query's bin of what lies beyond all of them, of itself, of what its
+    camera has it ignore, and of padding.
     """
     itself = relevant.self_item[chunk]
     distances = table.rows(chunk, itself)
     place = torch.arange(int(relevant.size[chunk[0]]), device=chunk.device)
     padding = place >= relevant.size[chunk, None]  # (c, R)
     items = relevant.by_class[torch.where(padding, 0, relevant.start[chunk, None] + place)]
-    excluded = (padding | (items == itself[:, None]))[:, None]  # (c, 1, R)
+    excluded = padding | (items == itself[:, None])
+    if relevant.cameras is not None:
+        of_queries, of_gallery = relevant.cameras
+        ignored = ~padding & (of_gallery[items] == of_queries[chunk, None])
+        row, place = ignored.nonzero(as_tuple=True)
+        distances[row, :, items[row, place]] = torch.inf
+        excluded |= ignored
+    excluded = excluded[:, None]  # (c, 1, R)
     columns = items[:, None].expand(-1, table.sources, -1)  # (c, S, R)
     thresholds = distances.gather(2, columns).masked_fill_(excluded, torch.inf).flatten(1).sort(1).values
 

@@ -18,11 +18,12 @@ from torchvision.transforms.v2 import functional as TF
 
 from data.config import DatasetParams
 from data.contrastive_views import ViewRecipe
-from data.datasets import IMAGENET_MEAN, IMAGENET_STD, PRESETS, open_images
+from data.datasets import IMAGENET_MEAN, IMAGENET_STD, PRESETS, open_images, resolve_image_size
 from data.folder_images import Decoder, FolderImages, Job
 from data.folders import ImageList, list_images, read_pixels
 from data.images import Batch, Feed, ImageSet, Unreadable, shuffled_batches
 from data.memory_images import MemoryImages
+from data.preprocessing import Preprocessing
 from tests.tiny import write_images
 from utils.distributed import World
 from utils.errors import UserError
@@ -202,6 +203,40 @@ def test_evaluation_sees_the_whole_image_from_memory_and_the_centre_of_one_from_
         assert np.abs(actual - np.asarray(expected)).max() <= (image is picture)
 
 
+@pytest.mark.parametrize(
+    ("kind", "whole_image", "squeezed"),
+    [(MemoryImages, False, True), (FolderImages, True, True), (FolderImages, False, False)],
+)
+def test_bicubic_images_and_whole_ones_are_pils(kind: Any, whole_image: bool, squeezed: bool, tmp_path: Path) -> None:
+    write_images(tmp_path, classes=1, training=1, validation=1)
+    smooth = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), dtype=np.uint8)).resize((90, 60))
+    smooth.save(tmp_path / "validation" / "0" / "000.png")
+    options = {"image_size": 28, "interpolation": "bicubic", "whole_image": whole_image}
+    (actual,) = levels(whole(open_as(kind, tmp_path, "validation", **options).view_batches(0, 1)).images)
+    middle = smooth.resize((48, 32), Image.Resampling.BICUBIC).crop((10, 2, 38, 30))
+    expected = smooth.resize((28, 28), Image.Resampling.BICUBIC) if squeezed else middle
+    assert np.abs(actual - np.asarray(expected)).max() <= 1
+
+
+def test_the_config_comes_before_the_model_and_the_model_before_the_data_set(root: Path) -> None:
+    params = DatasetParams("folder", str(root), 7, num_workers=0, augmentation="none")
+    model = Preprocessing(image_size=20, mean=(0.5, 0.5, 0.5), std=(0.25, 0.5, 1.0), interpolation="bicubic")
+
+    def first(params: DatasetParams, defaults: Preprocessing | None = None) -> torch.Tensor:
+        images = open_images(params, "training", World(), seed=0, defaults=defaults)
+        assert images.feed.image_size == resolve_image_size(params, defaults)  # type: ignore[attr-defined]
+        return next(images.view_batches(0, 1)).images
+
+    assert first(params).shape[-1] == 224
+    by_model = first(params, model)
+    assert by_model.shape[-1] == 20
+    said = replace(params, image_size=20, mean=[0.5] * 3, std=[0.25, 0.5, 1.0], interpolation="bicubic")
+    assert torch.equal(first(said), by_model)
+    assert torch.equal(first(said, Preprocessing(10, IMAGENET_MEAN, IMAGENET_STD, "bilinear")), by_model)
+    shift = torch.tensor([0.25, 0.0, -0.5]).view(3, 1, 1) / torch.tensor([0.25, 0.5, 1.0]).view(3, 1, 1)
+    torch.testing.assert_close(first(replace(said, mean=[0.25, 0.5, 1.0])), by_model + shift)
+
+
 # Sets in memory
 
 
@@ -325,13 +360,17 @@ def test_workers_go_on_when_a_scheduler_terminates_the_job(root: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_every_preset_opens_and_refuses_what_is_not_for_it(name: Any, root: Path) -> None:
-    params = DatasetParams(name=name, data_root=str(root), batch_size=7, num_workers=0, num_classes=2)
+def test_every_preset_opens_and_refuses_what_is_not_for_it(name: Any, root: Path, tmp_path: Path) -> None:
+    params = DatasetParams(name="folder", data_root=str(root), batch_size=7, num_workers=0, num_classes=2)
+    if name == "list":
+        rows = [f"{path},{path.parent.name}" for path in list_images(root, "training").paths]
+        (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    params = replace(params, name=name, list_path=str(tmp_path / "list.csv") if name == "list" else None)
     images = open_images(params, "training", World(), seed=0)
     size = PRESETS[name].image_size
     assert next(images.training_batches(0, 7)).images.shape == (7, 3, size, size)
     assert len(images) == 14
     assert len(open_images(params, "training", World(), seed=0, all_classes=True)) == 21
-    wrong: Any = "crop" if name == "imagenet" else "resized_crop_flip"
+    wrong: Any = "resized_crop_flip" if PRESETS[name].in_memory else "crop"
     with pytest.raises(UserError, match=rf"dataset_params\.augmentation: {name} takes none, .*flip, not {wrong}"):
         open_images(replace(params, augmentation=wrong), "training", World(), seed=0)

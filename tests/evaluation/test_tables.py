@@ -82,3 +82,5 @@ def test_the_quality_of_orders() -> None:
     ]
     perfect = order_quality(NEW, NEW, torch.zeros(90, dtype=torch.int64), ORDERS)
     assert correlations(perfect).endswith("the confidence order with 1 - AP: none, as all items have the same")
+    alone = order_quality(TRANSFORMED, NEW, torch.arange(90), ORDERS)
+    assert correlations(alone).startswith("rank correlation of the sigma order with the alignment error: ")

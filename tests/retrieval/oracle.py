@@ -35,14 +35,22 @@ def rank_slowly(
     query_ids: Tensor | None = None,
     gallery_ids: Tensor | None = None,
     distance: str = "l2",
+    query_cameras: Tensor | None = None,
+    gallery_cameras: Tensor | None = None,
 ) -> Iterator[Ranked]:
-    """Each query that has a relevant item, with ties broken against it. A query with a negative label has none."""
+    """Each query that has a relevant item, with ties broken against it. A query with a negative label has none.
+
+    With cameras, a query's gallery is without the items of its label by its own camera.
+    """
     gallery_labels = query_labels if gallery_labels is None else gallery_labels
     query_ids = torch.arange(len(query)) if query_ids is None else query_ids
     gallery_ids = query_ids if gallery_ids is None else gallery_ids
     items = zip(query.numpy(), query_labels.numpy(), query_ids.numpy(), strict=True)
     for index, (embedding, label, name) in enumerate(items):
         others = gallery_ids.numpy() != name
+        if query_cameras is not None and gallery_cameras is not None:
+            by_its_camera = gallery_cameras.numpy() == int(query_cameras[index])
+            others &= ~(by_its_camera & (gallery_labels.numpy() == label))
         relevant = gallery_labels.numpy()[others] == label
         if label < 0 or not relevant.any():
             continue

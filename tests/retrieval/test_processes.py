@@ -15,12 +15,26 @@ def run(world: World) -> tuple[RetrievalMetrics, dict[str, BackfillingCurve], li
     labels = torch.randint(9, (101,), generator=seeded(0))
     labels[7] = 1000  # no relevant item
     new, transformed = torch.randn(2, 101, 8, generator=seeded(0))
+    cameras = torch.randint(3, (101,), generator=seeded(1))
     done: list[int] = []
     metrics = evaluate(
         new, new, labels, interval_level=0.9, per_query=True, per_class=True, world=world, progress=done.append
     )
     orders = {"order": torch.randperm(101, generator=seeded(0))}
-    curves = backfilling_curve(new, transformed, new, labels, orders=orders, cutoffs=cutoffs(101, 3), world=world)
+    curves = {}
+    for name, of_items in (("plain", None), ("cameras", cameras)):
+        curves[name] = backfilling_curve(
+            new,
+            transformed,
+            new,
+            labels,
+            orders=orders,
+            cutoffs=cutoffs(101, 3),
+            query_cameras=of_items,
+            gallery_cameras=of_items,
+            world=world,
+        )["order"]
+    assert curves["plain"] != curves["cameras"]
     return metrics, curves, done
 
 

@@ -72,3 +72,13 @@ def check(curve: RiskCoverage, order: Tensor, risk_of: dict[int, float]) -> None
 def test_an_order_that_is_none_is_refused() -> None:
     with pytest.raises(UserError, match=r"^order `sigma`: is no permutation of the 60"):
         order_quality(TRANSFORMED, NEW, LABELS, {"sigma": torch.arange(59)})
+
+
+def test_without_any_match_the_error_is_the_only_risk() -> None:
+    """As in a gallery of one image of each person, or of several by one camera."""
+    alone, one_camera = torch.arange(60), torch.zeros(60, dtype=torch.int64)
+    for labels, cameras in ((alone, None), (-alone - 1, None), (LABELS, one_camera)):
+        found = order_quality(TRANSFORMED, NEW, labels, ORDERS, cameras=cameras)
+        for name, order in ORDERS.items():
+            assert list(found[name]) == ["alignment_error"]
+            check(found[name]["alignment_error"], order, dict(enumerate(naive_errors("l2"))))

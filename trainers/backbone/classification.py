@@ -31,6 +31,7 @@ class Classification(BackboneTask):
         return Loss(loss, len(labels), (logits.argmax(1) == labels).sum())
 
     def validate(self, model: nn.Module) -> dict[str, float]:
+        assert self.validation is not None
         counts = torch.zeros(2, dtype=torch.float64, device=self.world.device)
         batches = self.validation.view_batches(0, self.world.local_batch(self.config.dataset_params.batch_size))
         with in_eval_mode(model), torch.inference_mode(), autocast(self.precision, self.world.device):

@@ -96,6 +96,7 @@ class SimCLR(BackboneTask):
         return Loss(nt_xent(projections, self.temperature, self.world), len(projections) // 2)
 
     def validate(self, model: nn.Module) -> dict[str, float]:
+        assert self.validation is not None
         backbone = model.get_submodule("backbone")
         batch_size = self.world.local_batch(self.config.dataset_params.batch_size)
         bank, labels = self._embed(backbone, self.training.view_batches(0, batch_size, limit=self.knn_items))

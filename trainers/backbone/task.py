@@ -16,12 +16,12 @@ class BackboneTask:
 
     Args:
         training: what is trained on.
-        validation: images of the trained classes, for the figures in the log.
+        validation: images of the trained classes, for the figures in the log; None where `validate` is never called.
     """
 
     config: BackboneConfig
     training: ImageSet
-    validation: ImageSet
+    validation: ImageSet | None
     precision: Resolved
     world: World
 

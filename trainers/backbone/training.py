@@ -26,7 +26,7 @@ def train_backbone(
     model: ResNet,
     config: BackboneConfig,
     training: ImageSet,
-    validation: ImageSet,
+    validation: ImageSet | None,
     run: Run,
     world: World,
     preemption: Preemption,
@@ -35,7 +35,7 @@ def train_backbone(
     """Train `model` in place on this process's share of `training`, for what the config names as the objective.
 
     Args:
-        validation: images of the trained classes, for the figures in the log.
+        validation: images of the trained classes, for the figures in the log; None where the config wants none.
         old: the model to be compatible with; needed with `bct_params`.
 
     Raises:

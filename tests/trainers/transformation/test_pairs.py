@@ -275,6 +275,24 @@ def test_other_data_another_transform_or_arithmetic_is_embedded_anew(tmp_path: P
     assert len({before, touched, source()}) == 3
 
 
+def test_of_a_list_its_training_images_tell_what_is_kept(tmp_path: Path) -> None:
+    config = config_in(tmp_path)
+    images = sorted((tmp_path / "data" / "training").rglob("*.png"))
+    path = tmp_path / "list.csv"
+    params = replace(config.dataset_params, name="list", list_path=str(path), data_root=str(tmp_path))
+
+    def source(*, unread: str = "", count: int = len(images)) -> str:
+        rows = [f"{image},0,training" for image in images[:count]]
+        path.write_text("\n".join(["path,label,split", *rows, unread]))
+        return EmbeddingCache.of(params, config.model_paths, tmp_path, "fp32", World()).source
+
+    before = source()
+    assert source(unread="other.png,1,validation") == before
+    assert source(count=len(images) - 1) != before
+    images[0].touch()
+    assert source() != before
+
+
 @settings(deadline=None)
 @given(exponent=st.floats(-12, 12), seed=st.integers(0, 99))
 def test_rounding_stays_within_its_tolerance_at_any_scale(exponent: float, seed: int) -> None:
