@@ -9,6 +9,7 @@ from suites.scripts import SCHEMAS
 from upgrade.config import UpgradeConfig
 
 MODELS = {"arch", "old_model", "new_model"}  # names of theirs
+SPLITS = {"gallery_split", "query_split", "split", "training_split", "validation_split"}
 SUITES = {"case", "examples", "name", "new_new", "notes", "old_old", "only", "stage", "title"}
 
 
@@ -27,4 +28,7 @@ def texts_without_role(schema: type) -> Iterator[str]:
 
 def test_every_text_is_a_path_or_known_to_be_none() -> None:
     schemas = [*SCHEMAS.values(), SuiteConfig, UpgradeConfig]
-    assert {name for schema in schemas for name in texts_without_role(schema)} == MODELS | SUITES | {"index", "budget"}
+    assert {name for schema in schemas for name in texts_without_role(schema)} == MODELS | SPLITS | SUITES | {
+        "index",
+        "budget",
+    }
