@@ -7,6 +7,20 @@ from utils.config import key
 
 
 @dataclass
+class Thinned:
+    """`dataset_params.thinned`: classes of which a model has seen little, as one that is biased against a group has."""
+
+    classes: list[int] = key(
+        doc="the labels from the first up to, but not including, the second, as [0, 20], of which images are left out"
+    )
+    share: float = key(doc="of the training images of each of them, that is trained on", minimum=0.001, maximum=1.0)
+
+    def __post_init__(self) -> None:
+        if not (len(self.classes) == 2 and 0 <= self.classes[0] < self.classes[1]):
+            raise ValueError(f"classes: should be two rising labels, as [0, 20], got {self.classes}")
+
+
+@dataclass
 class DatasetParams:
     """`dataset_params`: which images, and how they are fed."""
 
@@ -25,6 +39,7 @@ class DatasetParams:
         minimum=0.01,
         maximum=0.5,
     )
+    thinned: Thinned | None = key(None, doc="train on a share of the images of some classes; validation keeps them all")
     num_workers: int = key(4, doc="processes that decode images; imagenet only, others fit in memory", minimum=0)
     image_size: int | None = key(None, doc="pixels a side; cifar100 and imagenet: 224, glyphs: 24", minimum=1)
     augmentation: Literal["none", "flip", "crop", "crop_flip", "resized_crop_flip"] | None = key(

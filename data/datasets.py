@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 
 from data.config import DatasetParams, SimCLRParams
 from data.folder_images import FolderImages
-from data.folders import ImageList, hold_out, list_images
+from data.folders import ImageList, hold_out, list_images, thin_out
 from data.images import Feed, ImageSet, Unreadable
 from data.memory_images import MemoryImages
 from utils.data_roots import Contents
@@ -88,12 +88,16 @@ def open_images(params: DatasetParams, split: str, world: World, *, seed: int, a
 def list_split(params: DatasetParams, split: str, *, all_classes: bool = False) -> ImageList:
     """The images of a split.
 
-    With `held_out` both splits are parts of the training images, and the validation images are not touched.
+    With `held_out` both splits are parts of the training images, and the validation images are not touched. What
+    `thinned` leaves out is missing in the training split alone.
 
     Raises:
-        UserError: there are no folders, `num_classes` is more than there are, or a class has too few images to hold
-            some out.
+        UserError: there are no folders, `num_classes` or `thinned` names more than there are, or a class has too few
+            images to hold some out.
     """
+    if params.thinned is not None:
+        whole = list_split(replace(params, thinned=None), split, all_classes=all_classes)
+        return thin_out(whole, range(*params.thinned.classes), params.thinned.share) if split == "training" else whole
     if params.held_out is not None:
         whole = list_split(replace(params, held_out=None), "training", all_classes=all_classes)
         kept, held = hold_out(whole, params.held_out)
