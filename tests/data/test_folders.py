@@ -78,7 +78,9 @@ def test_thinned_classes_keep_a_share_of_their_images_the_same_whatever_else_is_
     assert kept.classes == whole.classes
     assert thin_out(two, range(1, 2), 0.2).paths == kept.paths[:15]
     assert thin_out(whole, range(1, 3), 0.001).labels == [0] * 10 + [1, 2]
-    with pytest.raises(UserError, match=r"dataset_params\.thinned\.classes: \[1, 4\] asked for, 3 classes are trained on"):
+    with pytest.raises(
+        UserError, match=r"dataset_params\.thinned\.classes: \[1, 4\] asked for, 3 classes are trained on"
+    ):
         thin_out(whole, range(1, 4), 0.2)
 
 

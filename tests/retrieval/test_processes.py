@@ -20,7 +20,10 @@ def run(world: World) -> tuple[RetrievalMetrics, dict[str, BackfillingCurve], li
         new, new, labels, interval_level=0.9, per_query=True, per_class=True, world=world, progress=done.append
     )
     orders = {"order": torch.randperm(101, generator=seeded(0))}
-    curves = backfilling_curve(new, transformed, new, labels, orders=orders, cutoffs=cutoffs(101, 3), world=world)
+    groups = torch.arange(101) % 3
+    curves = backfilling_curve(
+        new, transformed, new, labels, orders=orders, cutoffs=cutoffs(101, 3), query_groups=groups, world=world
+    )
     return metrics, curves, done
 
 
@@ -42,4 +45,5 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
             assert ours is not None
             assert torch.equal(theirs, ours)
         assert their_curves == curves
+        assert their_curves["order"].of_group(2) == curves["order"].of_group(2)
         assert their_done[-1] == share
