@@ -1,0 +1,95 @@
+"""The plot of groups of queries while the gallery is backfilled: the figures of each, and the gap between them."""
+
+from itertools import cycle
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from suites.plots import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    ORDER_NAMES,
+    ORDER_STYLES,
+    PANELS,
+    PURPLE,
+    RED,
+    draw_curve,
+    frame_axes,
+    save_figure,
+)
+from suites.report import percent
+from suites.results import METRICS
+from suites.summary import Row, Summary
+
+GROUP_COLOURS = (RED, BLUE, GREEN, PURPLE, ORANGE)
+
+
+def plot_groups(summary: Summary, path: Path) -> bool:
+    """Plot CMC-1 and mAP of each group of queries, and below the gap, over the share of the gallery backfilled.
+
+    A line shows the gap of the old model alone.
+
+    A curve for each row with backfilling that asks for one; with several seeds it is their mean, in a band of one
+    standard deviation to either side.
+
+    Args:
+        path: PNG file to write.
+
+    Returns:
+        Whether there were groups; nothing is written where there were none.
+    """
+    rows = [row for row in summary.backfilling if row.groups is not None and row.curve]
+    if not rows:
+        return False
+    metrics = [name for name in PANELS if all(row.groups and name in row.groups.gaps for row in rows)]
+    names = list(dict.fromkeys(name for row in rows if row.groups for name in row.groups.curves))
+    colours = dict(zip(names, cycle(GROUP_COLOURS), strict=False))
+    figure = Figure(figsize=(5.2 * len(metrics), 7.4), layout="constrained")
+    panels = figure.subplots(2, len(metrics), squeeze=False, sharex=True)
+    for column, metric in enumerate(metrics):
+        upper, lower = panels[:, column]
+        for row in rows:
+            assert row.groups is not None
+            style, _, _ = ORDER_STYLES[str(row.order)]
+            for name, curves in row.groups.curves.items():
+                draw_curve(upper, row.fractions, curves[metric], style, colours[name], f"_{name}", width=1.8)
+            draw_curve(lower, row.fractions, row.groups.gaps[metric], style, GREY, f"_{row.order}", width=1.8)
+        if summary.old_old_groups is not None and (old := summary.old_old_groups.gap[metric]) is not None:
+            lower.axhline(old.mean, color=GREY, linewidth=1)
+            lower.annotate(
+                f"old/old  {percent(old)}",
+                (1.0, old.mean),
+                xytext=(-4, 3),
+                textcoords="offset points",
+                ha="right",
+                va="bottom",
+                color=GREY,
+            )
+        upper.set_ylabel(f"{METRICS[metric]} of a group (%)")
+        lower.set_ylabel(f"gap in {METRICS[metric]} (points)")
+        lower.set_xlabel("share of the gallery backfilled (%)")
+        lower.set_ylim(bottom=0)
+        for axes in (upper, lower):
+            _in_percent(axes)
+    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+    styles = {_title(row, rows): ORDER_STYLES[str(row.order)][0] for row in rows}
+    handles += [Line2D([], [], color=GREY, linestyle=styles[title], label=title) for title in styles]
+    figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=3, frameon=False)
+    save_figure(figure, path)
+    return True
+
+
+def _title(row: Row, rows: list[Row]) -> str:
+    order = f"{ORDER_NAMES[str(row.order)]} order"
+    return order if len({other.case for other in rows}) == 1 else f"{row.case}, {order}"
+
+
+def _in_percent(axes: Axes) -> None:
+    axes.set_xlim(0, 1)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda fraction, _: f"{100 * fraction:.4g}")
+    frame_axes(axes)
