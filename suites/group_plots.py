@@ -23,7 +23,7 @@ from suites.plots import (
 )
 from suites.report import percent
 from suites.results import METRICS
-from suites.summary import Row, Summary
+from suites.summary import Groups, Row, Summary
 
 GROUP_COLOURS = (RED, BLUE, GREEN, PURPLE, ORANGE)
 
@@ -42,22 +42,21 @@ def plot_groups(summary: Summary, path: Path) -> bool:
     Returns:
         Whether there were groups; nothing is written where there were none.
     """
-    rows = [row for row in summary.backfilling if row.groups is not None and row.curve]
-    if not rows:
+    shown = [(row, row.groups) for row in summary.backfilling if row.groups is not None and row.curve]
+    if not shown:
         return False
-    metrics = [name for name in PANELS if all(row.groups and name in row.groups.gaps for row in rows)]
-    names = list(dict.fromkeys(name for row in rows if row.groups for name in row.groups.curves))
+    metrics = [name for name in PANELS if all(name in groups.gaps for _, groups in shown)]
+    names = dict.fromkeys(name for _, groups in shown for name in groups.curves)
     colours = dict(zip(names, cycle(GROUP_COLOURS), strict=False))
+    styles = {_title(row, shown): ORDER_STYLES[str(row.order)][0] for row, _ in shown}
     figure = Figure(figsize=(5.2 * len(metrics), 7.4), layout="constrained")
     panels = figure.subplots(2, len(metrics), squeeze=False, sharex=True)
-    for column, metric in enumerate(metrics):
-        upper, lower = panels[:, column]
-        for row in rows:
-            assert row.groups is not None
-            style, _, _ = ORDER_STYLES[str(row.order)]
-            for name, curves in row.groups.curves.items():
+    for metric, (upper, lower) in zip(metrics, panels.T, strict=True):
+        for row, groups in shown:
+            style = styles[_title(row, shown)]
+            for name, curves in groups.curves.items():
                 draw_curve(upper, row.fractions, curves[metric], style, colours[name], f"_{name}", width=1.8)
-            draw_curve(lower, row.fractions, row.groups.gaps[metric], style, GREY, f"_{row.order}", width=1.8)
+            draw_curve(lower, row.fractions, groups.gaps[metric], style, GREY, f"_{row.order}", width=1.8)
         if summary.old_old_groups is not None and (old := summary.old_old_groups.gap[metric]) is not None:
             lower.axhline(old.mean, color=GREY, linewidth=1)
             lower.annotate(
@@ -76,16 +75,15 @@ def plot_groups(summary: Summary, path: Path) -> bool:
         for axes in (upper, lower):
             _in_percent(axes)
     handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
-    styles = {_title(row, rows): ORDER_STYLES[str(row.order)][0] for row in rows}
-    handles += [Line2D([], [], color=GREY, linestyle=styles[title], label=title) for title in styles]
+    handles += [Line2D([], [], color=GREY, linestyle=style, label=title) for title, style in styles.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=3, frameon=False)
     save_figure(figure, path)
     return True
 
 
-def _title(row: Row, rows: list[Row]) -> str:
+def _title(row: Row, shown: list[tuple[Row, Groups]]) -> str:
     order = f"{ORDER_NAMES[str(row.order)]} order"
-    return order if len({other.case for other in rows}) == 1 else f"{row.case}, {order}"
+    return order if len({other.case for other, _ in shown}) == 1 else f"{row.case}, {order}"
 
 
 def _in_percent(axes: Axes) -> None:

@@ -114,41 +114,29 @@ def _quality_section(summary: Summary) -> list[str]:
 
 def _groups_section(summary: Summary) -> list[str]:
     """The figures of each group of queries, the gaps between them along the curves, and the shares that are closed."""
-    rows = [row for row in (*summary.no_backfilling, *summary.backfilling) if row.groups is not None]
+    rows = [(row, row.groups) for row in (*summary.no_backfilling, *summary.backfilling) if row.groups is not None]
     if not rows:
         return []
-    body = []
-    for row in rows:
-        assert row.groups is not None
-        for name, figures in {**row.groups.figures, "gap": row.groups.gap}.items():
-            body.append([*_case_and_order(row), name, *(percent(figures[metric]) for metric in METRICS)])
+    body, gaps, closed = [], [], []
+    for row, groups in rows:
+        start = [row.case, SIDE_INFO[row.side_info], row.order or NO_FIGURE]
+        for name, figures in {**groups.figures, "gap": groups.gap}.items():
+            body.append([*start, name, *(percent(figures[metric]) for metric in METRICS)])
+        for points, means, cells in ((groups.gaps, groups.gap, gaps), (groups.closed, groups.closed_area, closed)):
+            for metric in points:
+                nearest = _at_shares(row.fractions, points[metric])
+                cells.append([*start, METRICS[metric], *nearest, percent(means[metric])])
     lines = ["## Groups of queries", "", *table(["case", "side-info", "order", "group", *METRICS.values()], body), ""]
     header = ["case", "side-info", "order", "figure", *(f"{share:.0%}" for share in GAP_POINTS), "mean"]
-    gaps, closed = [], []
-    for row in rows:
-        assert row.groups is not None
-        for metric, title in METRICS.items():
-            start = [*_case_and_order(row), title]
-            if metric in row.groups.gaps:
-                gaps.append([*start, *_at_points(row, row.groups.gaps[metric]), percent(row.groups.gap[metric])])
-            if metric in row.groups.closed:
-                area = percent(row.groups.closed_area[metric])
-                closed.append([*start, *_at_points(row, row.groups.closed[metric]), area])
     for title, cells in (("The gap along the curves", gaps), ("The share of the gap that is closed", closed)):
         lines += [f"### {title}", "", *table(header, cells), ""] if cells else []
     return [*lines, GROUPS_NOTE, ""]
 
 
-def _case_and_order(row: Row) -> list[str]:
-    return [row.case, SIDE_INFO[row.side_info], row.order or NO_FIGURE]
-
-
-def _at_points(row: Row, points: list[Figure]) -> list[str]:
+def _at_shares(fractions: list[float], points: list[Figure]) -> list[str]:
     """A curve's points nearest to GAP_POINTS, in percent."""
-    return [
-        percent(min(zip(row.fractions, points, strict=True), key=lambda at: abs(at[0] - share))[1])
-        for share in GAP_POINTS
-    ]
+    places = [min(range(len(points)), key=lambda i: abs(fractions[i] - share)) for share in GAP_POINTS]
+    return [percent(points[place]) for place in places]
 
 
 def _figures_table(rows: list[Row], backfilling: bool) -> list[str]:

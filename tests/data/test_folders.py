@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data.config import DatasetParams, Thinned
+from data.datasets import list_split
 from data.folders import ImageList, hold_out, list_images, read_image, read_pixels, refusal, thin_out
 from utils.errors import UserError
 from utils.files import read_torch, write_torch
@@ -82,6 +84,16 @@ def test_thinned_classes_keep_a_share_of_their_images_the_same_whatever_else_is_
         UserError, match=r"dataset_params\.thinned\.classes: \[1, 4\] asked for, 3 classes are trained on"
     ):
         thin_out(whole, range(1, 4), 0.2)
+
+
+def test_what_is_held_out_is_not_thinned(tmp_path: Path) -> None:
+    write_files(tmp_path, *(f"training/{label}/{i}.png" for label in "ab" for i in range(20)))
+    thinned = Thinned(classes=[0, 1], share=0.25)
+    params = DatasetParams(name="glyphs", data_root=str(tmp_path), batch_size=1, held_out=0.2, thinned=thinned)
+    training, validation = (list_split(params, split) for split in ("training", "validation"))
+    assert training.labels == [0] * 4 + [1] * 16
+    assert validation.labels == [0] * 4 + [1] * 4
+    assert not set(training.paths) & set(validation.paths)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -5,7 +5,14 @@ from typing import Literal
 
 from data.config import DatasetParams, SimCLRParams
 from models.config import BackboneArch
-from trainers.config import COMPILE_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
+from trainers.config import (
+    COMPILE_DOC,
+    TENSORBOARD_DOC,
+    Compile,
+    LoopParams,
+    LrPolicyParams,
+    OptimizerParams,
+)
 from utils.config import key, section
 from utils.precision import Precision
 
@@ -51,6 +58,7 @@ class BackboneConfig:
     )
     sync_bn: bool = key(False, doc="batch statistics over all processes (GPUs), not over each one's share")
     resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
+    tensorboard: bool = key(False, doc=TENSORBOARD_DOC)
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
 
     def __post_init__(self) -> None:
