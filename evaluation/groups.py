@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +76,14 @@ def groups_of_file(query: EmbeddingSet, path: str, *, where: str) -> Grouping:
     if query.ids is not None and query.ids.dtype.kind in "iu" and ids.dtype.kind == "U":
         ids = as_numbers(ids)
     ids = checked_ids(ids, where)
-    if not comparable(query.named("the query set"), Items(where, len(ids), ids)):
-        raise UserError(f"{where}: has `ids`, and the queries have none")
+    comparable(query.named("the query set"), Items(where, len(ids), ids))  # or refused
     assert query.ids is not None
     rows = places(query.ids, ids)
-    found = named_groups(groups)
-    of_query = torch.where(torch.from_numpy(rows < 0), NONE, found.of_query[torch.from_numpy(rows)])
-    return replace(found, of_query=of_query)
+    return named_groups(np.where(rows < 0, "", groups.astype(str)[rows]))
 
 
 def as_numbers(ids: Array) -> Array:
-    """Ids of a .csv, which are texts there, as the whole numbers that they are; as they are if one is none."""
+    """Ids that are texts, as in a .csv, as the whole numbers that they are; as they are if one is none."""
     try:
         return ids.astype(np.int64)
     except ValueError:

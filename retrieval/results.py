@@ -142,8 +142,8 @@ class BackfillingCurve(Counts):
     def of_group(self, group: int) -> "BackfillingCurve":
         """The curve of the queries of one group, without intervals."""
         points = tuple(point.per_group[group] for point in self.points)
-        counts = {"num_queries": points[0].num_queries, "num_skipped": points[0].num_skipped}
-        return replace(self, **counts, points=points, auc_intervals={}, per_query=None)
+        queries, skipped = points[0].num_queries, points[0].num_skipped
+        return replace(self, num_queries=queries, num_skipped=skipped, points=points, auc_intervals={}, per_query=None)
 
     def to_json(self) -> dict[str, Any]:
         """`cutoffs`, `fractions`, a list over the points for each metric, and `auc`; "map" null if not computed.

@@ -62,6 +62,7 @@ def test_a_file_in_any_form(suffix: str, tmp_path: Path) -> None:
         rows = [f"{group},{10 * place},{place}" for place, group in zip(order, groups, strict=True)]
         path.write_text("\n".join(["groups,ids,else", "z,555,9", *rows]))
     found = group_queries(query, Groups(file=str(path)))
+    assert found.names == ["a", "b", "c"]
     assert [found.names[place] if place >= 0 else "" for place in found.of_query] == OF_QUERY
 
 

@@ -23,7 +23,7 @@ CURVE = backfilling_curve(
 
 def alone(group: int, cutoff: int) -> dict[str, float | None]:
     """The figures of a group's queries, evaluated without the others."""
-    (rows,) = (group == GROUPS).nonzero(as_tuple=True)
+    (rows,) = torch.where(torch.eq(GROUPS, group))
     gallery, ids = mixed_gallery(OLD, NEW, ORDER, cutoff), torch.arange(N)
     found = evaluate(NEW[rows], gallery, LABELS[rows], LABELS, query_ids=rows, gallery_ids=ids, recall_at=[3])
     return found.to_json()
