@@ -19,7 +19,7 @@ from utils.files import atomic_path
 # Okabe and Ito's palette, whose colours differ for colour-blind readers too.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 CASE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
-LineStyle = str | tuple[int, tuple[int, ...]]
+LineStyle = Literal["-", "--", "-.", ":"] | tuple[int, tuple[int, ...]]
 ORDER_STYLES: dict[str, tuple[LineStyle, str, str]] = {  # of lines: dashes, marks of areas, their colour
     "sigma": ("-", "D", BLUE),
     "random": ("--", "o", GREY),

@@ -117,7 +117,9 @@ def _groups_section(summary: Summary) -> list[str]:
     rows = [(row, row.groups) for row in (*summary.no_backfilling, *summary.backfilling) if row.groups is not None]
     if not rows:
         return []
-    body, gaps, closed = [], [], []
+    body: list[list[str]] = []
+    gaps: list[list[str]] = []
+    closed: list[list[str]] = []
     for row, groups in rows:
         start = [row.case, SIDE_INFO[row.side_info], row.order or NO_FIGURE]
         for name, figures in {**groups.figures, "gap": groups.gap}.items():
