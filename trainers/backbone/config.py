@@ -5,14 +5,7 @@ from typing import Literal
 
 from data.config import DatasetParams, SimCLRParams
 from models.config import BackboneArch
-from trainers.config import (
-    COMPILE_DOC,
-    TENSORBOARD_DOC,
-    Compile,
-    LoopParams,
-    LrPolicyParams,
-    OptimizerParams,
-)
+from trainers.config import COMPILE_DOC, TENSORBOARD_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
 from utils.config import key, section
 from utils.precision import Precision
 

@@ -7,14 +7,7 @@ from data.config import DatasetParams, PairedFiles
 from models.config import CLOSED_FORMS, TransformationArch
 from models.transformations import TRANSFORMATIONS
 from trainers.budget import seconds_of
-from trainers.config import (
-    COMPILE_DOC,
-    TENSORBOARD_DOC,
-    Compile,
-    LoopParams,
-    LrPolicyParams,
-    OptimizerParams,
-)
+from trainers.config import COMPILE_DOC, TENSORBOARD_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
 from utils.config import key, section
 from utils.precision import Precision
 
