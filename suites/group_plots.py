@@ -13,10 +13,10 @@ from suites.plots import (
     GREY,
     ORANGE,
     ORDER_NAMES,
-    ORDER_STYLES,
     PANELS,
     PURPLE,
     RED,
+    LineStyle,
     draw_curve,
     frame_axes,
     save_figure,
@@ -25,7 +25,8 @@ from suites.report import percent
 from suites.results import METRICS
 from suites.summary import Groups, Row, Summary
 
-GROUP_COLOURS = (RED, BLUE, GREEN, PURPLE, ORANGE)
+ROW_COLOURS = (ORANGE, BLUE, GREEN, PURPLE, RED)
+GROUP_STYLES: tuple[LineStyle, ...] = ("-", "--", ":", "-.")
 
 
 def plot_groups(summary: Summary, path: Path) -> bool:
@@ -47,16 +48,16 @@ def plot_groups(summary: Summary, path: Path) -> bool:
         return False
     metrics = [name for name in PANELS if all(name in groups.gaps for _, groups in shown)]
     names = dict.fromkeys(name for _, groups in shown for name in groups.curves)
-    colours = dict(zip(names, cycle(GROUP_COLOURS), strict=False))
-    styles = {_title(row, shown): ORDER_STYLES[str(row.order)][0] for row, _ in shown}
+    styles = dict(zip(names, cycle(GROUP_STYLES), strict=False))
+    colours = dict(zip((_title(row, shown) for row, _ in shown), cycle(ROW_COLOURS), strict=False))
     figure = Figure(figsize=(5.2 * len(metrics), 7.4), layout="constrained")
     panels = figure.subplots(2, len(metrics), squeeze=False, sharex=True)
     for metric, (upper, lower) in zip(metrics, panels.T, strict=True):
         for row, groups in shown:
-            style = styles[_title(row, shown)]
+            colour = colours[_title(row, shown)]
             for name, curves in groups.curves.items():
-                draw_curve(upper, row.fractions, curves[metric], style, colours[name], f"_{name}", width=1.8)
-            draw_curve(lower, row.fractions, groups.gaps[metric], style, GREY, f"_{row.order}", width=1.8)
+                draw_curve(upper, row.fractions, curves[metric], styles[name], colour, f"_{name}", width=1.8)
+            draw_curve(lower, row.fractions, groups.gaps[metric], "-", colour, "_gap", width=1.8)
         if summary.old_old_groups is not None and (old := summary.old_old_groups.gap[metric]) is not None:
             lower.axhline(old.mean, color=GREY, linewidth=1)
             lower.annotate(
@@ -74,9 +75,9 @@ def plot_groups(summary: Summary, path: Path) -> bool:
         lower.set_ylim(bottom=0)
         for axes in (upper, lower):
             _in_percent(axes)
-    handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
-    handles += [Line2D([], [], color=GREY, linestyle=style, label=title) for title, style in styles.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=3, frameon=False)
+    handles = [Line2D([], [], color=GREY, linestyle=style, label=name) for name, style in styles.items()]
+    handles += [Line2D([], [], color=colour, label=title) for title, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=5, handlelength=3, frameon=False)
     save_figure(figure, path)
     return True
 

@@ -159,7 +159,8 @@ def test_groups_and_the_gap_between_them(saved: list[Picture], monkeypatch: pyte
     assert plot_groups(replace(summary(*rows, FASTFILL), old_old_groups=old), PATH)
     upper, _, lower, of_precision = saved[0].axes
     assert heights(upper.lines) == [[0.2, 0.4, 0.5], [0.6, 0.6, 0.7]] * 2
-    assert len({str(line.get_color()) for line in upper.lines}) == 2
+    assert [str(line.get_linestyle()) for line in upper.lines] == ["-", "--"] * 2  # of groups
+    assert len({str(line.get_color()) for line in upper.lines}) == 2  # of orders
     assert heights(lower.lines) == [[0.4, 0.2, 0.2], [0.4, 0.2, 0.2], [0.5, 0.5]]
     assert [text.get_text() for text in lower.texts] == ["old/old  50.0"]
     assert len(of_precision.lines) == 2
