@@ -29,7 +29,7 @@ class EmbeddingSet:
     log_variance: torch.Tensor | None = None  # (n,) or (n, d)
     # (n,) int64, of the two sets of an evaluation: items of the same number are the same item.
     numbers: torch.Tensor | None = None
-    groups: torch.Tensor | None = None  # (n,) int64, of the queries of an evaluation: a negative one is of none
+    group_numbers: torch.Tensor | None = None  # (n,) int64, of the queries of an evaluation: a negative one is of none
     re_embedded: torch.Tensor | None = None  # (n,) bool, of a gallery in the middle of its upgrade
     calibration: torch.Tensor | None = None  # (n,) float32, of one whose items have one each
 

@@ -127,11 +127,11 @@ def check_groups(query: EmbeddingSet, names: Sequence[str], groups: Groups) -> N
         UserError: naming the key, how many queries are in none and the first of them.
     """
     assert query.labels is not None
-    assert query.groups is not None
+    assert query.group_numbers is not None
     where = "eval_params.groups." + ("classes" if groups.file is None else f"file: {groups.file}")
     if len(names) < 2:
         raise UserError(f"{where}: a gap needs two groups, there is {', '.join(names) or 'none'} alone")
-    (outside,) = ((query.groups == NONE) & (query.labels >= 0)).nonzero(as_tuple=True)
+    (outside,) = ((query.group_numbers == NONE) & (query.labels >= 0)).nonzero(as_tuple=True)
     if len(outside):
         first = int(outside[0])
         name = f"row {first}" if query.ids is None else f"id {query.ids[first]}"
@@ -140,5 +140,5 @@ def check_groups(query: EmbeddingSet, names: Sequence[str], groups: Groups) -> N
             f"(label {int(query.labels[first])})"
         )
     for place, name in enumerate(names):
-        if not (query.groups == place).any():
+        if not (query.group_numbers == place).any():
             raise UserError(f"{where}: the group {name} is empty: no query is of it")

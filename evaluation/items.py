@@ -41,7 +41,7 @@ class Compared:
     classes: ClassVectors
     calibrations: Calibrations
     unhelpful: Sequence[str] = ()  # orders that brought nothing when the transformation was fitted
-    group_names: Sequence[str] = ()  # of the groups of queries, by their numbers in `query.groups`
+    group_names: Sequence[str] = ()  # of the groups of queries, by their `group_numbers`
 
 
 def query_and_gallery(config: EvalConfig, world: World) -> Compared:
@@ -64,7 +64,7 @@ def query_and_gallery(config: EvalConfig, world: World) -> Compared:
         compared = Compared(query, gallery, classes, calibrations or of_mix, unhelpful)
     if params.groups is not None:
         grouping = group_queries(compared.query, params.groups)
-        query = replace(compared.query, groups=grouping.of_query.to(world.device))
+        query = replace(compared.query, group_numbers=grouping.of_query.to(world.device))
         compared = replace(compared, query=query, group_names=grouping.names)
     if params.subset is not None:
         query, gallery = take_subset(compared.query, compared.gallery, params.subset, config.seed)

@@ -174,7 +174,7 @@ def metrics_and_curves(
             "seed": config.seed,
             "per_query": params.per_query is not None,
             "per_class": params.per_class,
-            "query_groups": query.groups,
+            "query_groups": query.group_numbers,
             "world": world,
             "progress": progress,
         }
@@ -222,7 +222,7 @@ def two_field_curves(
                 cutoffs=points,
                 merge=params.two_fields,
                 distance=params.distance_metric_name,
-                groups=query.groups,
+                groups=query.group_numbers,
                 wanted=Wanted(
                     recall_at=params.recall_at, precision_at=params.precision_at, compute_map=params.compute_map
                 ),

@@ -61,6 +61,12 @@ def test_groups_of_files_agree_with_a_loop(files: Path, distance: str) -> None:
         if place == 0:
             assert result["groups"]["few"] == pytest.approx({"num_queries": 16, **few})
             assert result["gap"] == {name: curve["gap"][name][0] for name in result["gap"]}
+    calibrated = evaluate(files, CLASSES, *ORDERS, metric, "eval_params.calibration=0.5", config="e.yaml")
+    for at_end in (0, -1):  # where all items are of one kind
+        assert calibrated["backfilling"]["random"]["gap"]["map"][at_end] == pytest.approx(
+            result["backfilling"]["random"]["gap"]["map"][at_end]
+        )
+    assert calibrated["backfilling"]["random"]["gap"]["map"] != result["backfilling"]["random"]["gap"]["map"]
     ends = [result["backfilling"][order]["gap"]["map"][-1] for order in ("random", "sigma", "density")]
     assert ends == pytest.approx([ends[0]] * 3)  # of a full upgrade, whatever the order
 

@@ -1,6 +1,7 @@
 """Which group each query is of: by classes, and by files in any form; and what is wrong with some of them."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,8 @@ def test_classes_that_do_not_fit_the_queries(classes: dict[str, Any], message: s
 
 
 def check(query: EmbeddingSet, found: Grouping, groups: Groups) -> None:
-    check_groups(EmbeddingSet(query.embeddings, query.ids, query.labels, groups=found.of_query), found.names, groups)
+    grouped = replace(query, group_numbers=found.of_query)
+    check_groups(grouped, found.names, groups)
 
 
 def test_a_group_may_have_lost_its_queries_to_a_subset() -> None:
