@@ -7,6 +7,20 @@ from utils.config import key
 
 
 @dataclass
+class Thinned:
+    """`dataset_params.thinned`: classes of which a model has seen little, as one that is biased against a group has."""
+
+    classes: list[int] = key(
+        doc="the labels from the first up to, but not including, the second, as [0, 20], of which images are left out"
+    )
+    share: float = key(doc="of the training images of each of them, that is trained on", minimum=0.001, maximum=1.0)
+
+    def __post_init__(self) -> None:
+        if not (len(self.classes) == 2 and 0 <= self.classes[0] < self.classes[1]):
+            raise ValueError(f"classes: should be two rising labels, as [0, 20], got {self.classes}")
+
+
+@dataclass
 class DatasetParams:
     """`dataset_params`: which images, and how they are fed."""
 
@@ -30,6 +44,7 @@ class DatasetParams:
         minimum=0.01,
         maximum=0.5,
     )
+    thinned: Thinned | None = key(None, doc="train on a share of the images of some classes; validation keeps them all")
     num_workers: int = key(
         4, doc="processes that decode images; cifar100 and glyphs fit in memory and need none", minimum=0
     )

@@ -7,7 +7,7 @@ import numpy as np
 
 from data.config import DatasetParams, SimCLRParams
 from data.folder_images import FolderImages
-from data.folders import ImageList, class_folders, hold_out, list_images, unknown_split
+from data.folders import ImageList, class_folders, hold_out, list_images, thin_out, unknown_split
 from data.images import Feed, ImageSet, Unreadable
 from data.lists import check_files, list_from_file
 from data.memory_images import MemoryImages
@@ -121,15 +121,18 @@ def list_split(params: DatasetParams, split: str, *, all_classes: bool = False) 
     """The images of a split.
 
     With `held_out` the training and the validation split are parts of the training images, and the validation images
-    are not touched.
+    are not touched. What `thinned` leaves out is missing in the training split alone.
 
     Args:
         split: `training` or `validation`, which are what `dataset_params` calls so, or the name of any other.
 
     Raises:
-        UserError: there is no such split, `num_classes` is more than there are, or a class has too few images to hold
-            some out.
+        UserError: there is no such split, `num_classes` or `thinned` names more classes than there are, or a class has
+            too few images to hold some out.
     """
+    if params.thinned is not None:
+        whole = list_split(replace(params, thinned=None), split, all_classes=all_classes)
+        return thin_out(whole, range(*params.thinned.classes), params.thinned.share) if split == "training" else whole
     if params.held_out is not None and split in SPLITS:
         whole = list_split(replace(params, held_out=None), "training", all_classes=all_classes)
         kept, held = hold_out(whole, params.held_out)

@@ -32,6 +32,7 @@ class EmbeddingSet:
     cameras: torch.Tensor | None = None  # (n,) int64
     groups: Array | None = None  # (n,) texts
     new: torch.Tensor | None = None  # (n, d), of a gallery: the new model's, where the queries are other items
+    group_numbers: torch.Tensor | None = None  # (n,) int64, of the queries of an evaluation: a negative one is of none
     re_embedded: torch.Tensor | None = None  # (n,) bool, of a gallery in the middle of its upgrade
     calibration: torch.Tensor | None = None  # (n,) float32, of one whose items have one each
 

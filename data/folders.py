@@ -228,11 +228,39 @@ def hold_out(training: ImageList, share: float) -> tuple[ImageList, ImageList]:
         count = max(1, round(share * len(of_class)))
         if count >= len(of_class):
             raise UserError(f"dataset_params.held_out: class {name} has {len(of_class)} training images, too few")
-        # No seed of a run: in its place stands the number of images, which is what the draw may depend on.
-        order = torch.randperm(len(of_class), generator=generator(len(of_class), Stream.SHUFFLE))
+        order = _drawn_order(len(of_class), Stream.SHUFFLE)
         held += of_class[order[:count].sort().values].tolist()
         kept += of_class[order[count:].sort().values].tolist()
     return training.take(kept), training.take(held)
+
+
+def thin_out(training: ImageList, thinned: range, share: float) -> ImageList:
+    """The training images, of the classes `thinned` a share alone, one image a class at least.
+
+    What is drawn is a function of the share and the images' places in their class alone, as in `hold_out`.
+
+    Raises:
+        UserError: there are fewer classes.
+    """
+    if thinned.stop > len(training.classes):
+        raise UserError(
+            f"dataset_params.thinned.classes: [{thinned.start}, {thinned.stop}] asked for, "
+            f"{len(training.classes)} classes are trained on"
+        )
+    kept: list[int] = []
+    labels = torch.tensor(training.labels)
+    for label in range(len(training.classes)):
+        (of_class,) = (labels == label).nonzero(as_tuple=True)
+        if label in thinned:
+            order = _drawn_order(len(of_class), Stream.THINNED)
+            of_class = of_class[order[: max(1, round(share * len(of_class)))].sort().values]
+        kept += of_class.tolist()
+    return training.take(kept)
+
+
+def _drawn_order(count: int, stream: Stream) -> torch.Tensor:
+    """A random order (count,) of the images of a class: by their number, in the place of a run's seed."""
+    return torch.randperm(count, generator=generator(count, stream))
 
 
 def read_image(file: Path) -> Image.Image | None:

@@ -14,16 +14,18 @@ from upgrade.config import UpgradeConfig
 
 DOCS = Path(__file__).resolve().parent
 BEGINNING = "<!-- From here on: python -m docs.key_tables -->\n"
-OWN_EMBEDDINGS = ("fit_embeddings.py", "upgrade_gallery.py")
+OF_PAGES = {
+    "configuration_evaluation.md": ("embed.py", "eval.py"),
+    "configuration_own_embeddings.md": ("fit_embeddings.py", "upgrade_gallery.py"),
+}  # the other scripts stand in configuration.md
 
 
 def pages() -> dict[str, dict[str, type]]:
     """Page -> heading -> the config class whose keys stand below it: those of a script, or of a part of a suite."""
     schemas: dict[str, type] = {**SCHEMAS, "upgrade_gallery.py": UpgradeConfig}
-    own = {script: schema for script, schema in schemas.items() if script in OWN_EMBEDDINGS}
-    others = {script: schema for script, schema in schemas.items() if script not in own}
+    found = {page: {script: schemas.pop(script) for script in scripts} for page, scripts in OF_PAGES.items()}
     suites = {"reproduce.py": SuiteConfig, "methods.NAME": Method, "template": Template}
-    return {"configuration.md": others, "configuration_own_embeddings.md": own, "configuration_suites.md": suites}
+    return {"configuration.md": schemas, **found, "configuration_suites.md": suites}
 
 
 def with_tables(text: str, schemas: Mapping[str, type]) -> str:

@@ -1,7 +1,7 @@
 """The config of eval.py."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from data.config import DatasetParams
 from utils.choices import PROCESSES_DOC, Precision, Processes
@@ -40,6 +40,61 @@ class Subset:
     def __post_init__(self) -> None:
         if self.classes is not None and not (len(self.classes) == 2 and 0 <= self.classes[0] < self.classes[1]):
             raise ValueError(f"classes: should be two rising labels, as [80, 100], got {self.classes}")
+
+
+@dataclass
+class Groups:
+    """`eval_params.groups`: which group each query is of."""
+
+    classes: dict[str, list[Any]] | None = key(
+        None,
+        doc="name -> the labels from the first up to, but not including, the second, as [0, 20]; or a list of labels "
+        "and such ranges, as [[0, 20], 35, 61]",
+    )
+    file: str | None = key(
+        None,
+        doc="`groups` (n,), texts or numbers, and perhaps the queries' `ids`, in any form of data.md, .csv or .json; "
+        "without ids, row by row",
+        path="input",
+    )
+    column: bool = key(False, doc="the column `group` of `dataset_params.list_path`")
+
+    def __post_init__(self) -> None:
+        if (self.classes is not None) + (self.file is not None) + self.column != 1:
+            raise ValueError("classes, file, column: one of the three says which group a query is of")
+        if self.classes is None:
+            return
+        if len(self.classes) < 2:
+            raise ValueError(f"classes: a gap needs two groups, got {len(self.classes)}")
+        taken: list[tuple[int, int, str]] = []
+        for name in self.classes:
+            for first, end in self.ranges(name):
+                for other_first, other_end, other in taken:
+                    if first < other_end and other_first < end:
+                        raise ValueError(f"classes.{name}: label {max(first, other_first)} is in {other} already")
+                taken.append((first, end, name))
+
+    def ranges(self, name: str) -> list[tuple[int, int]]:
+        """The labels of a group of classes, each range from its first up to, but not including, its second."""
+        assert self.classes is not None
+        items = self.classes[name]
+        if len(items) == 2 and all(map(_is_label, items)):
+            items = [items]
+        ranges = [(item, item + 1) if _is_label(item) else item for item in items]
+        for item in ranges:
+            pair = isinstance(item, list | tuple) and len(item) == 2 and all(map(_is_label, item))
+            if not (pair and 0 <= item[0] < item[1]):
+                raise ValueError(
+                    f"classes.{name}: should be two rising labels, as [0, 20], or a list of labels and such ranges, "
+                    f"got {items}"
+                )
+        if not ranges:
+            raise ValueError(f"classes.{name}: is empty")
+        return [(first, end) for first, end in ranges]
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass
@@ -89,6 +144,10 @@ class EvalParams:
     recall_at: list[int] = key([], doc="the k of recall@k: share of a query's relevant items among its k nearest")
     precision_at: list[int] = key([], doc="the k of precision@k: share of a query's k nearest that are relevant")
     per_class: bool = key(False, doc="the figures of each class too, and of the worst and best on screen")
+    groups: Groups | None = key(
+        None,
+        doc="the figures of each group of queries too, along the curves, and the gap between the best and the worst",
+    )
     interval_level: float | None = key(
         None, doc="level, as 0.95, of bootstrap intervals over queries for every figure", alias="confidence"
     )

@@ -15,6 +15,7 @@ from data.lengths import about_zeros, lengths_of, zeros_kept
 from embedding.extraction import embed_images, embedded_items, embedding_dim, freeze
 from evaluation.config import EarlierUpgrade, EmbeddingsParams, EvalConfig
 from evaluation.files import Calibrations, ClassVectors, read_class_vectors, read_query_and_gallery
+from evaluation.groups import check_groups, group_queries
 from evaluation.subsets import take_subset
 from models.embedding import TransformedModel
 from models.model_files import (
@@ -43,6 +44,7 @@ class Compared:
     classes: ClassVectors
     calibrations: Calibrations
     unhelpful: Sequence[str] = ()  # orders that brought nothing when the transformation was fitted
+    group_names: Sequence[str] = ()  # of the groups of queries, by their `group_numbers`
 
 
 def query_and_gallery(config: EvalConfig, world: World) -> Compared:
@@ -63,9 +65,15 @@ def query_and_gallery(config: EvalConfig, world: World) -> Compared:
             )
         gallery, classes, calibrations, unhelpful = gallery_in_new_space(gallery, side_info, files, world)
         compared = Compared(query, gallery, classes, calibrations or of_mix, unhelpful)
+    if params.groups is not None:
+        grouping = group_queries(compared.query, params.groups)
+        query = replace(compared.query, group_numbers=grouping.of_query.to(world.device))
+        compared = replace(compared, query=query, group_names=grouping.names)
     if params.subset is not None:
         query, gallery = take_subset(compared.query, compared.gallery, params.subset, config.seed)
         compared = replace(compared, query=query, gallery=gallery)
+    if params.groups is not None:
+        check_groups(compared.query, compared.group_names, params.groups)
     return compared
 
 

@@ -1,5 +1,6 @@
 """The files of an evaluation: its result as JSON, and plain arrays."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 from data.embeddings import EmbeddingSet, write_embeddings
 from evaluation.config import EvalConfig
 from evaluation.run import Curves, Evaluation
-from retrieval import PerQuery, RetrievalMetrics
+from retrieval import BackfillingCurve, PerQuery, RetrievalMetrics, gap, gaps_to_json
 from utils.files import write_array, write_arrays, write_json
 
 
@@ -39,7 +40,9 @@ def result_json(evaluation: Evaluation, interval_level: float | None) -> dict[st
 
     With an `interval_level` there are also `intervals` with that level and [low, high] of each of the metrics; a curve
     has its own (`BackfillingCurve.to_json`). `per_class`, where it was asked for, has for each label the number of
-    queries, the metrics, and the name, where it has one. `risk_coverage`, where orders were judged, has for each of
+    queries, the metrics, and the name, where it has one. `groups`, where there are groups of queries, has for each the
+    number of its queries and the metrics, `gap` the best of these less the worst; each curve has its own
+    (`curve_json`). `risk_coverage`, where orders were judged, has for each of
     them the risk-coverage curve of each risk (`RiskCoverage.to_json`). `representatives`, where they were asked for,
     says whether they were placed; `calibration`, where the curves have one, which.
     """
@@ -63,8 +66,17 @@ def result_json(evaluation: Evaluation, interval_level: float | None) -> dict[st
             }
             for label, of_class in metrics.per_class.items()
         }
+    if evaluation.group_names:
+        result["groups"] = {
+            name: {"num_queries": of_group.num_queries, **of_group.to_json()}
+            for number, name in enumerate(evaluation.group_names)
+            for of_group in (metrics.per_group[number],)
+        }
+        result["gap"] = gap(metrics.per_group.values())
     if evaluation.curves:
-        result["backfilling"] = {name: curve.to_json() for name, curve in evaluation.curves.items()}
+        result["backfilling"] = {
+            name: curve_json(curve, evaluation.group_names) for name, curve in evaluation.curves.items()
+        }
     if evaluation.quality:
         result["risk_coverage"] = {
             order: {risk: curve.to_json() for risk, curve in of_order.items()}
@@ -75,6 +87,15 @@ def result_json(evaluation: Evaluation, interval_level: float | None) -> dict[st
     if evaluation.placing is not None:
         result["representatives"] = asdict(evaluation.placing)
     return result
+
+
+def curve_json(curve: BackfillingCurve, group_names: Sequence[str]) -> dict[str, Any]:
+    """A curve (`BackfillingCurve.to_json`); with groups also `groups`, that of each of them, `gap` and `gap_closed`."""
+    if not group_names:
+        return curve.to_json()
+    curves = {name: curve.of_group(number) for number, name in enumerate(group_names)}
+    groups = {name: {"num_queries": of_group.num_queries, **of_group.to_json()} for name, of_group in curves.items()}
+    return {**curve.to_json(), "groups": groups, **gaps_to_json(curve)}
 
 
 def curve_array(curves: Curves) -> Tensor:

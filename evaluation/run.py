@@ -56,6 +56,7 @@ class Evaluation:
     calibration: Calibration | None  # of the curves
     quality: Quality
     placing: Placing | None  # None where no representatives were asked for
+    group_names: Sequence[str] = ()  # by the number of a group of queries; empty without groups
 
 
 def evaluate_retrieval(compared: Compared, config: EvalConfig, world: World) -> Evaluation:
@@ -75,12 +76,17 @@ def evaluate_retrieval(compared: Compared, config: EvalConfig, world: World) -> 
         is_mixed = bool(orders) or gallery.re_embedded is not None
         calibration = calibration_for(config.eval_params, compared.calibrations) if is_mixed else None
         metrics, curves = metrics_and_curves(query, gallery, orders, calibration, config, world)
+        for number, name in enumerate(compared.group_names):
+            if number not in metrics.per_group:
+                raise UserError(f"eval_params.groups: no query of the group {name} has a relevant item in the gallery")
         quality = judge_orders(query, gallery, orders, config, world)
     except UserError as error:
         files = config.embeddings_params
         source = "" if files is None else f"embeddings_params: {files.query}, {files.gallery}: "
         raise UserError(f"{source}{error}") from None
-    return Evaluation(query, gallery, classes.names, metrics, curves, calibration, quality, placing)
+    return Evaluation(
+        query, gallery, classes.names, metrics, curves, calibration, quality, placing, compared.group_names
+    )
 
 
 def backfilling_orders(compared: Compared, config: EvalConfig) -> dict[str, torch.Tensor]:
@@ -186,6 +192,7 @@ def metrics_and_curves(
             "seed": config.seed,
             "per_query": params.per_query is not None,
             "per_class": params.per_class,
+            "query_groups": query.group_numbers,
             "world": world,
             "progress": progress,
         }
@@ -234,6 +241,7 @@ def two_field_curves(
                 cutoffs=points,
                 merge=params.two_fields,
                 distance=params.distance_metric_name,
+                groups=query.group_numbers,
                 wanted=Wanted(
                     recall_at=params.recall_at, precision_at=params.precision_at, compute_map=params.compute_map
                 ),

@@ -1,9 +1,10 @@
 """An evaluation on screen: tables in percent."""
 
 from collections.abc import Sequence
+from statistics import fmean
 
 from evaluation.run import Curves, Evaluation, Quality
-from retrieval import EVEN_SPREAD, RetrievalMetrics
+from retrieval import EVEN_SPREAD, RetrievalMetrics, gap, gaps_along
 
 SHOWN_CLASSES = 3  # of the best, and of the worst
 
@@ -22,6 +23,8 @@ def tables(evaluation: Evaluation, interval_level: float | None) -> str:
     parts.append(table(evaluation.metrics, evaluation.curves, interval_level))
     if evaluation.metrics.per_class:
         parts.append(class_table(evaluation.metrics, evaluation.class_names))
+    if evaluation.group_names:
+        parts.append(group_table(evaluation.metrics, evaluation.curves, evaluation.group_names))
     if evaluation.quality:
         parts.append(correlations(evaluation.quality))
     return "\n".join(parts)
@@ -61,6 +64,25 @@ def class_table(metrics: RetrievalMetrics, class_names: Sequence[str] = ()) -> s
     return "\n".join(lines)
 
 
+def group_table(metrics: RetrievalMetrics, curves: Curves, group_names: Sequence[str]) -> str:
+    """The figures in percent of each group of queries and the gap between the best and the worst.
+
+    Before any backfilling; then of each order the gap's mean along the curve, and the gap when all is backfilled.
+    """
+    lines = [_head("groups of queries", metrics, 8)]
+    for number, name in enumerate(group_names):
+        of_group = metrics.per_group[number]
+        lines.append(_row(f"{name} ({of_group.num_queries:,})", of_group, 8))
+    gaps = [("gap", gap(metrics.per_group.values()))]
+    for order, curve in curves.items():
+        means = {name: fmean(values) for name, values in gaps_along(curve).items()}
+        gaps.append((f"gap, AUC, {order} order", means))
+    if curves:  # in every order the same
+        gaps.append(("gap, all backfilled", gap(curve.points[-1].per_group.values())))
+    lines += [_line(title, [found.get(name) for name in metrics.to_json()], 8) for title, found in gaps]
+    return "\n".join(lines)
+
+
 def correlations(quality: Quality) -> str:
     """A line for each judged order: its rank correlation with 1 - AP, or with what stands in for it.
 
@@ -81,7 +103,11 @@ def _head(title: str, metrics: RetrievalMetrics, width: int) -> str:
 
 
 def _row(title: str, metrics: RetrievalMetrics, width: int) -> str:
-    values = ["-" if value is None else f"{100 * value:.2f}" for value in metrics.to_json().values()]
+    return _line(title, list(metrics.to_json().values()), width)
+
+
+def _line(title: str, figures: Sequence[float | None], width: int) -> str:
+    values = ["-" if value is None else f"{100 * value:.2f}" for value in figures]
     return f"{title:24}" + "".join(f"{value:>{width}}" for value in values)
 
 

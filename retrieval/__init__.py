@@ -8,6 +8,7 @@ curves["distance"].auc.to_json()
 
 from retrieval.calibration import Calibration, choose_calibration
 from retrieval.evaluation import backfilling_curve, cutoffs, evaluate
+from retrieval.groups import gap, gap_closed, gaps_along, gaps_to_json
 from retrieval.orders.backfilling import ORDERS, backfilling_order
 from retrieval.quality import order_gains, recall_of_nearest, retrieval_qualities, retrieval_quality, upgrade_quality
 from retrieval.ranking.engine import Progress
@@ -31,6 +32,10 @@ __all__ = [
     "class_spread",
     "cutoffs",
     "evaluate",
+    "gap",
+    "gap_closed",
+    "gaps_along",
+    "gaps_to_json",
     "order_gains",
     "order_quality",
     "place_representatives",

@@ -12,6 +12,7 @@ from retrieval.ranking.engine import Progress, rank_queries
 from retrieval.ranking.relevance import find_relevant
 from retrieval.results import BackfillingCurve, Counts, PerQuery, RetrievalMetrics, Wanted
 from retrieval.validation import (
+    as_integers,
     check_cutoffs,
     check_embeddings,
     check_level,
@@ -43,6 +44,7 @@ def evaluate(
     seed: int = 0,
     per_query: bool = False,
     per_class: bool = False,
+    query_groups: Tensor | None = None,
     world: World = World(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
 ) -> RetrievalMetrics:
@@ -77,6 +79,7 @@ def evaluate(
         seed: of the bootstrap.
         per_query: also return the figures of each query.
         per_class: also return the means over the queries of each class.
+        query_groups: (n_q,) integers: also return the means over the queries of each group; a negative one: of none.
         world: the processes, each of which calls this with the same tensors; they share the queries, and all get the
             same figures, whatever their number.
         progress: called with the number of this process's queries that are done, up to its `world.share(n_q)`.
@@ -90,6 +93,7 @@ def evaluate(
     check_wanted(wanted)
     check_level(interval_level)
     check_embeddings(query=query, gallery=gallery)
+    query_groups = None if query_groups is None else as_integers("query_groups", query_groups, query)
     relevant = find_relevant(
         query, gallery, query_labels, gallery_labels, query_ids, gallery_ids, query_cameras, gallery_cameras
     )
@@ -97,7 +101,7 @@ def evaluate(
     blocks = {"": query.new_zeros(len(gallery), dtype=torch.int64)}  # one embedding an item: no order, one point
     ranking = rank_queries(table, relevant, blocks, 1, wanted, world, progress)[""]
     counts = _counts(ranking, query, gallery, distance)
-    (metrics,), _ = mean_metrics(ranking, counts, wanted, query_labels, interval_level, seed)
+    (metrics,), _ = mean_metrics(ranking, counts, wanted, query_labels, query_groups, interval_level, seed)
     return replace(metrics, per_query=ranking if per_query else None)
 
 
@@ -124,6 +128,7 @@ def backfilling_curve(
     seed: int = 0,
     per_query: bool = False,
     per_class: bool = False,
+    query_groups: Tensor | None = None,
     world: World = World(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
 ) -> dict[str, BackfillingCurve]:
@@ -150,6 +155,7 @@ def backfilling_curve(
     check_wanted(wanted)
     check_level(interval_level)
     check_embeddings(query=query, transformed=transformed, new=new)
+    query_groups = None if query_groups is None else as_integers("query_groups", query_groups, query)
     check_same_items(new=new, transformed=transformed)
     check_orders(orders, len(new))
     check_cutoffs(cutoffs, len(new))
@@ -162,7 +168,7 @@ def backfilling_curve(
     curves = {}
     for name, ranking in rankings.items():
         counts = _counts(ranking, query, new, distance)
-        points, auc_intervals = mean_metrics(ranking, counts, wanted, query_labels, interval_level, seed)
+        points, auc_intervals = mean_metrics(ranking, counts, wanted, query_labels, query_groups, interval_level, seed)
         curves[name] = BackfillingCurve(
             **asdict(counts),
             cutoffs=tuple(cutoffs),

@@ -12,11 +12,18 @@ from retrieval.results import Counts, Interval, PerQuery, RetrievalMetrics, Want
 
 
 def mean_metrics(
-    ranking: PerQuery, counts: Counts, wanted: Wanted, query_labels: Tensor, interval_level: float | None, seed: int
+    ranking: PerQuery,
+    counts: Counts,
+    wanted: Wanted,
+    query_labels: Tensor,
+    query_groups: Tensor | None,
+    interval_level: float | None,
+    seed: int,
 ) -> tuple[tuple[RetrievalMetrics, ...], Mapping[str, Interval]]:
     """The metrics at each point, and the intervals of their means over the points (empty without a level).
 
-    `query_labels` are those of all queries (n_q,), for the metrics of each class at the first point.
+    `query_labels` are those of all queries (n_q,), for the metrics of each class at the first point; `query_groups`,
+    where there are any, for those of each group at every point.
     """
     figures = query_figures(ranking, wanted)
     names, points = list(figures), ranking.first_ranks.shape[1]
@@ -34,7 +41,11 @@ def mean_metrics(
         for point in range(points)
     ]
     if wanted.per_class:
-        metrics[0] = replace(metrics[0], per_class=_metrics_of_classes(ranking, figures, counts, wanted, query_labels))
+        (per_class,) = _metrics_of_parts(query_labels, ranking, figures, counts, wanted, points=1)
+        metrics[0] = replace(metrics[0], per_class=per_class)
+    if query_groups is not None:
+        per_group = _metrics_of_parts(query_groups, ranking, figures, counts, wanted, points)
+        metrics = [replace(point, per_group=parts) for point, parts in zip(metrics, per_group, strict=True)]
     return tuple(metrics), auc_intervals
 
 
@@ -51,23 +62,40 @@ def _metrics(
     )
 
 
-def _metrics_of_classes(
-    ranking: PerQuery, figures: Mapping[str, Tensor], counts: Counts, wanted: Wanted, query_labels: Tensor
-) -> dict[int, RetrievalMetrics]:
-    """Label -> the metrics at the first point of the queries of that class, if any of them was evaluated."""
+def _metrics_of_parts(
+    part_of_query: Tensor,
+    ranking: PerQuery,
+    figures: Mapping[str, Tensor],
+    counts: Counts,
+    wanted: Wanted,
+    points: int,
+) -> list[dict[int, RetrievalMetrics]]:
+    """Of the first `points`: part -> the metrics of its queries, if any of them was evaluated.
+
+    Args:
+        part_of_query: (n_q,) of all queries; a negative one: of no part.
+    """
     # On the CPU, where sums are added in one order.
-    every, queries = query_labels.cpu().unique(return_counts=True)
-    labels = query_labels.cpu()[ranking.query_index.cpu()]
-    classes, class_of_query, evaluated = labels.unique(return_inverse=True, return_counts=True)
-    skipped = queries[torch.searchsorted(every, classes)] - evaluated
-    means = {name: torch.bincount(class_of_query, values[:, 0].cpu()) / evaluated for name, values in figures.items()}
-    columns = zip(*(column.tolist() for column in (classes, evaluated, skipped, *means.values())), strict=True)
-    return {
-        label: _metrics(
-            dict(zip(means, row, strict=True)), replace(counts, num_queries=n, num_skipped=left_out), wanted, {}
+    part_of_query = part_of_query.cpu()
+    every, queries = part_of_query.unique(return_counts=True)
+    part = part_of_query[ranking.query_index.cpu()]
+    (in_one,) = (part >= 0).nonzero(as_tuple=True)
+    parts, place, evaluated = part[in_one].unique(return_inverse=True, return_counts=True)
+    skipped = queries[torch.searchsorted(every, parts)] - evaluated
+    values = {name: of_queries.cpu()[in_one] for name, of_queries in figures.items()}  # (m, P)
+    found = []
+    for point in range(points):
+        means = {name: torch.bincount(place, column[:, point]) / evaluated for name, column in values.items()}
+        columns = zip(*(column.tolist() for column in (parts, evaluated, skipped, *means.values())), strict=True)
+        found.append(
+            {
+                number: _metrics(
+                    dict(zip(means, row, strict=True)), replace(counts, num_queries=n, num_skipped=left_out), wanted, {}
+                )
+                for number, n, left_out, *row in columns
+            }
         )
-        for label, n, left_out, *row in columns
-    }
+    return found
 
 
 def query_figures(ranking: PerQuery, wanted: Wanted) -> dict[str, Tensor]:

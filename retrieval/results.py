@@ -1,7 +1,7 @@
 """What an evaluation returns, and its JSON. Figures are fractions in [0, 1]."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -68,6 +68,8 @@ class RetrievalMetrics(Counts):
     """None if it was not asked for, and at the single points of a curve."""
     per_class: Mapping[int, "RetrievalMetrics"] = field(default_factory=dict, repr=False)
     """Label -> those of the class's queries alone; empty if not asked for, and past a curve's first point."""
+    per_group: Mapping[int, "RetrievalMetrics"] = field(default_factory=dict, repr=False)
+    """Group -> those of its queries alone; empty without groups."""
 
     def to_json(self) -> dict[str, float | None]:
         """`{"cmc_top1": x, "cmc_top5": x, "map": x}`, "map" null if not computed; `recall_at_K`, `precision_at_K`."""
@@ -136,6 +138,12 @@ class BackfillingCurve(Counts):
             precision={k: fmean(point.precision[k] for point in self.points) for k in first.precision},
             intervals=self.auc_intervals,
         )
+
+    def of_group(self, group: int) -> "BackfillingCurve":
+        """The curve of the queries of one group, without intervals."""
+        points = tuple(point.per_group[group] for point in self.points)
+        queries, skipped = points[0].num_queries, points[0].num_skipped
+        return replace(self, num_queries=queries, num_skipped=skipped, points=points, auc_intervals={}, per_query=None)
 
     def to_json(self) -> dict[str, Any]:
         """`cutoffs`, `fractions`, a list over the points for each metric, and `auc`; "map" null if not computed.

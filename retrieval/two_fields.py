@@ -78,6 +78,7 @@ def two_field_curve(
     cutoffs: Sequence[int],
     merge: str,
     distance: str = "l2",
+    groups: Tensor | None = None,
     wanted: Wanted = Wanted(),  # noqa: B008 (frozen)
     world: World = World(),  # noqa: B008 (frozen)
     progress: Progress | None = None,
@@ -94,6 +95,7 @@ def two_field_curve(
         cutoffs: rising numbers of items, from 0 to n.
         merge: of MERGES.
         distance: `l2` or `cosine`, of both fields.
+        groups: (n,) integers, as `query_groups` of `evaluate`.
         wanted: what to compute; neither the figures of each query nor those of each class.
         progress: told how many cut-offs are done.
 
@@ -119,5 +121,5 @@ def two_field_curve(
             progress(len(points) + 1)
         evaluated = len(ranking.query_index)
         counts = Counts(evaluated, len(new) - evaluated, len(new), distance)
-        points += mean_metrics(ranking, counts, wanted, labels, None, 0)[0]
+        points += mean_metrics(ranking, counts, wanted, labels, groups, None, 0)[0]
     return BackfillingCurve(**asdict(counts), cutoffs=tuple(cutoffs), points=tuple(points))

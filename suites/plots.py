@@ -19,7 +19,7 @@ from utils.files import atomic_path
 # Okabe and Ito's palette, whose colours differ for colour-blind readers too.
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
 CASE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
-LineStyle = str | tuple[int, tuple[int, ...]]
+LineStyle = Literal["-", "--", "-.", ":"] | tuple[int, tuple[int, ...]]
 ORDER_STYLES: dict[str, tuple[LineStyle, str, str]] = {  # of lines: dashes, marks of areas, their colour
     "sigma": ("-", "D", BLUE),
     "random": ("--", "o", GREY),
@@ -196,7 +196,7 @@ def _plot_risk(axes: Axes, rows: list[Row], colours: dict[str, str], name: str) 
     for method, row in {_method(row): row for row in reversed(rows)}.items():  # what is no order's, once a method
         for bound, (style, _) in RISK_BOUNDS.items():
             risk = row.risks[name]
-            _draw_curve(axes, risk.coverages, risk.curves[bound], style, colours[method], f"_{bound}", width=1)
+            draw_curve(axes, risk.coverages, risk.curves[bound], style, colours[method], f"_{bound}", width=1)
     for row in rows:
         risk, label = row.risks[name], f"{_method(row)}, {ORDER_NAMES[str(row.order)]}"
         _draw_order(axes, row, risk.coverages, risk.curves["kept"], colours[_method(row)], label)
@@ -210,10 +210,10 @@ def _plot_risk(axes: Axes, rows: list[Row], colours: dict[str, str], name: str) 
 def _draw_order(axes: Axes, row: Row, places: list[float], points: list[Spread], colour: str, label: str) -> None:
     """A curve of a row, in its order's style."""
     width = 2.5 if row.order == "sigma" else 1.8
-    _draw_curve(axes, places, points, ORDER_STYLES[str(row.order)][0], colour, label, width)
+    draw_curve(axes, places, points, ORDER_STYLES[str(row.order)][0], colour, label, width)
 
 
-def _draw_curve(
+def draw_curve(
     axes: Axes, places: list[float], points: list[Spread], style: LineStyle, colour: str, label: str, width: float
 ) -> None:
     """A curve of means, with a band of one standard deviation to either side where there are several seeds."""

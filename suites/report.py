@@ -13,6 +13,11 @@ RISKS = {"alignment_error": "alignment error", "cmc_top1": "1 - CMC-1", "average
 PICTURES = {  # heading, and what a picture shows
     "curves": ("Backfilling curves", "CMC-1 and mAP over the share of the gallery that is backfilled"),
     "areas": ("Areas under the backfilling curves", "Mean CMC-1 and mAP of each method and order"),
+    "groups": (
+        "Groups of queries, along the curves",
+        "CMC-1 and mAP of each group of queries, and the gap between the best and the worst, over the share of the "
+        "gallery that is backfilled",
+    ),
     "risk_coverage": ("Risk of the items backfilled last", "Mean risk over the share of items kept"),
     "retrieval_examples": (
         "Retrieval examples",
@@ -20,6 +25,12 @@ PICTURES = {  # heading, and what a picture shows
         "transformation, after backfilling",
     ),
 }
+GAP_POINTS = (0.0, 0.1, 0.25, 0.5, 0.75, 1.0)  # shares of the gallery at which the report shows gaps
+GROUPS_NOTE = (
+    "In percent; of rows with an order the areas under the curves. Gap: the figure of the best group less that of the "
+    "worst; along the curves at the point nearest to each share of the gallery, and its mean over all points. Closed: "
+    "the share of the gap before backfilling that is gone. What remains at 100 % is the new model's own gap."
+)
 AURC = {"kept": "AURC", "random": "AURC, random", "oracle": "AURC, oracle"}
 QUALITY_NOTE = (
     "An item's alignment error is |new - h(old)|; its retrieval risk, 1 - CMC-1 or 1 - AP, is that of h(old) as the "
@@ -52,6 +63,7 @@ def report(results: list[Results], pictures: Mapping[str, str]) -> str:
         tables(summary),
         "",
         *(f"{note}\n" for note in first["notes"]),
+        *_groups_section(summary),
         *_quality_section(summary),
         *(line for name, file in pictures.items() for line in _picture(name, file)),
         "## Time of each stage",
@@ -98,6 +110,35 @@ def _quality_section(summary: Summary) -> list[str]:
         if (row.case, row.side_info) == case and name in row.risks
     ]
     return ["## How good each order is", "", *table(header, body), "", QUALITY_NOTE, ""]
+
+
+def _groups_section(summary: Summary) -> list[str]:
+    """The figures of each group of queries, the gaps between them along the curves, and the shares that are closed."""
+    rows = [(row, row.groups) for row in (*summary.no_backfilling, *summary.backfilling) if row.groups is not None]
+    if not rows:
+        return []
+    body: list[list[str]] = []
+    gaps: list[list[str]] = []
+    closed: list[list[str]] = []
+    for row, groups in rows:
+        start = [row.case, SIDE_INFO[row.side_info], row.order or NO_FIGURE]
+        for name, figures in {**groups.figures, "gap": groups.gap}.items():
+            body.append([*start, name, *(percent(figures[metric]) for metric in METRICS)])
+        for points, means, cells in ((groups.gaps, groups.gap, gaps), (groups.closed, groups.closed_area, closed)):
+            for metric in points:
+                nearest = _at_shares(row.fractions, points[metric])
+                cells.append([*start, METRICS[metric], *nearest, percent(means[metric])])
+    lines = ["## Groups of queries", "", *table(["case", "side-info", "order", "group", *METRICS.values()], body), ""]
+    header = ["case", "side-info", "order", "figure", *(f"{share:.0%}" for share in GAP_POINTS), "mean"]
+    for title, cells in (("The gap along the curves", gaps), ("The share of the gap that is closed", closed)):
+        lines += [f"### {title}", "", *table(header, cells), ""] if cells else []
+    return [*lines, GROUPS_NOTE, ""]
+
+
+def _at_shares(fractions: list[float], points: list[Figure]) -> list[str]:
+    """A curve's points nearest to GAP_POINTS, in percent."""
+    places = [min(range(len(points)), key=lambda i: abs(fractions[i] - share)) for share in GAP_POINTS]
+    return [percent(points[place]) for place in places]
 
 
 def _figures_table(rows: list[Row], backfilling: bool) -> list[str]:

@@ -16,6 +16,7 @@ from data.preparation import read_stamp
 from evaluation.config import EvalConfig
 from suites.config import SuiteConfig
 from suites.demo import Upgrade, write_demo
+from suites.group_plots import plot_groups
 from suites.planning import PlannedStage, plan
 from suites.plots import plot_areas, plot_backfilling, plot_risk_coverage
 from suites.report import report, tables
@@ -70,6 +71,9 @@ def draw_pictures(
     """
     drawn: dict[str, Path] = {suite.plot: suite.picture("backfilling.png")}
     (plot_areas if suite.plot == "areas" else plot_backfilling)(summary, drawn[suite.plot])
+    groups = suite.picture("groups.png")
+    if plot_groups(summary, groups):
+        drawn["groups"] = groups
     risk = suite.picture("risk_coverage.png")
     if plot_risk_coverage(summary, risk):
         drawn["risk_coverage"] = risk

@@ -34,6 +34,18 @@ class Risk:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """A row's figures of each group of queries, and the gap between the best and the worst (docs/groups.md)."""
+
+    figures: dict[str, Figures]  # group -> before any backfilling; with an order, the areas
+    gap: Figures  # likewise
+    curves: dict[str, dict[str, list[Figure]]] = field(default_factory=dict)  # group -> metric -> its points
+    gaps: dict[str, list[Figure]] = field(default_factory=dict)  # metric -> its points
+    closed: dict[str, list[Figure]] = field(default_factory=dict)  # metric -> share of the first gap, at its points
+    closed_area: Figures = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Row:
     """A row of a table, over the seeds."""
 
@@ -49,6 +61,7 @@ class Row:
     curves: dict[str, list[Figure]] = field(default_factory=dict)  # metric -> its points
     regrets: dict[str, tuple[Figure, Figure]] = field(default_factory=dict)  # metric -> below its lower end, its chord
     risks: dict[str, Risk] = field(default_factory=dict)  # kind of risk -> how the order does by it; empty: not judged
+    groups: Groups | None = None  # None: the evaluation has none
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,7 @@ class Summary:
     new_new: Figures
     no_backfilling: list[Row]
     backfilling: list[Row]
+    old_old_groups: Groups | None = None  # None: the evaluation has none
 
 
 def over_seeds(values: Sequence[float | None]) -> Figure | None:
@@ -94,12 +108,18 @@ def summarise(results: list[Results]) -> Summary:
         new_new=_metrics_of(results[0]["baseline_stages"]["new_new"], results),
         no_backfilling=_rows("no_backfilling", results),
         backfilling=_rows("backfilling", results),
+        old_old_groups=_groups(_evaluations(results[0]["baseline_stages"]["old_old"], results), None),
     )
 
 
 def _metrics_of(stage: str, results: list[Results]) -> Figures:
     """What an evaluation has found before any backfilling."""
-    return _figures([result["evaluations"][stage]["metrics"] for result in _that_ran(stage, results)], METRICS)
+    return _figures([found["metrics"] for found in _evaluations(stage, results)], METRICS)
+
+
+def _evaluations(stage: str, results: list[Results]) -> list[dict[str, Any]]:
+    """What an evaluation has found with each seed for which it ran."""
+    return [result["evaluations"][stage] for result in _that_ran(stage, results)]
 
 
 def _rows(table: str, results: list[Results]) -> list[Row]:
@@ -121,8 +141,9 @@ def _row(table: str, index: int, results: list[Results]) -> Row:
     results = _that_ran(stage, results)
     rows = [result[table][index] for result in results]
     measured = _figures([row["measured"] for row in rows], METRICS)
+    groups = _groups(_evaluations(stage, results), order)
     if order is None:
-        return Row(**named, measured=measured)
+        return Row(**named, measured=measured, groups=groups)
     curves = [result["evaluations"][stage]["backfilling"][order] for result in results]
     judged = [result["evaluations"][stage].get("risk_coverage", {}).get(order, {}) for result in results]
     fractions = _common([curve["fractions"] for curve in curves], stage)
@@ -132,18 +153,49 @@ def _row(table: str, index: int, results: list[Results]) -> Row:
         new_new=new_new,
         gain_recovered=_figures([row["gain_recovered"] for row in rows], GAIN_METRICS),
         fractions=fractions,
-        curves={
-            name: [_figure(values) for values in zip(*(curve[name] for curve in curves), strict=True)]
-            for name in GAIN_METRICS
-            if all(curve[name] is not None for curve in curves)
-        },
+        curves={name: points for name, points in _points(curves).items() if name in GAIN_METRICS},
         regrets={
             name: _regret(fractions, [curve[name] for curve in curves])
             for name in METRICS
             if all(curve[name] is not None for curve in curves)
         },
         risks={name: _risk([of_seed[name] for of_seed in judged], stage) for name in _shared_keys(judged)},
+        groups=groups,
     )
+
+
+def _groups(evaluations: list[dict[str, Any]], order: str | None) -> Groups | None:
+    """The groups of an evaluation, before any backfilling or along the curves of an order; None where it has none."""
+    if not all("groups" in evaluation for evaluation in evaluations):
+        return None
+    names = list(evaluations[0]["groups"])
+    if order is None:
+        return Groups(
+            figures={name: _figures([found["groups"][name] for found in evaluations], METRICS) for name in names},
+            gap=_known_figures([found["gap"] for found in evaluations]),
+        )
+    curves = [found["backfilling"][order] for found in evaluations]
+    return Groups(
+        figures={name: _figures([curve["groups"][name]["auc"] for curve in curves], METRICS) for name in names},
+        gap=_known_figures([curve["gap"]["auc"] for curve in curves]),
+        curves={name: _points([curve["groups"][name] for curve in curves]) for name in names},
+        gaps=_points([curve["gap"] for curve in curves]),
+        closed=_points([curve["gap_closed"] for curve in curves]),
+        closed_area=_known_figures([curve["gap_closed"]["auc"] for curve in curves]),
+    )
+
+
+def _points(curves: list[dict[str, Any]]) -> dict[str, list[Figure]]:
+    """The points of each metric that every seed has."""
+    known = [name for name in METRICS if all(curve.get(name) is not None for curve in curves)]
+    return {
+        name: [_figure(values) for values in zip(*(curve[name] for curve in curves), strict=True)] for name in known
+    }
+
+
+def _known_figures(values: list[dict[str, float | None]]) -> Figures:
+    """As `_figures`, of values that leave out what was not computed."""
+    return {name: over_seeds([of_seed.get(name) for of_seed in values]) for name in METRICS}
 
 
 def _regret(fractions: list[float], curves: list[list[float]]) -> tuple[Figure, Figure]:

@@ -6,6 +6,9 @@ from typing import Literal
 from utils.config import key
 
 Compile = Literal["auto", "on", "off"]
+TENSORBOARD_DOC = (
+    "also write the log as event files, in the folder NAME.tensorboard beside it (pip install tensorboard)"
+)
 COMPILE_DOC = "torch.compile; auto: on GPUs, for runs so long that it pays"
 
 

@@ -11,12 +11,13 @@ from utils.config import check_outputs, paths, to_yaml
 from utils.data_roots import Contents, difference
 from utils.distributed import World
 from utils.errors import UserError
+from utils.event_files import EventFiles
 from utils.files import read_torch, remove_leftovers, sha256_of, write_text, write_torch
 from utils.paths import without_suffix
 from utils.precision import Resolved, resolve_precision
 
 # Keys that do not change the weights that a run ends with.
-NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats", "embeddings_dir", "processes"}
+NEUTRAL_KEYS = {"resume", "num_workers", "verbose", "export_formats", "embeddings_dir", "processes", "tensorboard"}
 FORMER_NAMES = {"interval_level": "confidence"}  # of keys, by which finished runs know them
 
 
@@ -31,7 +32,8 @@ class Run:
         images: what the run reads (on the main process); None where it reads no images.
 
     Raises:
-        UserError: there is a checkpoint that is damaged, or belongs to another config, other input files or images.
+        UserError: TensorBoard is asked for and not installed, or there is a checkpoint that is damaged, or belongs to
+            another config, other input files or images.
     """
 
     def __init__(self, output: str, config: Any, world: World, images: Contents | None = None) -> None:
@@ -41,6 +43,8 @@ class Run:
         self.checkpoint_path = checkpoint_of(output)
         self.world, self.config, self.images = world, config, images
         self.identity = fingerprint(config)
+        events = EventFiles(stem.with_name(f"{stem.name}.tensorboard")) if config.tensorboard else None
+        self._events = events if world.is_main else None
         found = self._read_checkpoint()  # before anything is written: the run may not be ours to go on with
         self._found = None if found is None else (found["state"], found["history"])
         self.precision: Resolved = resolve_precision(config.precision, world.device)
@@ -71,9 +75,11 @@ class Run:
         self.log(history)
 
     def log(self, history: list[dict[str, Any]]) -> None:
-        """Write the log: a JSON line for each record."""
+        """Write the log: a JSON line for each record, and event files where the config asks for them."""
         if self.world.is_main:
             write_text(self.log_path, "".join(json.dumps(record) + "\n" for record in history))
+        if self._events is not None:
+            self._events.write(history)
 
     def restore(self) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         """The last checkpoint's state and history, or None where there is nothing to go on from."""
@@ -109,6 +115,8 @@ class Run:
         """Remove the checkpoint: the output is written."""
         if self.world.is_main:
             self.checkpoint_path.unlink(missing_ok=True)
+        if self._events is not None:
+            self._events.close()
 
 
 def checkpoint_of(output: str) -> Path:

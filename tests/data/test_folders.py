@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.folders import ImageList, hold_out, list_images, read_image, read_pixels, refusal
+from data.config import DatasetParams, Thinned
+from data.datasets import list_split
+from data.folders import ImageList, hold_out, list_images, read_image, read_pixels, refusal, thin_out
 from utils.errors import UserError
 from utils.files import read_torch, write_torch
 
@@ -65,6 +67,33 @@ def test_held_out_images_are_a_share_of_each_class_and_the_same_whatever_else_is
     assert hold_out(two, 0.2)[1].paths == held.paths[:7]
     with pytest.raises(UserError, match=r"dataset_params\.held_out: class a has 1 training images, too few"):
         hold_out(ImageList(paths[:1], [0], ["a"]), 0.5)
+
+
+def test_thinned_classes_keep_a_share_of_their_images_the_same_whatever_else_is_listed(tmp_path: Path) -> None:
+    labels = [0] * 10 + [1] * 25 + [2] * 10
+    paths = [tmp_path / str(i) for i in range(len(labels))]
+    whole, two = ImageList(paths, labels, ["a", "b", "c"]), ImageList(paths[:35], labels[:35], ["a", "b"])
+    kept = thin_out(whole, range(1, 3), 0.2)
+    assert [kept.labels.count(label) for label in range(3)] == [10, 5, 2]
+    assert [labels[int(path.name)] for path in kept.paths] == kept.labels
+    assert kept.paths == sorted(kept.paths, key=lambda path: int(path.name))
+    assert kept.classes == whole.classes
+    assert thin_out(two, range(1, 2), 0.2).paths == kept.paths[:15]
+    assert thin_out(whole, range(1, 3), 0.001).labels == [0] * 10 + [1, 2]
+    with pytest.raises(
+        UserError, match=r"dataset_params\.thinned\.classes: \[1, 4\] asked for, 3 classes are trained on"
+    ):
+        thin_out(whole, range(1, 4), 0.2)
+
+
+def test_what_is_held_out_is_not_thinned(tmp_path: Path) -> None:
+    write_files(tmp_path, *(f"training/{label}/{i}.png" for label in "ab" for i in range(20)))
+    thinned = Thinned(classes=[0, 1], share=0.25)
+    params = DatasetParams(name="glyphs", data_root=str(tmp_path), batch_size=1, held_out=0.2, thinned=thinned)
+    training, validation = (list_split(params, split) for split in ("training", "validation"))
+    assert training.labels == [0] * 4 + [1] * 16
+    assert validation.labels == [0] * 4 + [1] * 4
+    assert not set(training.paths) & set(validation.paths)
 
 
 def test_what_is_missing_is_named(tmp_path: Path) -> None:

@@ -173,6 +173,19 @@ def test_queries_and_gallery_are_the_splits_and_own_cameras_are_ignored(work: Pa
     assert evaluate(work)["metrics"] != result["metrics"]
 
 
+def test_groups_of_queries_are_those_of_the_list(work: Path) -> None:
+    kept = ("eval_params.embeddings_output_dir=kept", "eval_params.groups={column: true}")
+    result = evaluate(work, *kept)
+    query, gallery = (read_embeddings(work / "kept" / f"{name}.npz", where="") for name in ("query", "gallery"))
+    by_night = torch.tensor([str(name).endswith("_0.jpg") for name in query.ids or ()])
+    assert {name: group["num_queries"] for name, group in result["groups"].items()} == {"day": 1, "night": 8}
+    night = {name: result["groups"]["night"][name] for name in result["metrics"]}
+    assert night == pytest.approx(figures(query.take(by_night.nonzero()[:, 0]), gallery), abs=1e-6)
+    (work / "people.csv").write_text((work / "people.csv").read_text().replace("group", "light"))
+    refused = fail("eval.py", "--config", "eval.yaml", "eval_params.groups={column: true}", cwd=work, processes=None)
+    assert "eval_params.groups.column: the queries are of no image list with a column `group`" in refused
+
+
 def test_embedded_and_evaluated_from_files_the_figures_are_the_same(work: Path) -> None:
     for model, split in (("new", "query"), ("new", "gallery"), ("old", "gallery")):
         output = f"output_embeddings_path={model}_{split}.npz"

@@ -1,6 +1,6 @@
 """The evaluator once more, the slow way: one query and one mixed gallery at a time, with scikit-learn and numpy."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -92,18 +92,19 @@ def mixed_gallery(transformed: Tensor, new: Tensor, order: Tensor, cutoff: int) 
     return gallery
 
 
-def check_classes(
-    metrics: RetrievalMetrics, ranked: list[Ranked], query_labels: Tensor, depths: dict[str, Any]
+def check_parts(
+    found: Mapping[int, RetrievalMetrics], ranked: list[Ranked], part_of_query: Tensor, depths: dict[str, Any]
 ) -> None:
-    """The figures of each class are those of its queries alone."""
-    of_classes: dict[int, list[Ranked]] = {}
+    """The figures of each class or group are those of its queries alone; negative ones are none."""
+    parts: dict[int, list[Ranked]] = {}
     for query in ranked:
-        of_classes.setdefault(int(query_labels[query[0]]), []).append(query)
-    assert list(metrics.per_class) == sorted(of_classes)
-    for label, of_class in metrics.per_class.items():
-        assert of_class.num_queries == len(of_classes[label])
-        assert of_class.num_queries + of_class.num_skipped == query_labels.tolist().count(label)
-        assert of_class.to_json() == pytest.approx(mean_figures(of_classes[label], **depths), abs=1e-6)
+        if (part := int(part_of_query[query[0]])) >= 0:
+            parts.setdefault(part, []).append(query)
+    assert list(found) == sorted(parts)
+    for part, metrics in found.items():
+        assert metrics.num_queries == len(parts[part])
+        assert metrics.num_queries + metrics.num_skipped == part_of_query.tolist().count(part)
+        assert metrics.to_json() == pytest.approx(mean_figures(parts[part], **depths), abs=1e-6)
 
 
 def check_queries(found: PerQuery | None, point: int, ranked: list[Ranked]) -> None:

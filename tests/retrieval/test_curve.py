@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retrieval import backfilling_curve, cutoffs
-from tests.retrieval.oracle import check_classes, check_queries, mean_figures, mixed_gallery, rank_slowly, seeded
+from tests.retrieval.oracle import check_parts, check_queries, mean_figures, mixed_gallery, rank_slowly, seeded
 from utils.errors import UserError
 
 DEPTHS: dict[str, Any] = {"recall_at": (2, 9), "precision_at": (4,)}
@@ -35,20 +35,22 @@ def grid(n: int, values: int, d: int, classes: int, seed: int) -> Gallery:
 
 
 def check(gallery: Gallery, points: list[int], query: Tensor | None = None, **options: Any) -> None:
-    """Compare the figures of all queries, of each query, and at the first point of each class, in two orders."""
+    """Compare the figures of all queries, of each query and group, and at first of each class, in two orders."""
     transformed, new, labels = gallery
     query = new if query is None else query
     options = {"query_labels": labels, **options}
     orders = {str(seed): torch.randperm(len(new), generator=seeded(seed)) for seed in (1, 2)}
-    wanted: dict[str, Any] = {**options, **DEPTHS, "per_query": True, "per_class": True}
+    groups = torch.randint(-1, 3, (len(query),), generator=seeded(3))
+    wanted: dict[str, Any] = {**options, **DEPTHS, "per_query": True, "per_class": True, "query_groups": groups}
     curves = backfilling_curve(query, transformed, new, orders=orders, cutoffs=points, **wanted)
     for name, order in orders.items():
         for place, (cutoff, point) in enumerate(zip(points, curves[name].points, strict=True)):
             ranked = list(rank_slowly(query, mixed_gallery(transformed, new, order, cutoff), **options))
             assert point.to_json() == pytest.approx(mean_figures(ranked, **DEPTHS), abs=1e-6), (name, cutoff)
             check_queries(curves[name].per_query, place, ranked)
+            check_parts(point.per_group, ranked, groups, DEPTHS)
             if place == 0:
-                check_classes(point, ranked, options["query_labels"], DEPTHS)
+                check_parts(point.per_class, ranked, options["query_labels"], DEPTHS)
             else:
                 assert not point.per_class
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retrieval import evaluate
-from tests.retrieval.oracle import check_classes, check_queries, mean_figures, rank_slowly, seeded
+from tests.retrieval.oracle import check_parts, check_queries, mean_figures, rank_slowly, seeded
 
 DEPTHS: dict[str, Any] = {"top_k": (1, 3, 5), "recall_at": (1, 2, 7, 1000), "precision_at": (3, 7)}
 
@@ -58,7 +58,7 @@ def check(query: Tensor, gallery: Tensor, labels: Tensor, **options: Any) -> dic
     assert metrics.to_json() == pytest.approx(expected, abs=1e-6)
     counts = (metrics.num_queries, metrics.num_skipped, metrics.num_gallery)
     assert counts == (len(ranked), len(query) - len(ranked), len(gallery))
-    check_classes(metrics, ranked, labels, DEPTHS)
+    check_parts(metrics.per_class, ranked, labels, DEPTHS)
     check_queries(metrics.per_query, 0, ranked)
     return expected
 

@@ -30,6 +30,7 @@ def run(world: World) -> tuple[RetrievalMetrics, dict[str, BackfillingCurve], li
             labels,
             orders=orders,
             cutoffs=cutoffs(101, 3),
+            query_groups=torch.arange(101) % 3,
             query_cameras=of_items,
             gallery_cameras=of_items,
             world=world,
@@ -56,4 +57,5 @@ def test_two_processes_agree_with_one(tmp_path: Path) -> None:
             assert ours is not None
             assert torch.equal(theirs, ours)
         assert their_curves == curves
+        assert their_curves["plain"].of_group(2) == curves["plain"].of_group(2)
         assert their_done[-1] == share

@@ -34,13 +34,17 @@ def merged_slowly(query: int, re_embedded: np.ndarray, merge: str, distance: str
 @pytest.mark.parametrize("merge", MERGES)
 def test_agrees_with_a_loop_at_every_point(merge: str, distance: str) -> None:
     points = cutoffs(N, 4)
-    curve = two_field_curve(NEW, OLD, LABELS, order=ORDER, cutoffs=points, merge=merge, distance=distance)
+    groups, half = LABELS // 3, LABELS >= 3
+    curve = two_field_curve(
+        NEW, OLD, LABELS, order=ORDER, cutoffs=points, merge=merge, distance=distance, groups=groups
+    )
     for cutoff, point in zip(points, curve.points, strict=True):
         re_embedded = np.isin(np.arange(N), ORDER[:cutoff].numpy())
         found = [merged_slowly(query, re_embedded, merge, distance) for query in range(N)]
         for k in (1, 5):
             hits = [any(LABELS[item] == LABELS[query] for item in items[:k]) for query, items in enumerate(found)]
             assert point.cmc[k] == pytest.approx(np.mean(hits)), (cutoff, k)
+            assert point.per_group[1].cmc[k] == pytest.approx(np.mean(np.array(hits)[half])), (cutoff, k)
 
 
 @pytest.mark.parametrize("merge", MERGES)

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.figure import Figure as Picture
 
 from evaluation.config import BackfillingOrder
+from suites.group_plots import plot_groups
 from suites.plots import ORDER_NAMES, ORDER_STYLES, plot_areas, plot_backfilling, plot_risk_coverage
-from suites.summary import Figure, Figures, Risk, Row, Summary
+from suites.summary import Figure, Figures, Groups, Risk, Row, Summary
 
 
 @pytest.fixture
@@ -141,6 +142,30 @@ def test_areas_lie_beside_the_new_new_of_each_row(saved: list[Picture]) -> None:
         segments: Any = lines.get_segments()  # type: ignore[attr-defined]
         expected = [[[shared, -0.5], [shared, 0.5]], [[own, 0.5], [own, 1.5]]]  # of FCT, of FastFill
         assert np.asarray(segments) == pytest.approx(np.array(expected))
+
+
+def test_groups_and_the_gap_between_them(saved: list[Picture], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("suites.group_plots.save_figure", lambda figure, path: saved.append(figure))
+    assert not plot_groups(summary(FCT), PATH)
+    few, many = points(0.2, 0.4, 0.5), points(0.6, 0.6, 0.7)
+    groups = Groups(
+        {},
+        {},
+        curves={"few": {"cmc_top1": few, "map": few}, "many": {"cmc_top1": many, "map": many}},
+        gaps={"cmc_top1": points(0.4, 0.2, 0.2), "map": points(0.4, 0.2, 0.2, deviation=0.1)},
+    )
+    rows = [replace(row, groups=groups) for row in (FCT, replace(FCT, order="sigma"), replace(FCT, curve=False))]
+    old = Groups({}, figures(0.5, None))
+    assert plot_groups(replace(summary(*rows, FASTFILL), old_old_groups=old), PATH)
+    upper, _, lower, of_precision = saved[0].axes
+    assert heights(upper.lines) == [[0.2, 0.4, 0.5], [0.6, 0.6, 0.7]] * 2
+    assert [str(line.get_linestyle()) for line in upper.lines] == ["-", "--"] * 2  # of groups
+    assert len({str(line.get_color()) for line in upper.lines}) == 2  # of orders
+    assert heights(lower.lines) == [[0.4, 0.2, 0.2], [0.4, 0.2, 0.2], [0.5, 0.5]]
+    assert [text.get_text() for text in lower.texts] == ["old/old  50.0"]
+    assert len(of_precision.lines) == 2
+    assert len(of_precision.collections) == 2
+    assert legend_of(saved[0]) == ["few", "many", "random order", "sigma order"]
 
 
 def test_every_order_has_a_style() -> None:

@@ -220,6 +220,50 @@ def test_how_good_each_order_is(once: dict[str, Any]) -> None:
     assert means == {"kept": [0.15, 0.2], "oracle": [0.05, 0.2], "random": [0.2, 0.2]}
 
 
+def with_groups(found: dict[str, Any], few: list[float], many: float) -> dict[str, Any]:
+    """An evaluation with two groups of queries, whose CMC-1 along the curves is `few` and always `many`; no mAP."""
+    figures = {"cmc_top1": few[0], "cmc_top5": 0.5, "map": None}
+    found |= {"groups": {"few": figures, "many": figures | {"cmc_top1": many}}}
+    found["gap"] = {"cmc_top1": many - few[0], "cmc_top5": 0.0}
+    for curve in found["backfilling"].values():
+        gaps = [many - value for value in few]
+        closed = [1 - gap / gaps[0] for gap in gaps]
+        of_few = {"cmc_top1": few, "cmc_top5": [0.5] * 3, "map": None, "auc": figures | {"cmc_top1": sum(few) / 3}}
+        of_many = of_few | {"cmc_top1": [many] * 3, "auc": figures | {"cmc_top1": many}}
+        curve["groups"] = {"few": of_few, "many": of_many}
+        auc = {"cmc_top1": sum(gaps) / 3, "cmc_top5": 0.0}
+        curve["gap"] = {"cmc_top1": gaps, "cmc_top5": [0.0] * 3, "auc": auc}
+        auc_closed = {"cmc_top1": sum(closed) / 3, "cmc_top5": None}
+        curve["gap_closed"] = {"cmc_top1": closed, "cmc_top5": None, "auc": auc_closed}
+    return found
+
+
+def test_groups_of_queries(once: dict[str, Any]) -> None:
+    of_seeds = {f"eval_new_old_seed_{seed}": evaluation(0.4, ORDERS) for seed in (3, 5)}
+    assert "Groups" not in report(results_of(once | of_seeds, SEEDED), {})
+    once["eval_old_old"] = with_groups(once["eval_old_old"], [0.1, 0.1, 0.1], 0.5)
+    for result, start in zip(of_seeds.values(), (0.2, 0.24), strict=True):
+        with_groups(result, [start, 0.4, 0.5], 0.6)
+    text = report(results_of(once | of_seeds, SEEDED), {})
+    header, *body = cells(text, "Groups of queries")
+    assert header == ["case", "side-info", "order", "group", "CMC-1", "CMC-5", "mAP"]
+    assert body[:3] == [
+        ["old/old", "-", "-", "few", "10.0", "50.0", "-"],
+        ["old/old", "-", "-", "many", "50.0", "50.0", "-"],
+        ["old/old", "-", "-", "gap", "40.0", "0.0", "-"],
+    ]
+    assert body[3:][-1] == ["FCT new/old", "no", "random", "gap", "22.7 ± 0.9", "0.0 ± 0.0", "-"]
+    assert len(body) == 6  # new/new has no groups
+    gaps = cells(text.replace("###", "##"), "The gap along the curves")
+    assert gaps[0][3:] == ["figure", "0%", "10%", "25%", "50%", "75%", "100%", "mean"]
+    first, last = "38.0 ± 2.8", "10.0 ± 0.0"  # at the nearest of three points; of two as near, the first
+    assert gaps[1][3:] == ["CMC-1", first, first, first, "20.0 ± 0.0", "20.0 ± 0.0", last, "22.7 ± 0.9"]
+    closed = cells(text.replace("###", "##"), "The share of the gap that is closed")
+    assert [row[3] for row in closed[1:]] == ["CMC-1"]  # in CMC-5 there was none to close
+    assert closed[1][4:6] == ["0.0 ± 0.0"] * 2
+    assert closed[1][-2] == "73.6 ± 2.0"  # 1 - 10 / 40, 1 - 10 / 36
+
+
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=6))
 def test_mean_and_deviation_are_numpys(values: list[float]) -> None:
     figure = over_seeds(values)

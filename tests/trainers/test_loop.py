@@ -36,6 +36,7 @@ ADAM = OptimizerParams("adam", lr=0.01)
 @dataclass
 class Config:
     resume: bool = key(True, doc="neutral")
+    tensorboard: bool = key(False, doc="neutral")
     precision: Precision = key("fp32", doc="arithmetic")
 
 

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import sys
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from data.config import DatasetParams
 from evaluation.config import EvalParams
@@ -29,6 +31,7 @@ class Config:
     num_workers: int = key(4, doc="neutral")
     verbose: bool = key(True, doc="neutral")
     resume: bool = key(True, doc="neutral")
+    tensorboard: bool = key(False, doc="neutral")
     dataset_params: DatasetParams | None = key(None, doc="images")
     precision: Precision = key("fp32", doc="arithmetic")
 
@@ -66,6 +69,35 @@ def test_a_run_writes_its_files_beside_its_output(config: Config, interrupted: R
     assert [json.loads(line) for line in lines] == HISTORY
     interrupted.finish()
     assert names(folder) == {"my.model.config.yaml", "my.model.log.jsonl"}
+
+
+def test_event_files_say_what_the_log_says_once_though_the_run_was_interrupted(config: Config) -> None:
+    history = [{"epoch": epoch, "lr": 0.1, "loss": 2.0 / epoch, "note": "no number"} for epoch in (1, 2, 3)]
+    history[2]["accuracy"] = 0.5
+    interrupted = start(config, tensorboard=True)
+    for epochs in (1, 1, 2):  # a checkpoint in the middle of the second
+        interrupted.save({}, history[:epochs])
+    again = start(config, tensorboard=True)
+    assert again.restore() is not None
+    again.save({}, history)
+    again.finish()
+    written = EventAccumulator(str(Path(config.output).with_name("my.model.tensorboard")), {"scalars": 0})
+    written.Reload()
+    assert written.Tags()["scalars"] == ["lr", "loss", "accuracy"]
+    logged = [json.loads(line) for line in again.log_path.read_text().splitlines()]
+    for name in ("lr", "loss", "accuracy"):
+        expected = [(record["epoch"], pytest.approx(record[name])) for record in logged if name in record]
+        assert [(event.step, event.value) for event in written.Scalars(name)] == expected
+
+
+def test_without_tensorboard_a_run_that_asks_for_it_does_not_begin(
+    config: Config, interrupted: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    before = names(Path(config.output).parent)
+    with pytest.raises(UserError, match="tensorboard: needs tensorboard, which is not here: pip install tensorboard"):
+        start(config, tensorboard=True, resume=False)
+    assert names(Path(config.output).parent) == before
 
 
 def test_a_run_whose_other_output_cannot_be_written_does_not_begin(config: Config, tmp_path: Path) -> None:

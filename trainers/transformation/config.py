@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 from data.config import DatasetParams, PairedFiles
 from models.config import CLOSED_FORMS, OLD_ALONE, UNCERTAIN, TransformationArch
 from trainers.budget import seconds_of
-from trainers.config import COMPILE_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
+from trainers.config import COMPILE_DOC, TENSORBOARD_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
 from utils.choices import PROCESSES_DOC, Precision, Processes
 from utils.config import key, section
 
@@ -112,6 +112,7 @@ class HowToFit:
     precision: Precision = key("auto", doc="bf16 autocast where the machine computes it fast, or fp32")
     compile: Compile = key("auto", doc=COMPILE_DOC)
     resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
+    tensorboard: bool = key(False, doc=TENSORBOARD_DOC)
     export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
 
     @property
