@@ -96,7 +96,7 @@ def test_groups_that_do_not_fit_are_refused(files: Path) -> None:
     for groups, message in {
         "{file: none.csv}": "e.yaml: eval_params.groups.file: there is no none.csv",
         "{file: short.json}": "eval_params.groups.file: short.json: has 2 rows and no `ids`, there are 48 queries",
-        "{}": "e.yaml: eval_params.groups.classes, file: one of the two says which group a query is of",
+        "{}": "e.yaml: eval_params.groups.classes, file, column: one of the three says which group a query is of",
         "{classes: {few: [0, 2], many: [2, 5]}}": "groups.classes: 8 of 48 queries are in no group, the first is id",
         "{classes: {few: [0, 3], many: [2, 6]}}": "e.yaml: eval_params.groups.classes.many: label 2 is in few already",
         "{classes: {few: [0, 2], many: [2, 7]}}": "many: no query has a label from 6 to 6; the largest is 5",

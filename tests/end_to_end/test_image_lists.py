@@ -177,7 +177,8 @@ def test_groups_of_queries_are_those_of_the_list(work: Path) -> None:
     kept = ("eval_params.embeddings_output_dir=kept", "eval_params.groups={column: true}")
     result = evaluate(work, *kept)
     query, gallery = (read_embeddings(work / "kept" / f"{name}.npz", where="") for name in ("query", "gallery"))
-    by_night = torch.tensor([str(name).endswith("_0.jpg") for name in query.ids or ()])
+    assert query.ids is not None
+    by_night = torch.tensor([name.endswith("_0.jpg") for name in query.ids])
     assert {name: group["num_queries"] for name, group in result["groups"].items()} == {"day": 1, "night": 8}
     night = {name: result["groups"]["night"][name] for name in result["metrics"]}
     assert night == pytest.approx(figures(query.take(by_night.nonzero()[:, 0]), gallery), abs=1e-6)

@@ -88,7 +88,7 @@ def test_numbers_are_names_too() -> None:
 def test_classes_that_the_config_refuses(classes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=rf"e\.yaml: groups\.{message}"):
         by_classes(**classes)
-    with pytest.raises(ValueError, match="one of the two says"):
+    with pytest.raises(ValueError, match="one of the three says"):
         Groups()
 
 

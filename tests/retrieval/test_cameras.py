@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import backfilling_curve, cutoffs, evaluate, order_quality
-from tests.retrieval.oracle import check_classes, check_queries, mean_figures, mixed_gallery, rank_slowly, seeded
+from tests.retrieval.oracle import check_parts, check_queries, mean_figures, mixed_gallery, rank_slowly, seeded
 from utils.errors import UserError
 
 
@@ -54,7 +54,7 @@ def test_agrees_with_a_loop_that_deletes_them(
         check_queries(curve.per_query, place, ranked)
     first = evaluate(query, transformed, labels, **wanted)
     assert first.to_json() == pytest.approx(curve.points[0].to_json())
-    check_classes(first, list(rank_slowly(query, transformed, labels, **options)), labels, depths)
+    check_parts(first.per_class, list(rank_slowly(query, transformed, labels, **options)), labels, depths)
 
 
 def test_a_nearer_image_by_the_same_camera_takes_no_rank() -> None:
