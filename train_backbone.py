@@ -5,13 +5,15 @@ torchrun --nproc_per_node=8 train_backbone.py --config configs/imagenet_backbone
 """
 
 import argparse
+from dataclasses import asdict
 
 import torch
 
-from data.datasets import contents_of, open_images, resolve_image_size
+from data.datasets import contents_of, open_images, resolve_image_size, resolve_preprocessing
+from data.preprocessing import Preprocessing
+from models.backbones import backbone_arguments, build_backbone, wanted_images
 from models.export import check_formats, export_model
 from models.model_files import describe_backbone, load_model, save_model
-from models.resnet import build_backbone
 from trainers.backbone.bct import load_old_model
 from trainers.backbone.config import BackboneConfig
 from trainers.backbone.training import train_backbone
@@ -28,29 +30,34 @@ def main() -> None:
     with Preemption() as preemption, process_group() as world:
         world.local_batch(config.dataset_params.batch_size)
         torch.manual_seed(config.seed)
-        arguments = to_dict(config.arch_params)
-        model = build_backbone(**arguments)
+        arch = config.arch_params
+        defaults = Preprocessing(**wanted_images(arch))
+        preprocessing = asdict(resolve_preprocessing(config.dataset_params, defaults))
+        size = resolve_image_size(config.dataset_params, defaults)
+        arguments = backbone_arguments(arch, size)
+        model = build_backbone(**arguments, weights=arch.weights)
         old = None
         if config.bct_params is not None:
-            old = load_old_model(config.bct_params, config.arch_params.embedding_dim, world)
-        training = open_images(config.dataset_params, "training", world, seed=config.seed)
-        validation = open_images(config.dataset_params, "validation", world, seed=config.seed)
+            old = load_old_model(config.bct_params, model.fc.in_channels, preprocessing, world)
+        training, validation = (
+            open_images(config.dataset_params, split, world, seed=config.seed, defaults=defaults)
+            for split in ("training", "validation")
+        )
         classes = int(training.labels.max()) + 1
-        if config.objective == "classification" and classes > config.arch_params.num_classes:
+        if config.objective == "classification" and classes > arch.num_classes:
             raise UserError(
-                f"arch_params.num_classes: the classifier has {config.arch_params.num_classes} outputs, "
+                f"arch_params.num_classes: the classifier has {arch.num_classes} outputs, "
                 f"the training set {classes} classes"
             )
         contents = contents_of(config.dataset_params, world, training=training, validation=validation)
         run = Run(config.output_model_path, config, world, contents)
-        train_backbone(model, config, training, validation, run, world, preemption, old)
+        train_backbone(model, config, training, validation, run, world, preemption, old, size)
         if world.is_main:
-            save_model(
-                config.output_model_path, describe_backbone(model, arguments), config=to_dict(config), seed=config.seed
-            )
-            print(f"model: {config.output_model_path}")
+            path = config.output_model_path
+            description = describe_backbone(model, arguments, preprocessing=preprocessing, classes=training.classes)
+            save_model(path, description, config=to_dict(config), seed=config.seed)
+            print(f"model: {path}")
             if config.export_formats:
-                size, path = resolve_image_size(config.dataset_params), config.output_model_path
                 export_model(load_model(path), (torch.zeros(2, 3, size, size),), path, config.export_formats)
         run.finish()
 

@@ -7,6 +7,7 @@ from data.folder_images import FolderImages
 from data.folders import ImageList, hold_out, list_images
 from data.images import Feed, ImageSet, Unreadable
 from data.memory_images import MemoryImages
+from data.preprocessing import Channels, Preprocessing
 from utils.data_roots import Contents
 from utils.distributed import World
 from utils.errors import UserError
@@ -22,8 +23,8 @@ class Preset:
     augmentation: str
     in_memory: bool
     simclr: SimCLRParams
-    mean: tuple[float, float, float] = IMAGENET_MEAN
-    std: tuple[float, float, float] = IMAGENET_STD
+    mean: Channels = IMAGENET_MEAN
+    std: Channels = IMAGENET_STD
 
 
 # SimCLR's settings for ImageNet (section 2), and those for CIFAR-10 (appendix B.9), which other small images take too.
@@ -38,9 +39,18 @@ PRESETS = {
 }
 
 
-def resolve_image_size(params: DatasetParams) -> int:
-    """Pixels a side of the images that the models see."""
-    return params.image_size or PRESETS[params.name].image_size
+def resolve_preprocessing(params: DatasetParams, defaults: Preprocessing | None = None) -> Preprocessing:
+    """How images are prepared: as `params` says, else as models want it by `defaults`, else as suits the data set."""
+    preset = PRESETS[params.name]
+    of_preset = Preprocessing(preset.image_size, preset.mean, preset.std)
+    return Preprocessing(params.image_size).completed(defaults or Preprocessing()).completed(of_preset)
+
+
+def resolve_image_size(params: DatasetParams, defaults: Preprocessing | None = None) -> int:
+    """Pixels a side of the images that the models see; see `resolve_preprocessing`."""
+    size = resolve_preprocessing(params, defaults).image_size
+    assert size is not None
+    return size
 
 
 def resolve_simclr(params: SimCLRParams, name: str) -> SimCLRParams:
@@ -49,7 +59,15 @@ def resolve_simclr(params: SimCLRParams, name: str) -> SimCLRParams:
     return replace(PRESETS[name].simclr, **given)
 
 
-def open_images(params: DatasetParams, split: str, world: World, *, seed: int, all_classes: bool = False) -> ImageSet:
+def open_images(
+    params: DatasetParams,
+    split: str,
+    world: World,
+    *,
+    seed: int,
+    all_classes: bool = False,
+    defaults: Preprocessing | None = None,
+) -> ImageSet:
     """Open a split of the data set that `dataset_params` names.
 
     Args:
@@ -57,12 +75,13 @@ def open_images(params: DatasetParams, split: str, world: World, *, seed: int, a
         seed: of the shuffling and the augmentation.
         all_classes: read every class, whatever `num_classes` says, and those that the training split lacks (evaluation
             always does).
+        defaults: how the models want the images, where the config does not say.
 
     Raises:
         UserError: the layout is not there, a training class is empty, too many images are unreadable, or the
             augmentation does not go with the data set.
     """
-    preset = PRESETS[params.name]
+    preset, preprocessing = PRESETS[params.name], resolve_preprocessing(params, defaults)
     augmentation = params.augmentation or preset.augmentation
     choices = (MemoryImages if preset.in_memory else FolderImages).AUGMENTATIONS
     if augmentation not in choices:
@@ -72,10 +91,10 @@ def open_images(params: DatasetParams, split: str, world: World, *, seed: int, a
         for note in listed.notes:
             print(note, flush=True)
     feed = Feed(
-        image_size=resolve_image_size(params),
+        image_size=resolve_image_size(params, defaults),
         augmentation=augmentation,
-        mean=preset.mean,
-        std=preset.std,
+        mean=preprocessing.mean or preset.mean,
+        std=preprocessing.std or preset.std,
         unreadable=Unreadable(params.max_unreadable),
         world=world,
         seed=seed,

@@ -9,7 +9,9 @@ from torch import nn
 from data.datasets import open_images, resolve_image_size
 from data.embeddings import EmbeddingSet
 from data.lengths import about_zeros, lengths_of, zeros_kept
+from data.preprocessing import Preprocessing
 from embedding.extraction import embed_images, embedding_dim, freeze
+from embedding.preprocessing import build_for, wanted_by
 from evaluation.config import EarlierUpgrade, EmbeddingsParams, EvalConfig
 from evaluation.files import Calibrations, ClassVectors, read_class_vectors, read_query_and_gallery
 from evaluation.subsets import take_subset
@@ -77,21 +79,31 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
     assert config.query_model_path is not None
     assert config.gallery_model_path is not None
     assert config.dataset_params is not None
-    description = read_description(config.query_model_path, where="query_model_path", transformation=False)
-    query_model = freeze(build_model(description, where="query_model_path"), world)
-    models, of_gallery = {"query": query_model, "gallery": query_model}, description
-    if config.gallery_model_path != config.query_model_path:
-        of_gallery = read_description(config.gallery_model_path, where="gallery_model_path", transformation=False)
-        models["gallery"] = freeze(build_model(of_gallery, where="gallery_model_path"), world)
+    paths = {"query_model_path": config.query_model_path, "gallery_model_path": config.gallery_model_path}
+    if config.gallery_model_path == config.query_model_path:
+        del paths["gallery_model_path"]
+    described = {key: read_description(path, where=key, transformation=False) for key, path in paths.items()}
+    defaults = wanted_by(described, config.dataset_params)
+    size = resolve_image_size(config.dataset_params, defaults)
+    models: dict[str, nn.Module] = {}
+    for key, description in described.items():
+        model = freeze(build_for(description, config.dataset_params, defaults, where=key), world)
+        embedding_dim(model, size, world, where=key)
+        models[key.removesuffix("_model_path")] = model
+    models.setdefault("gallery", models["query"])
+    of_query = described["query_model_path"]
+    of_gallery = described.get("gallery_model_path", of_query)
     earlier = config.earlier_upgrade
     if earlier is not None:
-        models |= after_earlier_upgrade(models["gallery"], config, world)
+        models |= after_earlier_upgrade(models["gallery"], config, defaults, world)
     gallery_model = models["gallery"]
     if config.eval_params.two_fields is not None and isinstance(gallery_model, TransformedModel):
         raise UserError(
             f"eval_params.two_fields: is for the old model as it is; {config.gallery_model_path} transforms its vectors"
         )
-    images = open_images(config.dataset_params, "validation", world, seed=config.seed, all_classes=True)
+    images = open_images(
+        config.dataset_params, "validation", world, seed=config.seed, all_classes=True, defaults=defaults
+    )
     embedded, ids = embed_images(
         models,
         images.view_batches(0, world.local_batch(config.dataset_params.batch_size)),
@@ -108,17 +120,21 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
         for output in (embedded["query"], embedded["gallery"])
     )
     classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None
-    classes = classes or ClassVectors(classifier_of(query_model, description))
+    classifier = classifier_of(of_query)
+    classes = classes or ClassVectors(None if classifier is None else classifier.to(world.device))
     calibrations = {} if earlier is not None else calibration_of(of_gallery)  # two ways, of a constant each
     classes = replace(classes, names=images.classes)
     return Compared(query, gallery, classes, calibrations, unhelpful_orders(of_gallery))
 
 
-def after_earlier_upgrade(gallery: nn.Module, config: EvalConfig, world: World) -> dict[str, nn.Module]:
+def after_earlier_upgrade(
+    gallery: nn.Module, config: EvalConfig, defaults: Preprocessing, world: World
+) -> dict[str, nn.Module]:
     """The models of a gallery that was upgraded before: of its items, and, if there are any, of those `re_embedded`.
 
     Args:
         gallery: model of the items that the model in between has not re-embedded.
+        defaults: how the images are prepared, where the config does not say.
 
     Raises:
         UserError: the model in between cannot be read, is not transformed, or does not take what `gallery` gives.
@@ -127,14 +143,14 @@ def after_earlier_upgrade(gallery: nn.Module, config: EvalConfig, world: World) 
     assert earlier is not None
     assert config.dataset_params is not None
     description = read_description(earlier.model_path, where=where)
-    between = freeze(build_model(description, where=where), world)
+    between = freeze(build_for(description, config.dataset_params, defaults, where=where), world)
     if not isinstance(between, TransformedModel):
         raise UserError(f"{where}: {earlier.model_path} is no transformed model, as train_transformation.py writes it")
     if earlier.chained:
-        size, side = resolve_image_size(config.dataset_params), between.side_info
+        size, side = resolve_image_size(config.dataset_params, defaults), between.side_info
         old_dim, side_dim = (
-            embedding_dim(gallery, size, world),
-            None if side is None else embedding_dim(side, size, world),
+            embedding_dim(gallery, size, world, where="gallery_model_path"),
+            None if side is None else embedding_dim(side, size, world, where=where),
         )
         named = f"{where}: the transformation in {earlier.model_path}"
         check_inputs(description["transformation"], old_dim, side_dim, where=named)

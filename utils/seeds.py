@@ -19,6 +19,7 @@ class Stream(IntEnum):
     BOOTSTRAP = 7  # resamples of a prediction
     CALIBRATION = 8  # mixed galleries to choose a calibration by
     EARLIER_UPGRADE = 9  # items that a model in between has re-embedded
+    DROPOUT = 10  # what a network draws in a step of its training
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, *more: int) -> torch.Generator:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.resnet import build_backbone
+from models.backbones import build_backbone
 from tests.tiny import same_bits, write_images
 from tests.trainers.backbone.setting import setting_of, train
 from tests.utils.processes import run_processes
