@@ -52,7 +52,7 @@ class Torchvision:
     # Those whose published weights take images of another normalisation, to which they map ours when told to. They are
     # always told, so that what is built to hold saved weights is the network that was saved.
     INCEPTIONS = ("googlenet", "inception_v3")
-    AUXILIARY = ("aux1.", "aux2.", "AuxLogits.")  # further classifiers of theirs
+    AUXILIARY = ("aux1", "aux2", "AuxLogits")  # further classifiers of theirs
 
     def __init__(self) -> None:
         from torchvision import models
@@ -74,13 +74,16 @@ class Torchvision:
         if family == "maxvit":
             options["input_size"] = (size, size)
         if name in self.INCEPTIONS:
-            options |= {"transform_input": True, "aux_logits": False}
-            options |= {"init_weights": True} if weights is None else {}
+            options |= {"transform_input": True} | ({"init_weights": True} if weights is None else {})
         model = self.models.get_model(name, weights=weights, **options)
+        if name in self.INCEPTIONS:
+            model.aux_logits = False
+            for auxiliary in self.AUXILIARY:
+                setattr(model, auxiliary, None)
         place, classifier = [part for part in model.named_modules() if isinstance(part[1], nn.Linear | nn.Conv2d)][-1]
         model.set_submodule(place, nn.Identity())
         dim = classifier.in_features if isinstance(classifier, nn.Linear) else classifier.in_channels
-        return PooledFeatures(model, dim, (f"{place}.", *self.AUXILIARY))
+        return PooledFeatures(model, dim, tuple(f"{name}." for name in (place, *self.AUXILIARY)))
 
     def preprocessing(self, name: str, weights: str) -> dict[str, Any]:
         transform = self.models.get_model_weights(name)[weights].transforms()
