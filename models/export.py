@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.model_files import Description, plain_state
+from models.model_files import Description
+from models.states import plain_state
 from utils.errors import UserError
 from utils.files import read_torch, write_bytes, write_json
 from utils.paths import without_suffix

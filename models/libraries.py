@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
+from models.states import load_state
 from utils.config import unknown_choice
 from utils.errors import UserError, said
 from utils.extras import load_extra
@@ -208,7 +209,8 @@ def load_weights(features: PooledFeatures, file: str, *, where: str) -> None:
             parameters that it lacks and has too many.
     """
     model, state = features.module, _read_state(file, where)
-    state = {name: tensor for name, tensor in state.items() if not name.startswith(features.left_out)}
+    for name in [name for name in state if name.startswith(features.left_out)]:
+        del state[name]
     expected = model.state_dict()
     lacking = [f"it lacks {name}" for name in expected if name not in state]
     beyond = [f"it has {name} beyond them" for name in state if name not in expected]
@@ -219,7 +221,7 @@ def load_weights(features: PooledFeatures, file: str, *, where: str) -> None:
     ]
     if differences := [*lacking[:1], *beyond[:1], *misshapen[:1]]:
         raise UserError(f"{where}: the weights in {file} are of another architecture: {', '.join(differences)}")
-    model.load_state_dict(state)
+    load_state(model, state)
 
 
 def _read_state(file: str, where: str) -> dict[str, torch.Tensor]:

@@ -19,6 +19,7 @@ from models.backbones import Backbone, build_backbone
 from models.embedding import TransformedModel, renormalised
 from models.foreign import FOREIGN, describe_foreign, foreign_kind, load_foreign
 from models.refinement import RefinedTransformation
+from models.states import load_state, plain_state
 from models.transformations import TRANSFORMATIONS, build_transformation
 from models.transformed import Transformation
 from utils.errors import UserError
@@ -67,11 +68,6 @@ def describe_transformed(
     """A transformed old model, of the descriptions of its parts; `preprocessing` is of the images that they see."""
     parts = {"kind": "transformed", "old": old, "side_info": side_info, "transformation": transformation}
     return parts if preprocessing is None else {**parts, "preprocessing": preprocessing}
-
-
-def plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    """A model's parameters and buffers by name: on the CPU, each in memory of its own."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
 
 
 def save_model(
@@ -257,7 +253,7 @@ def unhelpful_orders(description: Description) -> list[str]:
 
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     try:
-        model.load_state_dict(state)
+        load_state(model, state)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()  # below the title
         raise UserError(f"{where}: the file's weights do not fit its architecture ({first})") from None
