@@ -39,6 +39,8 @@ class BackboneArch:
     )
 
     def __post_init__(self) -> None:
+        if self.weights == "none":
+            self.weights = None
         if library_of(self.arch) is None:
             if self.weights is not None:
                 raise ValueError("weights: is for the networks of a library, torchvision/NAME or timm/NAME")

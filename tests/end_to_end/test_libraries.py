@@ -20,7 +20,7 @@ OLD, NEW = "squeezenet1_1", "mobilenet_v3_small"
 SMALL = ("dataset_params.image_size=32", "dataset_params.augmentation=flip", "epochs=1")
 # What the tiny config says of a residual network.
 BACKBONE = (
-    "arch_params={num_classes: 6, arch: ARCH, embedding_dim: DIM}",
+    "arch_params={num_classes: 6, arch: ARCH, embedding_dim: DIM, weights: none}",
     "optimizer_params.lr=0.01",
     *SMALL,
     "lr_policy_params.warmup_length=0",
@@ -40,7 +40,7 @@ def upgraded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "backbone.yaml").write_text(
         (folder / "backbone.yaml").read_text().replace("\narch_params: {", "\n# arch_params: {")
     )
-    old = [*backbone(f"torchvision/{OLD}", "none"), "output_model_path=checkpoints/old.pt"]
+    old = [*backbone(f"torchvision/{OLD}", "null"), "output_model_path=checkpoints/old.pt"]
     new = [*backbone(f"torchvision/{NEW}", "16"), "export_formats=[safetensors]"]
     for arguments in (old, new):
         succeed("train_backbone.py", "--config", "backbone.yaml", *arguments, cwd=folder, processes=None)
@@ -156,7 +156,7 @@ def test_models_of_others_are_old_new_side_information_query_and_gallery(
         (("gallery_model_path=torchvision/squeezenet1_2", size), "names like it: squeezenet1_1, squeezenet1_0"),
         (("gallery_model_path=side.pt2", "dataset_params.image_size=2"), "gallery_model_path: the model does not take"),
     ):
-        query = f"query_model_path={library}"
+        query = f"query_model_path={function}"
         assert message in fail("eval.py", *evaluation, query, *arguments, cwd=tmp_path, processes=None, leaves=())
     new = (f"new_model_path={library}", "old_model_path=side.pt2", *SMALL)  # FastFill asks for its classifier
     message = fail("train_transformation.py", "--config", "transformation.yaml", *new, cwd=tmp_path, processes=None)

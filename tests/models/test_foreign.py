@@ -197,7 +197,7 @@ def test_a_transformed_model_keeps_a_reference_and_tells_when_it_has_changed(her
     write_module(here, "mine_old")
     text = "python:mine_old:model[pooler_output]"
     old = read_description(text, where="old_model_path")
-    arguments = {"arch": "ridge", "old_embedding_dim": 6, "new_embedding_dim": 5, "side_info_dim": 0}
+    arguments: dict[str, Any] = {"arch": "ridge", "old_embedding_dim": 6, "new_embedding_dim": 5, "side_info_dim": 0}
     h = build_transformation(**arguments).eval()
     description = describe_transformed(old, None, describe_transformation(h, arguments))
     save_model("x.pt", description, config={}, seed=0)
@@ -258,7 +258,7 @@ def test_each_model_sees_images_as_it_was_trained_whatever_the_batch_is(batch: i
         model = build_backbone(**ARGUMENTS).eval()
         parts.append((model, describe_backbone(model, ARGUMENTS, preprocessing=expected)))
     (old, old_file), (side, side_file) = parts
-    arguments = {"arch": "ridge", "old_embedding_dim": 6, "new_embedding_dim": 5, "side_info_dim": 6}
+    arguments: dict[str, Any] = {"arch": "ridge", "old_embedding_dim": 6, "new_embedding_dim": 5, "side_info_dim": 6}
     h = build_transformation(**arguments).eval()
     transformed = describe_transformed(old_file, side_file, describe_transformation(h, arguments), third)
     seen = NORMALISATIONS[batch]

@@ -149,7 +149,7 @@ def test_a_network_of_timm(name: str, tmp_path: Path) -> None:
     import timm
 
     torch.manual_seed(0)
-    plain = timm.create_model(name, img_size=64) if name == "test_vit" else timm.create_model(name)
+    plain: Any = timm.create_model(name, img_size=64) if name == "test_vit" else timm.create_model(name)
     torch.save(plain.state_dict(), tmp_path / "w.pth")
     model = build_backbone(
         f"timm/{name}", num_classes=3, embedding_dim=None, weights=str(tmp_path / "w.pth"), image_size=64
