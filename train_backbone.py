@@ -11,9 +11,11 @@ import torch
 
 from data.datasets import contents_of, open_images, resolve_image_size, resolve_preprocessing
 from data.preprocessing import Preprocessing
+from embedding.extraction import embedding_dim
 from models.backbones import backbone_arguments, build_backbone, wanted_images
 from models.export import check_formats, export_model
 from models.model_files import describe_backbone, load_model, save_model
+from models.modes import in_eval_mode
 from trainers.backbone.bct import load_old_model
 from trainers.backbone.config import BackboneConfig
 from trainers.backbone.training import train_backbone
@@ -35,10 +37,12 @@ def main() -> None:
         preprocessing = asdict(resolve_preprocessing(config.dataset_params, defaults))
         size = resolve_image_size(config.dataset_params, defaults)
         arguments = backbone_arguments(arch, size)
-        model = build_backbone(**arguments, weights=arch.weights)
+        model = build_backbone(**arguments, weights=arch.weights).to(world.device)
+        with in_eval_mode(model):
+            dim = embedding_dim(model, size, world, where=f"dataset_params.image_size: {arch.arch}")
         old = None
         if config.bct_params is not None:
-            old = load_old_model(config.bct_params, model.fc.in_channels, preprocessing, world)
+            old = load_old_model(config.bct_params, dim, preprocessing, world)
         training, validation = (
             open_images(config.dataset_params, split, world, seed=config.seed, defaults=defaults)
             for split in ("training", "validation")

@@ -42,7 +42,7 @@ PRESETS = {
 def resolve_preprocessing(params: DatasetParams, defaults: Preprocessing | None = None) -> Preprocessing:
     """How images are prepared: as `params` says, else as models want it by `defaults`, else as suits the data set."""
     preset = PRESETS[params.name]
-    of_preset = Preprocessing(preset.image_size, preset.mean, preset.std)
+    of_preset = Preprocessing(preset.image_size, preset.mean, preset.std, "bilinear")
     return Preprocessing(params.image_size).completed(defaults or Preprocessing()).completed(of_preset)
 
 

@@ -146,7 +146,7 @@ def library_features(arch: str, weights: str | None, image_size: int | None, *, 
         UserError: an unknown architecture or name of weights, weights of another architecture, a failed download, an
             image size that the network cannot have, or a package that is not installed.
     """
-    library, name = open_library(arch, where=where)
+    library, name = _open_library(arch, where=where)
     file = weights_file(weights)
     named = None if file is not None else weights
     _check_weights(library, name, named, f"{where}: {arch}")
@@ -160,7 +160,7 @@ def library_features(arch: str, weights: str | None, image_size: int | None, *, 
     except Exception as error:  # of the library's own checks of what it builds
         raise UserError(f"{where}: {arch}: cannot be built ({said(error)})") from error
     if file is not None:
-        load_weights(features, file, where=f"{where}: {arch}")
+        _load_weights(features, file, where=f"{where}: {arch}")
     return features
 
 
@@ -173,13 +173,13 @@ def library_preprocessing(arch: str, weights: str | None, *, where: str) -> dict
     Raises:
         UserError: as `library_features`.
     """
-    library, name = open_library(arch, where=where)
+    library, name = _open_library(arch, where=where)
     named = DEFAULT if weights is None or weights_file(weights) is not None else weights
     _check_weights(library, name, named, f"{where}: {arch}")
     return library.preprocessing(name, named)
 
 
-def open_library(arch: str, *, where: str) -> tuple[Library, str]:
+def _open_library(arch: str, *, where: str) -> tuple[Library, str]:
     """The library of `torchvision/NAME` or `timm/NAME`, and NAME.
 
     Raises:
@@ -201,7 +201,7 @@ def _check_weights(library: Library, name: str, weights: str | None, where: str)
         raise UserError(unknown_choice(f"{where}: weights", weights, known))
 
 
-def load_weights(features: PooledFeatures, file: str, *, where: str) -> None:
+def _load_weights(features: PooledFeatures, file: str, *, where: str) -> None:
     """Load a state dict of the library's network, whatever classifier it has, from a `.safetensors` or torch file.
 
     Raises:
@@ -225,14 +225,11 @@ def load_weights(features: PooledFeatures, file: str, *, where: str) -> None:
 
 
 def _read_state(file: str, where: str) -> dict[str, torch.Tensor]:
+    of_safetensors = file.endswith(".safetensors")
+    read = load_extra("safetensors.torch", where=f"{where}: {file}").load_file if of_safetensors else read_torch
     try:
-        if file.endswith(".safetensors"):
-            content = load_extra("safetensors.torch", where=f"{where}: {file}").load_file(file)
-        else:
-            content = read_torch(file)
-    except UserError:
-        raise
-    except Exception as error:  # what safetensors raises is no subclass of any other
+        content = read(file)
+    except Exception as error:  # what safetensors raises is of a kind of its own
         raise UserError(f"{where}: the weights {file} cannot be read ({said(error)})") from error
     for inner in INNER:
         if isinstance(content, dict) and isinstance(content.get(inner), dict):

@@ -177,6 +177,10 @@ def test_image_sizes_that_models_do_not_agree_on_are_asked_for(upgraded: Path, t
     listed = "query_model_path of 32 px, gallery_model_path of 40 px"
     assert f"dataset_params.image_size: the models take images of different sizes ({listed}); set it" in refused
     same = ("gallery_model_path=old.pt",)
+    (tmp_path / "backbone.yaml").write_text((upgraded / "backbone.yaml").read_text())
+    small = ("--config", "backbone.yaml", *backbone(f"torchvision/{OLD}", "16"), "dataset_params.image_size=8")
+    refused = fail("train_backbone.py", *small, cwd=tmp_path, processes=None)
+    assert f"dataset_params.image_size: torchvision/{OLD}: the model does not take 2 images of 8 px (" in refused
     by_default = evaluate(tmp_path, *same)
     assert by_default == evaluate(tmp_path, *same, "dataset_params.image_size=32")
 

@@ -7,10 +7,9 @@ from torch import nn
 
 from data.datasets import resolve_image_size
 from data.images import ImageSet
-from embedding.extraction import embedding_dim
 from embedding.memory import even_part, most_that_train, trains_on
 from models.backbones import Backbone
-from models.modes import in_eval_mode, modes_kept
+from models.modes import modes_kept
 from trainers.backbone.bct import Compatible, OldModel, completed_classifier
 from trainers.backbone.classification import Classification
 from trainers.backbone.config import BackboneConfig
@@ -61,8 +60,6 @@ def train_backbone(
         task = Compatible(*setting, classifier, config.bct_params.weight)
     # Convolutions over channels-last images are the faster ones, in bf16 and in float32.
     module.to(world.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    with in_eval_mode(model):
-        embedding_dim(model, size, world, where=f"dataset_params.image_size: {config.arch_params.arch}")
     image = torch.zeros(1, 3, size, size, device=world.device)
     with modes_kept(module):
         module.train()
