@@ -12,12 +12,15 @@ import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
+from torch.export import ExportedProgram
+from torch.export.passes import move_to_device_pass
 
 from models.libraries import DEFAULT, library_features, library_preprocessing
 from utils.errors import UserError, said
@@ -83,7 +86,17 @@ class TorchScriptModel(ForeignModel):
 class ExportedModel(ForeignModel):
     """A program of torch.export, whose mode is fixed: it stands in the mode in which it was exported."""
 
+    def __init__(self, program: ExportedProgram, output: str | None, label: str) -> None:
+        super().__init__(program.module(), output, label)
+        self.program, self.device = program, torch.device("cpu")
+
     def train(self, mode: bool = True) -> "ExportedModel":
+        return self
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "ExportedModel":
+        device = fn(torch.empty(0)).device
+        if device != self.device:  # with the constants in it, which are no parameters
+            self.model, self.device = move_to_device_pass(self.program, device).module(), device
         return self
 
 
@@ -191,17 +204,9 @@ def _quiet() -> Iterator[None]:
         logger.disabled = disabled
 
 
-def _load_torchscript(path: Path) -> nn.Module:
-    return torch.jit.load(path, map_location="cpu").eval()
-
-
-def _load_exported(path: Path) -> nn.Module:
-    return torch.export.load(path).module()
-
-
-LOADERS: dict[str, tuple[str, Callable[[Path], nn.Module], type[ForeignModel]]] = {
-    "torchscript": ("TorchScript archive", _load_torchscript, TorchScriptModel),
-    "exported": ("torch.export file", _load_exported, ExportedModel),
+LOADERS: dict[str, tuple[str, Callable[[Path], Any], Callable[[Any, str | None, str], ForeignModel]]] = {
+    "torchscript": ("TorchScript archive", partial(torch.jit.load, map_location="cpu"), TorchScriptModel),
+    "exported": ("torch.export file", torch.export.load, ExportedModel),
 }
 
 

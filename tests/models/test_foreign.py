@@ -184,6 +184,19 @@ def test_an_exported_model_is_a_frozen_model(format_: str, suffix: str, tmp_path
         build_model(description, where="x")
 
 
+class WithConstants(nn.Module):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return images.mean((2, 3)) + torch.arange(3, dtype=torch.float32) + torch.tensor([1.0, 2.0, 3.0])
+
+
+def test_an_exported_program_goes_to_a_device_with_its_constants(tmp_path: Path) -> None:
+    torch.export.save(torch.export.export(WithConstants(), (IMAGES,)), tmp_path / "m.pt2")
+    model = load_model(tmp_path / "m.pt2")
+    assert torch.equal(embed(model, IMAGES).embedding, WithConstants()(IMAGES))
+    holder = nn.Sequential(model).to("meta").eval()  # as a part of another
+    assert holder(IMAGES.to("meta")).device.type == "meta"
+
+
 def test_a_damaged_exported_program_is_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
         archive.writestr("m/models/model.json", "{}")
