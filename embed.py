@@ -19,10 +19,12 @@ def main() -> None:
     config = load_config(EmbedConfig, argparse.ArgumentParser(description=__doc__.splitlines()[0]))
     launch(config.processes)
 
+    from data.datasets import resolve_image_size
     from data.embeddings import write_embeddings
     from data.sources.arrays import check_writable
-    from embedding.extraction import embed_split, freeze
-    from models.model_files import build_model, classifier_of, read_description
+    from embedding.extraction import embed_split, embedding_dim, freeze
+    from embedding.preprocessing import build_for, wanted_by
+    from models.model_files import classifier_of, read_description
     from utils.distributed import process_group
     from utils.files import write_array
 
@@ -32,11 +34,13 @@ def main() -> None:
         if world.is_main:
             check_outputs(config)
         description = read_description(config.model_path, where="model_path", transformation=False)
-        model = freeze(build_model(description, where="model_path"), world)
-        classifier = classifier_of(model, description)
+        classifier = classifier_of(description)
         if classifier is None and config.output_classifier_path is not None:
             raise UserError(f"output_classifier_path: {config.model_path} has no classifier; leave the key out")
-        items = embed_split(model, config, world)
+        defaults = wanted_by({"model_path": description}, config.dataset_params)
+        model = freeze(build_for(description, config.dataset_params, defaults, where="model_path"), world)
+        embedding_dim(model, resolve_image_size(config.dataset_params, defaults), world, where="model_path")
+        items = embed_split(model, config, world, defaults)
         if world.is_main:
             write_embeddings(config.output_embeddings_path, items)
             print(

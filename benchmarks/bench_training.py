@@ -30,9 +30,9 @@ from benchmarks.harness import DEVICE, Figure, TrainerTurns, figure, options, ra
 from data.config import DatasetParams
 from data.images import Batch
 from embedding.cache import rounded
+from models.backbones import build_backbone
 from models.config import BackboneArch, TransformationArch
 from models.embedding import embed
-from models.resnet import build_backbone
 from models.transformations import build_transformation
 from trainers.backbone.config import BackboneConfig
 from trainers.backbone.training import train_backbone

@@ -47,9 +47,23 @@ PRESETS = {
 }
 
 
+def resolve_preprocessing(params: DatasetParams, defaults: Preprocessing | None = None) -> Preprocessing:
+    """How images are prepared: as `params` says, else as models want it by `defaults`, else as suits the data set."""
+    preset = PRESETS[params.name]
+    stated = Preprocessing(params.image_size, _channels(params.mean), _channels(params.std), params.interpolation)
+    of_preset = Preprocessing(preset.image_size, preset.mean, preset.std, "bilinear")
+    return stated.completed(defaults or Preprocessing()).completed(of_preset)
+
+
+def _channels(values: list[float] | None) -> Channels | None:
+    return None if values is None else (values[0], values[1], values[2])
+
+
 def resolve_image_size(params: DatasetParams, defaults: Preprocessing | None = None) -> int:
-    """Pixels a side of the images that the models see; `defaults` as for `open_images`."""
-    return params.image_size or (defaults and defaults.image_size) or PRESETS[params.name].image_size
+    """Pixels a side of the images that the models see; see `resolve_preprocessing`."""
+    size = resolve_preprocessing(params, defaults).image_size
+    assert size is not None
+    return size
 
 
 def resolve_simclr(params: SimCLRParams, name: str) -> SimCLRParams:
@@ -74,13 +88,13 @@ def open_images(
         seed: of the shuffling and the augmentation.
         all_classes: read every class, whatever `num_classes` says, and those that the training split lacks (evaluation
             always does).
-        defaults: what stands in place of the data set's own preprocessing where the config says nothing.
+        defaults: how the models want the images, where the config does not say.
 
     Raises:
         UserError: the layout is not there, a training class is empty, files of a list are missing, too many images are
             unreadable, or the augmentation does not go with the data set.
     """
-    preset = PRESETS[params.name]
+    preset, preprocessing = PRESETS[params.name], resolve_preprocessing(params, defaults)
     augmentation = params.augmentation or preset.augmentation
     choices = (MemoryImages if preset.in_memory else FolderImages).AUGMENTATIONS
     if augmentation not in choices:
@@ -91,13 +105,12 @@ def open_images(
             print(note, flush=True)
         if params.list_path is not None:
             check_files(listed, params.list_path, params.data_root)
-    defaults = defaults or Preprocessing()
     feed = Feed(
         image_size=resolve_image_size(params, defaults),
         augmentation=augmentation,
-        mean=_channels(params.mean) or defaults.mean or preset.mean,
-        std=_channels(params.std) or defaults.std or preset.std,
-        interpolation=params.interpolation or defaults.interpolation or "bilinear",
+        mean=preprocessing.mean or preset.mean,
+        std=preprocessing.std or preset.std,
+        interpolation=preprocessing.interpolation or "bilinear",
         whole_image=params.whole_image,
         unreadable=Unreadable(params.max_unreadable),
         world=world,
@@ -106,10 +119,6 @@ def open_images(
     if preset.in_memory:
         return MemoryImages(listed, feed, data_root=params.data_root)
     return FolderImages(listed, feed, num_workers=params.num_workers)
-
-
-def _channels(values: list[float] | None) -> Channels | None:
-    return None if values is None else (values[0], values[1], values[2])
 
 
 def named_split(params: DatasetParams, split: str) -> str:

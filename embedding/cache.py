@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 from data.config import DatasetParams
-from data.datasets import list_split
+from data.datasets import list_split, resolve_preprocessing
 from data.embeddings import EmbeddingSet, read_embeddings, write_embeddings
 from data.images import Batch
+from data.preprocessing import Preprocessing
 from embedding.extraction import embed_images
 from utils.data_roots import digest, image_files
 from utils.distributed import World
 from utils.errors import UserError
-from utils.files import sha256_of
 from utils.precision import Resolved
 from utils.runs import decisive_values
 
@@ -54,20 +54,28 @@ class EmbeddingCache:
 
     @classmethod
     def of(
-        cls, params: DatasetParams, models: Mapping[str, str], folder: Path | None, precision: Resolved, world: World
+        cls,
+        params: DatasetParams,
+        hashes: Mapping[str, str],
+        folder: Path | None,
+        precision: Resolved,
+        world: World,
+        seen: Preprocessing | None = None,
     ) -> "EmbeddingCache":
         """The cache of a run on the training images that `params` names.
 
         Args:
-            models: role -> model file.
+            hashes: role -> hash of the model.
+            seen: how the images are prepared; None: as `params` alone says.
             folder: where embeddings are kept for other runs; None: nowhere.
         """
-        hashes = {role: sha256_of(path) for role, path in models.items()}
         if folder is None:
             return cls(None, "", hashes, world)
         files = digest(_files(params))
         arithmetic = [precision, world.device.type, world.size, torch.__version__]
-        source = json.dumps([decisive_values(params), files, arithmetic], sort_keys=True)
+        stated = resolve_preprocessing(params)
+        by_models = [] if seen in (None, stated) else [asdict(seen)]
+        source = json.dumps([decisive_values(params), files, arithmetic, *by_models], sort_keys=True)
         return cls(folder, source, hashes, world)
 
     def embed(

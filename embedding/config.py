@@ -12,7 +12,11 @@ from utils.config import key
 class EmbedConfig:
     """embed.py: a model and images -> an embedding file."""
 
-    model_path: str = key(doc="model that takes images: a backbone, a transformed old model, TorchScript", path="input")
+    model_path: str = key(
+        doc="model that takes images: a model file, TorchScript or `.pt2`, `torchvision/NAME`, `timm/NAME`, or "
+        "`python:package.module:function` (models.md)",
+        path="model",
+    )
     dataset_params: DatasetParams = key(doc="the images; `num_classes` chooses among the classes of either split")
     output_embeddings_path: str = key(
         doc="embedding file to write: `.npz`, `.parquet`, `.safetensors`, or under another name a folder of `.npy`",

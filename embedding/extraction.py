@@ -12,13 +12,14 @@ from tqdm import tqdm
 from data.datasets import open_images
 from data.embeddings import EmbeddingSet
 from data.images import Batch, ImageSet
+from data.preprocessing import Preprocessing
 from embedding.config import EmbedConfig
 from embedding.memory import in_parts_that_fit
 from models.embedding import embed
 from models.transformed import Transformed
 from utils.choices import Precision
 from utils.distributed import World
-from utils.errors import UserError
+from utils.errors import UserError, said
 from utils.precision import autocast, resolve_precision
 
 
@@ -30,10 +31,21 @@ def freeze(model: nn.Module, world: World) -> nn.Module:
     return model
 
 
-def embedding_dim(model: nn.Module, image_size: int, world: World) -> int:
-    """The dimension of a frozen model's embedding."""
-    with torch.inference_mode():
-        return embed(model, torch.zeros(1, 3, image_size, image_size, device=world.device)).embedding.shape[1]
+def embedding_dim(model: nn.Module, image_size: int, world: World, *, where: str) -> int:
+    """The dimension of the embedding that a model, in eval mode, makes of images of a size.
+
+    Args:
+        where: the config key that names the model, for error messages.
+
+    Raises:
+        UserError: it takes no such images, or gives no embedding.
+    """
+    images = torch.zeros(2, 3, image_size, image_size, device=world.device)
+    try:
+        with torch.inference_mode():
+            return embed(model, images).embedding.shape[1]
+    except (RuntimeError, AssertionError, ValueError) as error:  # as networks say that a size is not theirs
+        raise UserError(f"{where}: the model does not take 2 images of {image_size} px ({said(error)})") from error
 
 
 def embed_images(
@@ -111,17 +123,22 @@ def embedded_items(images: ImageSet, positions: torch.Tensor, output: Transforme
     )
 
 
-def embed_split(model: nn.Module, config: EmbedConfig, world: World) -> EmbeddingSet:
+def embed_split(
+    model: nn.Module, config: EmbedConfig, world: World, defaults: Preprocessing | None = None
+) -> EmbeddingSet:
     """Embed the images of a split in one view or all of them, one after another.
 
     The ids are those of `embedded_items`; of several views, those of view v are v n + the images' places in the list.
+
+    Args:
+        defaults: how the model wants the images, where the config does not say.
 
     Raises:
         UserError: the data set cannot be read, all of its views are asked for and cannot be enumerated, its ids cannot
             be written, or an embedding goes beyond `embedding_dtype`.
     """
     every_class = config.dataset_params.num_classes is None
-    images = open_images(config.dataset_params, config.split, world, seed=0, all_classes=every_class)
+    images = open_images(config.dataset_params, config.split, world, seed=0, all_classes=every_class, defaults=defaults)
     if config.views == "all" and images.num_views is None:
         raise UserError(
             "views: random crops are too many to embed; set dataset_params.augmentation=flip or views=first"

@@ -240,8 +240,8 @@ class EvalConfig:
     """eval.py: query and gallery models with images, or embedding files -> CMC, mAP, backfilling curves."""
 
     eval_params: EvalParams = section(EvalParams, doc="what to compute")
-    query_model_path: str | None = key(None, doc="model of the queries (the new one)", path="input")
-    gallery_model_path: str | None = key(None, doc="model of the gallery (transformed old, old or new)", path="input")
+    query_model_path: str | None = key(None, doc="model of the queries (the new one)", path="model")
+    gallery_model_path: str | None = key(None, doc="model of the gallery (transformed old, old or new)", path="model")
     dataset_params: DatasetParams | None = key(
         None, doc="images; the validation split is query set and gallery, unless eval_params name others"
     )

@@ -12,7 +12,9 @@ from data.embeddings import EmbeddingSet
 from data.images import ImageSet
 from data.items import numbers_of_gallery
 from data.lengths import about_zeros, lengths_of, zeros_kept
+from data.preprocessing import Preprocessing
 from embedding.extraction import embed_images, embedded_items, embedding_dim, freeze
+from embedding.preprocessing import build_for, wanted_by
 from evaluation.config import EarlierUpgrade, EmbeddingsParams, EvalConfig
 from evaluation.files import Calibrations, ClassVectors, read_class_vectors, read_query_and_gallery
 from evaluation.groups import check_groups, group_queries
@@ -89,21 +91,30 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
     assert config.query_model_path is not None
     assert config.gallery_model_path is not None
     assert config.dataset_params is not None
-    description = read_description(config.query_model_path, where="query_model_path", transformation=False)
-    query_model = freeze(build_model(description, where="query_model_path"), world)
-    models, of_gallery = {"gallery": query_model}, description
-    if config.gallery_model_path != config.query_model_path:
-        of_gallery = read_description(config.gallery_model_path, where="gallery_model_path", transformation=False)
-        models["gallery"] = freeze(build_model(of_gallery, where="gallery_model_path"), world)
+    paths = {"query_model_path": config.query_model_path, "gallery_model_path": config.gallery_model_path}
+    if config.gallery_model_path == config.query_model_path:
+        del paths["gallery_model_path"]
+    described = {key: read_description(path, where=key, transformation=False) for key, path in paths.items()}
+    defaults = wanted_by(described, config.dataset_params)
+    size = resolve_image_size(config.dataset_params, defaults)
+    models: dict[str, nn.Module] = {}
+    for key, description in described.items():
+        model = freeze(build_for(description, config.dataset_params, defaults, where=key), world)
+        embedding_dim(model, size, world, where=key)
+        models[key.removesuffix("_model_path")] = model
+    query_model = models.pop("query")
+    models.setdefault("gallery", query_model)
+    of_query = described["query_model_path"]
+    of_gallery = described.get("gallery_model_path", of_query)
     earlier = config.earlier_upgrade
     if earlier is not None:
-        models |= after_earlier_upgrade(models["gallery"], config, world)
+        models |= after_earlier_upgrade(models["gallery"], config, defaults, world)
     gallery_model = models["gallery"]
     if config.eval_params.two_fields is not None and isinstance(gallery_model, TransformedModel):
         raise UserError(
             f"eval_params.two_fields: is for the old model as it is; {config.gallery_model_path} transforms its vectors"
         )
-    query_images, gallery_images = open_query_and_gallery(config, world)
+    query_images, gallery_images = open_query_and_gallery(config, defaults, world)
     two_sets = query_images is not gallery_images
     if not two_sets or config.eval_params.backfilling is not None:
         models["new"] = query_model
@@ -121,21 +132,27 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
         gallery = replace(gallery, numbers=numbers)
         query = replace(gallery, embeddings=embedded["new"].embedding, log_variance=embedded["new"].log_variance)
     classes = _classes_of(gallery_model.transformation) if isinstance(gallery_model, TransformedModel) else None
-    classes = classes or ClassVectors(classifier_of(query_model, description))
+    classifier = classifier_of(of_query)
+    classes = classes or ClassVectors(None if classifier is None else classifier.to(world.device))
     calibrations = {} if earlier is not None else calibration_of(of_gallery)  # two ways, of a constant each
     names = max(query_images.classes, gallery_images.classes, key=len)  # one goes on where the other ends
     return Compared(query, gallery, replace(classes, names=names), calibrations, unhelpful_orders(of_gallery))
 
 
-def open_query_and_gallery(config: EvalConfig, world: World) -> tuple[ImageSet, ImageSet]:
-    """The images of the query split and of the gallery split; one set where these are the same."""
+def open_query_and_gallery(config: EvalConfig, defaults: Preprocessing, world: World) -> tuple[ImageSet, ImageSet]:
+    """The images of the query split and of the gallery split; one set where these are the same.
+
+    Args:
+        defaults: how the models want the images, where the config does not say.
+    """
     params = config.dataset_params
     assert params is not None
     splits = [split or "validation" for split in (config.eval_params.query_split, config.eval_params.gallery_split)]
     if params.held_out is None:
         splits = [named_split(params, split) for split in splits]
     opened = {
-        split: open_images(params, split, world, seed=config.seed, all_classes=True) for split in dict.fromkeys(splits)
+        split: open_images(params, split, world, seed=config.seed, all_classes=True, defaults=defaults)
+        for split in dict.fromkeys(splits)
     }
     return opened[splits[0]], opened[splits[1]]
 
@@ -173,11 +190,14 @@ def numbered_apart(query: EmbeddingSet, gallery: EmbeddingSet, by_place: bool) -
     )
 
 
-def after_earlier_upgrade(gallery: nn.Module, config: EvalConfig, world: World) -> dict[str, nn.Module]:
+def after_earlier_upgrade(
+    gallery: nn.Module, config: EvalConfig, defaults: Preprocessing, world: World
+) -> dict[str, nn.Module]:
     """The models of a gallery that was upgraded before: of its items, and, if there are any, of those `re_embedded`.
 
     Args:
         gallery: model of the items that the model in between has not re-embedded.
+        defaults: how the images are prepared, where the config does not say.
 
     Raises:
         UserError: the model in between cannot be read, is not transformed, or does not take what `gallery` gives.
@@ -186,14 +206,14 @@ def after_earlier_upgrade(gallery: nn.Module, config: EvalConfig, world: World) 
     assert earlier is not None
     assert config.dataset_params is not None
     description = read_description(earlier.model_path, where=where)
-    between = freeze(build_model(description, where=where), world)
+    between = freeze(build_for(description, config.dataset_params, defaults, where=where), world)
     if not isinstance(between, TransformedModel):
         raise UserError(f"{where}: {earlier.model_path} is no transformed model, as train_transformation.py writes it")
     if earlier.chained:
-        size, side = resolve_image_size(config.dataset_params), between.side_info
+        size, side = resolve_image_size(config.dataset_params, defaults), between.side_info
         old_dim, side_dim = (
-            embedding_dim(gallery, size, world),
-            None if side is None else embedding_dim(side, size, world),
+            embedding_dim(gallery, size, world, where="gallery_model_path"),
+            None if side is None else embedding_dim(side, size, world, where=where),
         )
         named = f"{where}: the transformation in {earlier.model_path}"
         check_inputs(description["transformation"], old_dim, side_dim, where=named)

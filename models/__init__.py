@@ -7,9 +7,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from models.backbones import build_backbone
     from models.embedding import TransformedModel, embed
     from models.model_files import load_model, save_model
-    from models.resnet import build_backbone
     from models.transformations import build_transformation
     from models.transformed import Transformed
 
@@ -25,7 +25,7 @@ __all__ = [
 _MODULES = {
     "Transformed": "transformed",
     "TransformedModel": "embedding",
-    "build_backbone": "resnet",
+    "build_backbone": "backbones",
     "build_transformation": "transformations",
     "embed": "embedding",
     "load_model": "model_files",

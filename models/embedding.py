@@ -1,4 +1,6 @@
-"""One way to get an embedding out of any model: a backbone, a transformed old model, a TorchScript archive."""
+"""One way to get an embedding out of any model: a backbone, a transformed old model, a model of others."""
+
+from typing import Any
 
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from models.transformed import Transformation, Transformed
 def embed(model: nn.Module, images: torch.Tensor) -> Transformed:
     """Images (B, 3, H, W) -> float32 embedding (B, d) and, from an uncertain model, log variance (B, sigma_dim).
 
-    A backbone gives (logits, embedding), a TorchScript archive that or the embedding alone.
+    A backbone gives (logits, embedding).
     """
     output = model(images)
     if isinstance(output, Transformed):
@@ -31,3 +33,43 @@ class TransformedModel(nn.Module):
         """Images (B, 3, H, W) -> transformed embedding (B, d_new), log variance (B, sigma_dim) or None."""
         side = None if self.side_info is None else embed(self.side_info, images).embedding
         return self.transformation(embed(self.old, images).embedding, side)
+
+
+class Renormalised(nn.Module):
+    """A model of images of one normalisation, given those of another.
+
+    (p - m) / s of a level p is mapped to (p - m') / s', which is affine: s / s' x + (m - m') / s'.
+    """
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, model: nn.Module, given: dict[str, Any], expected: dict[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        mean, std, expected_mean, expected_std = (
+            torch.tensor(values[name], dtype=torch.float64)[:, None, None]  # (3, 1, 1)
+            for values in (given, expected)
+            for name in ("mean", "std")
+        )
+        self.register_buffer("scale", (std / expected_std).float(), persistent=False)
+        self.register_buffer("shift", ((mean - expected_mean) / expected_std).float(), persistent=False)
+
+    def forward(self, images: torch.Tensor) -> Any:
+        """As the model's."""
+        return self.model(images * self.scale + self.shift)
+
+
+def renormalised(model: nn.Module, given: dict[str, Any] | None, expected: dict[str, Any] | None) -> nn.Module:
+    """`model`, with images mapped to the normalisation that it expects where those given have another.
+
+    Args:
+        given: `mean` and `std` of each channel that were taken out of the images, as fractions; None: not known.
+        expected: those by which the model was trained; likewise.
+    """
+    known = [(values or {}).get(name) for values in (given, expected) for name in ("mean", "std")]
+    if None in known or known[:2] == known[2:]:
+        return model
+    assert given is not None
+    assert expected is not None
+    return Renormalised(model, given, expected)

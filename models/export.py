@@ -1,4 +1,4 @@
-"""Export of models for use without this code: TorchScript, torch.export and ONNX."""
+"""Export of models for use without this code: TorchScript, torch.export, ONNX, safetensors and the JSON beside it."""
 
 import importlib.util
 import io
@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from models.model_files import Description
+from models.states import plain_state
 from utils.errors import UserError
-from utils.files import write_bytes
+from utils.files import read_torch, write_bytes, write_json
 from utils.paths import without_suffix
 
-ONNX_PACKAGES = ("onnx", "onnxscript")
-SUFFIXES = {"torchscript": ".torchscript.pt", "pt2": ".pt2", "onnx": ".onnx"}
+PACKAGES = {"onnx": ("onnx", "onnxscript"), "safetensors": ("safetensors",)}  # by format
+SUFFIXES = {"torchscript": ".torchscript.pt", "pt2": ".pt2", "onnx": ".onnx", "safetensors": ".safetensors"}
 
 
 class _Outputs(nn.Module):
@@ -35,13 +37,16 @@ def check_formats(formats: Sequence[str], *, torchscript_inside: bool = False) -
         torchscript_inside: whether a part of the model is a TorchScript archive.
 
     Raises:
-        UserError: ONNX is asked for and its packages are not installed, or a format cannot hold a TorchScript archive.
+        UserError: a format's packages are not installed, or it cannot hold a TorchScript archive.
     """
     if torchscript_inside and set(formats) - {"torchscript"}:
         raise UserError("export_formats: a model with a TorchScript archive in it can be exported as torchscript only")
-    missing = [name for name in ONNX_PACKAGES if importlib.util.find_spec(name) is None]
-    if "onnx" in formats and missing:
-        raise UserError(f"export_formats: onnx needs packages that are not here: pip install {' '.join(missing)}")
+    for format_, packages in PACKAGES.items():
+        missing = [name for name in packages if importlib.util.find_spec(name) is None]
+        if format_ in formats and missing:
+            raise UserError(
+                f"export_formats: {format_} needs packages that are not here: pip install {' '.join(missing)}"
+            )
 
 
 def export_model(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: str | Path, formats: Sequence[str]) -> None:
@@ -50,21 +55,26 @@ def export_model(model: nn.Module, inputs: tuple[torch.Tensor, ...], path: str |
     Args:
         model: in eval mode, on the CPU; its outputs keep their order.
         inputs: an example batch of at least 2.
-        path: e.g. `old.pt`, which becomes `old.torchscript.pt`, `old.pt2`, `old.onnx`.
+        path: e.g. `old.pt`, which becomes `old.torchscript.pt`, `old.pt2`, `old.onnx`, `old.safetensors`; with this
+            goes `old.json`, which holds all that `old.pt` says of the model.
         formats: of SUFFIXES, as `check_formats` has found them possible.
     """
     path = Path(path)
+    stem = path.with_name(without_suffix(path).name)
     exporters: dict[str, Callable[[nn.Module, tuple[torch.Tensor, ...]], bytes]] = {
         "torchscript": _torchscript,
         "pt2": _pt2,
         "onnx": _onnx,
+        "safetensors": _safetensors,
     }
     for name in formats:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the exporters' own deprecations
             content = exporters[name](_Outputs(model).eval(), inputs)
         # From memory: torch's own writer aborts the process where the disk is full.
-        write_bytes(path.with_name(without_suffix(path).name + SUFFIXES[name]), content)
+        write_bytes(f"{stem}{SUFFIXES[name]}", content)
+        if name == "safetensors":
+            write_json(f"{stem}.json", _without_tensors(read_torch(path)))
 
 
 def _torchscript(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
@@ -88,3 +98,16 @@ def _onnx(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
     program = torch.onnx.export(model, inputs, dynamic_shapes=_free_batch(inputs), dynamo=True, verbose=False)
     assert program is not None
     return program.model_proto.SerializeToString()
+
+
+def _safetensors(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bytes:
+    from safetensors.torch import save
+
+    del inputs  # parameters and buffers alone
+    return save(plain_state(model.get_submodule("model")))
+
+
+def _without_tensors(description: Description) -> Description:
+    """What a model file says, without the parameters, here and in the parts that it is made of."""
+    kept = {name: value for name, value in description.items() if name != "state_dict"}
+    return {name: _without_tensors(value) if isinstance(value, dict) else value for name, value in kept.items()}

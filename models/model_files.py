@@ -1,13 +1,12 @@
 """Model files: the one place that saves and loads models.
 
 A `.pt` file holds plain values and tensors only, so it loads with `weights_only=True`: the format's name and version,
-the model's kind, constructor arguments and weights, and its provenance. TorchScript archives (ml-fct's files) run code
-of their own and are loaded only where the user names one.
+the model's kind, constructor arguments and weights, and its provenance. Models of others (`models.foreign`), ml-fct's
+TorchScript archives among them, stand in it by name and hash.
 """
 
 import datetime
 import platform
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,28 +15,37 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from models.embedding import TransformedModel
+from models.backbones import Backbone, build_backbone
+from models.embedding import TransformedModel, renormalised
+from models.foreign import FOREIGN, describe_foreign, foreign_kind, load_foreign
 from models.refinement import RefinedTransformation
-from models.resnet import ResNet, build_backbone
+from models.states import load_state, plain_state
 from models.transformations import TRANSFORMATIONS, build_transformation
 from models.transformed import Transformation
 from utils.errors import UserError
 from utils.files import read_torch, sha256_of, write_torch
 from utils.provenance import git_revision
+from utils.references import parse_reference
 
 FORMAT = "refill-model"
 VERSION = 1
 Description = dict[str, Any]
 
 
-def describe_backbone(model: ResNet, arguments: dict[str, Any]) -> Description:
-    """A backbone as plain values; `arguments` are those of `build_backbone`."""
-    return {"kind": "backbone", "arguments": arguments, "state_dict": _plain_state(model)}
+def describe_backbone(model: Backbone, arguments: dict[str, Any], **trained_on: Any) -> Description:
+    """A backbone as plain values.
+
+    Args:
+        arguments: those of `build_backbone`.
+        trained_on: plain values about the images: `preprocessing`, with the keys of
+            `models.libraries.library_preprocessing`, and `classes`, their names.
+    """
+    return {"kind": "backbone", "arguments": arguments, "state_dict": plain_state(model), **trained_on}
 
 
 def describe_transformation(model: Transformation, arguments: dict[str, Any]) -> Description:
     """A transformation as plain values; `arguments` are those of `build_transformation`."""
-    return {"kind": "transformation", "arguments": arguments, "state_dict": _plain_state(model)}
+    return {"kind": "transformation", "arguments": arguments, "state_dict": plain_state(model)}
 
 
 def describe_refined(model: RefinedTransformation, transformation: Description, chosen: dict[str, Any]) -> Description:
@@ -51,13 +59,15 @@ def describe_refined(model: RefinedTransformation, transformation: Description, 
     }
 
 
-def describe_transformed(old: Description, side_info: Description | None, transformation: Description) -> Description:
-    """A transformed old model, made of the descriptions of its parts."""
-    return {"kind": "transformed", "old": old, "side_info": side_info, "transformation": transformation}
-
-
-def _plain_state(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+def describe_transformed(
+    old: Description,
+    side_info: Description | None,
+    transformation: Description,
+    preprocessing: dict[str, Any] | None = None,
+) -> Description:
+    """A transformed old model, of the descriptions of its parts; `preprocessing` is of the images that they see."""
+    parts = {"kind": "transformed", "old": old, "side_info": side_info, "transformation": transformation}
+    return parts if preprocessing is None else {**parts, "preprocessing": preprocessing}
 
 
 def save_model(
@@ -91,27 +101,29 @@ def save_model(
     write_torch(path, {"format": FORMAT, "version": VERSION, "provenance": provenance, **description})
 
 
-def read_description(
-    path: str | Path, *, where: str, torchscript: bool = True, transformation: bool = True
-) -> Description:
-    """Read a model file of ours, or refer to a TorchScript archive by its path and hash.
+def read_description(path: str | Path, *, where: str, foreign: bool = True, transformation: bool = True) -> Description:
+    """Read a model file of ours, or refer to a model of others by its name and hash.
 
     Args:
-        path: the file.
+        path: the file, or another model as `utils.references` reads it.
         where: the config key that names it, for error messages.
-        torchscript: whether an archive will do in this place.
+        foreign: whether a model of others will do in this place.
         transformation: whether a transformation alone, which takes no images, will do.
 
     Raises:
-        UserError: there is no such file, or it is not a model that will do here; says what it is.
+        UserError: there is no such model, or it is none that will do here; says what it is.
     """
+    reference = parse_reference(str(path))
+    if reference.file is not None and not Path(reference.file).is_file():
+        raise UserError(f"{where}: there is no model file {reference.file}")
+    kind = foreign_kind(reference)
+    if kind is not None and not foreign:
+        raise UserError(f"{where}: {path} is {FOREIGN[kind]}; this place needs a model file written here")
+    if kind is not None:
+        return describe_foreign(str(path), where=where)
+    if reference.output is not None:
+        raise UserError(f"{where}: {path}: a model file of ours has one embedding; leave [{reference.output}] out")
     path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{where}: there is no model file {path}")
-    if is_torchscript(path):
-        if not torchscript:
-            raise UserError(f"{where}: {path} is a TorchScript archive; this place needs a model file written here")
-        return {"kind": "torchscript", "path": str(path), "sha256": sha256_of(path)}
     try:
         content = read_torch(path)
     except ValueError as error:
@@ -123,14 +135,6 @@ def read_description(
     if content["kind"] in ("transformation", "refined") and not transformation:
         raise UserError(f"{where}: {path} is a transformation alone; this place needs a model that takes images")
     return content
-
-
-def is_torchscript(path: str | Path) -> bool:
-    """Whether a file is a TorchScript archive: a zip that holds code and constants."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.partition("/")[2] == "constants.pkl" for name in archive.namelist())
 
 
 def holds_torchscript(description: Description | None) -> bool:
@@ -149,23 +153,30 @@ def _what_it_is(path: Path) -> str:
     return "neither written by torch.save nor TorchScript, or cut short"
 
 
-def build_model(description: Description, *, where: str) -> nn.Module:
+def build_model(description: Description, *, where: str, seen: dict[str, Any] | None = None) -> nn.Module:
     """The model that a description describes, in eval mode, on the CPU.
 
+    Args:
+        where: the config key that names it, for error messages.
+        seen: `mean` and `std` by which the images are normalised that it will be given; None: those that it expects.
+
     Raises:
-        UserError: the file's weights do not fit its arguments, or a TorchScript archive has changed.
+        UserError: the file's weights do not fit its arguments, or a model of others has changed.
     """
-    kind = description["kind"]
-    if kind == "torchscript":
-        return _load_torchscript(description, where)
+    kind, expected = description["kind"], description.get("preprocessing")
     if kind == "transformed":
-        side = description["side_info"]
+        # A part that does not say what it expects has seen the images that the transformation was trained on.
+        parts = (description["old"], description["side_info"])
+        old, side = (part and {"preprocessing": expected, **part} for part in parts)
+        seen = seen or expected
         model: nn.Module = TransformedModel(
-            build_model(description["old"], where=where),
-            None if side is None else build_model(side, where=where),
+            build_model(old, where=where, seen=seen),
+            None if side is None else build_model(side, where=where, seen=seen),
             cast(Transformation, build_model(description["transformation"], where=where)),
         )
         return model.eval()
+    if kind in FOREIGN:
+        return renormalised(load_foreign(description, where=where), seen, expected).eval()
     if kind == "refined":
         inner = cast(Transformation, build_model(description["transformation"], where=where))
         refined = RefinedTransformation(inner, **description["arguments"])
@@ -185,7 +196,15 @@ def build_model(description: Description, *, where: str) -> nn.Module:
         raise UserError(f"{where}: the file holds an unknown kind of model, {kind!r}")
     model = build(**description["arguments"])
     _load_state(model, description["state_dict"], where)
-    return model.eval()
+    return renormalised(model, seen, expected).eval()
+
+
+def identity_of(path: str | Path, description: Description) -> str:
+    """A hash of the model that `path` names, by which what it has embedded is known again."""
+    if description["kind"] not in FOREIGN:
+        return sha256_of(path)
+    output = parse_reference(str(path)).output
+    return description["sha256"] if output is None else f"{description['sha256']}[{output}]"
 
 
 def check_inputs(description: Description, old_dim: int, side_info_dim: int | None, *, where: str) -> None:
@@ -214,11 +233,11 @@ def _dims(old: int, side_info: int | None) -> str:
     return f"{old} with {'no side-information' if side_info is None else f'side-information of {side_info}'}"
 
 
-def classifier_of(model: nn.Module, description: Description) -> torch.Tensor | None:
+def classifier_of(description: Description) -> torch.Tensor | None:
     """The weight (C, d) of a backbone's classifier; None of other models, and of SimCLR's, whose `fc` is untrained."""
-    if not isinstance(model, ResNet) or description["provenance"]["config"].get("objective") == "simclr":
+    if description["kind"] != "backbone" or description["provenance"]["config"].get("objective") == "simclr":
         return None
-    return model.fc.weight.flatten(1)  # (C, d, 1, 1) -> (C, d)
+    return description["state_dict"]["fc.weight"].flatten(1)  # (C, d, 1, 1) -> (C, d)
 
 
 def calibration_of(description: Description) -> dict[str, dict[str, float]]:
@@ -243,31 +262,17 @@ def wider_new(description: Description) -> dict[str, Any] | None:
 
 def _load_state(model: nn.Module, state: dict[str, torch.Tensor], where: str) -> None:
     try:
-        model.load_state_dict(state)
+        load_state(model, state)
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()  # below the title
         raise UserError(f"{where}: the file's weights do not fit its architecture ({first})") from None
 
 
-def _load_torchscript(description: Description, where: str) -> nn.Module:
-    path = Path(description["path"])
-    if not path.is_file():
-        raise UserError(f"{where}: needs the TorchScript archive {path}, which is not there")
-    if sha256_of(path) != description["sha256"]:
-        raise UserError(f"{where}: the TorchScript archive {path} is not the one that was trained with")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, and is what the published files are
-        try:
-            return torch.jit.load(path, map_location="cpu").eval()
-        except RuntimeError as error:
-            raise UserError(f"{where}: the TorchScript archive {path} cannot be read; it may be damaged") from error
-
-
 def load_model(path: str | Path, *, where: str = "model", transformation: bool = True) -> nn.Module:
-    """Load a model file, ours or TorchScript, in eval mode on the CPU.
+    """Load a model file, or a model of others that `path` names, in eval mode on the CPU.
 
     Returns:
-        A `ResNet`, a transformation, a `TransformedModel` or a TorchScript module.
+        A backbone, a transformation, a `TransformedModel` or a `ForeignModel`.
 
     Raises:
         UserError: see `read_description` and `build_model`.

@@ -9,9 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from utils.config import unknown_choice
-from utils.errors import UserError
-
 # On a CPU, the gradient of a strided 1x1 convolution in bf16 writes past its memory where there are fewer (oneDNN, with
 # torch 2.11 to 2.14 at least).
 MIN_CHANNELS = 16
@@ -142,14 +139,3 @@ BACKBONES: dict[str, Callable[..., ResNet]] = {
     "WideResNet50_2": lambda **options: ResNet(Bottleneck, (3, 4, 6, 3), base_width=128, **options),
     "WideResNet101_2": lambda **options: ResNet(Bottleneck, (3, 4, 23, 3), base_width=128, **options),
 }
-
-
-def build_backbone(arch: str, **options: object) -> ResNet:
-    """Build the backbone that the registry knows as `arch`; `options` are those of `ResNet`.
-
-    Raises:
-        UserError: the name is not in the registry.
-    """
-    if arch not in BACKBONES:
-        raise UserError(unknown_choice("arch_params.arch", arch, BACKBONES))
-    return BACKBONES[arch](**options)

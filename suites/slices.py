@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from trainers.backbone.config import BackboneConfig
-from utils.config import load_config, to_dict
+from utils.config import load_config
 from utils.errors import UserError, run_script
 from utils.launch import end_with_parent
 from utils.runs import checkpoint_of
@@ -102,16 +102,18 @@ def bytes_left(config: BackboneConfig) -> int:
     """About the size of what a slice leaves: the weights, rounded."""
     import torch
 
-    from models import build_backbone
+    from data.datasets import resolve_image_size
+    from models.backbones import backbone_arguments, build_backbone
     from trainers.backbone.simclr import ProjectedBackbone, ProjectionHead
     from utils.parts import rounded
 
     module: torch.nn.Module
     with torch.device("meta"):
-        module = backbone = build_backbone(**to_dict(config.arch_params))
+        size = resolve_image_size(config.dataset_params)
+        module = backbone = build_backbone(**backbone_arguments(config.arch_params, size))
         if config.objective == "simclr":
-            simclr, dim = config.simclr_params, config.arch_params.embedding_dim
-            head = ProjectionHead(dim, simclr.projection_hidden_dim, simclr.projection_dim)
+            simclr = config.simclr_params
+            head = ProjectionHead(backbone.fc.in_channels, simclr.projection_hidden_dim, simclr.projection_dim)
             module = ProjectedBackbone(backbone, head)
     return sum(tensor.nbytes for tensor in rounded(dict(module.state_dict())).values())
 

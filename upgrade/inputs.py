@@ -220,7 +220,7 @@ def present_transformation(config: UpgradeConfig, state: State) -> Transformatio
 
 
 def _describe_transformation(path: str, where: str = "transformation_path") -> Description:
-    description = read_description(path, where=where, torchscript=False)
+    description = read_description(path, where=where, foreign=False)
     if description["kind"] in ("backbone", "transformed"):
         raise UserError(f"{where}: {path} is a model that takes images; name the transformation alone")
     return description

@@ -19,9 +19,11 @@ import yaml
 
 from utils.errors import UserError
 from utils.paths import expanded
+from utils.references import parse_reference, weights_file
 
 Config = TypeVar("Config")
 MAX_BASES = 2  # of a config, one after the other
+PathRole = Literal["input", "output", "any", "model", "weights"]
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -31,14 +33,15 @@ def key(
     doc: str,
     minimum: float | None = None,
     maximum: float | None = None,
-    path: Literal["input", "output", "any"] | None = None,
+    path: PathRole | None = None,
     alias: str | None = None,
 ) -> Any:
     """A config key: a dataclass field with its documentation, its bounds, and whether it is a path.
 
     As a path, `~` and `$NAME` in it are expanded. That of an "input" must be there before the run begins, and what is
-    there decides its result; an "output" is what the run writes; of "any" other nothing more is asked. `alias` is a
-    second spelling of its name, which configs may use as well.
+    there decides its result; a "model" and "weights" are inputs too, where they are files and not names that a library
+    knows; an "output" is what the run writes; of "any" other nothing more is asked. `alias` is a second spelling of its
+    name, which configs may use as well.
     """
     doc = doc if alias is None else f"{doc}; also spelt `{alias}`"
     metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "path": path, "alias": alias}
@@ -360,8 +363,17 @@ def paths(config: Any, role: Literal["input", "output"], prefix: str = "") -> It
         value = getattr(config, field.name)
         if is_dataclass(value):
             yield from paths(value, role, f"{prefix}{field.name}.")
-        elif field.metadata.get("path") == role and value is not None:
-            yield prefix + field.name, value
+        elif value is not None and (file := _file_of(value, field.metadata.get("path"), role)) is not None:
+            yield prefix + field.name, file
+
+
+def _file_of(value: str, declared: PathRole | None, role: Literal["input", "output"]) -> str | None:
+    """The file that a value names, where a key of the role `declared` is a path in `role`; None: it names none."""
+    if role == "input" and declared == "model":
+        return parse_reference(value).file
+    if role == "input" and declared == "weights":
+        return weights_file(value)
+    return value if declared == role else None
 
 
 def check_outputs(config: Any) -> None:

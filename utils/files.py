@@ -133,8 +133,10 @@ def read_torch(path: str | Path, *, mmap: bool = False) -> Any:
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError:
-        raise
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # which a small archive that is cut short gives
+            raise
+        raise ValueError(f"{path}: cannot be read by torch.load ({error})") from error
     except Exception as error:  # foreign bytes are read as operations of a pickle, and fail in any way that these can
         raise ValueError(f"{path}: cannot be read by torch.load ({error})") from error
 

@@ -20,6 +20,7 @@ class Stream(IntEnum):
     CALIBRATION = 8  # mixed galleries to choose a calibration by
     EARLIER_UPGRADE = 9  # items that a model in between has re-embedded
     THINNED = 10  # training images that are left out
+    DROPOUT = 11  # what a network draws in a step of its training
 
 
 def generator(seed: int, stream: Stream, epoch: int = 0, *more: int) -> torch.Generator:

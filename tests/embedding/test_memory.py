@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from data.images import Batch
 from embedding import memory
 from embedding.extraction import embed_images
-from models.resnet import build_backbone
+from models.backbones import build_backbone
 from tests.tiny import ENVIRONMENT, REPOSITORY
 from tests.utils.processes import run_processes
 from utils.batches import split_batch
@@ -107,7 +107,7 @@ MEASURED = """
 import sys
 from pathlib import Path
 import torch
-from models.resnet import build_backbone
+from models.backbones import build_backbone
 from embedding.memory import _training_pass, live_bytes
 from utils.precision import computes_bf16
 

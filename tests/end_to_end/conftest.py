@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from models.backbones import build_backbone
 from models.model_files import describe_backbone, save_model
-from models.resnet import build_backbone
 from tests.tiny import ENVIRONMENT, OLD_MODEL, TIMEOUT, command_of, state_of, succeed, write_configs, write_images
 
 # Epochs enough to be killed in the middle of.

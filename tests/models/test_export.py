@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from models.backbones import build_backbone
 from models.embedding import TransformedModel
-from models.export import ONNX_PACKAGES, SUFFIXES, check_formats, export_model
+from models.export import PACKAGES, SUFFIXES, check_formats, export_model
 from models.refinement import RefinedTransformation
-from models.resnet import build_backbone
 from models.transformations import build_transformation
 from tests.tiny import write_torchscript
 from utils.errors import UserError
@@ -66,7 +66,7 @@ RUNNERS: dict[str, Callable[[Path, Tensor], list[Tensor]]] = {
     "onnx": run_onnx,
 }
 needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in (*ONNX_PACKAGES, "onnxruntime")), reason="no ONNX here"
+    any(importlib.util.find_spec(name) is None for name in (*PACKAGES["onnx"], "onnxruntime")), reason="no ONNX here"
 )
 
 

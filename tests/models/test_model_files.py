@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import Transformed, TransformedModel, embed
+from models.backbones import build_backbone
+from models.foreign import is_torchscript
 from models.model_files import (
     VERSION,
     Description,
@@ -23,13 +25,11 @@ from models.model_files import (
     describe_refined,
     describe_transformation,
     describe_transformed,
-    is_torchscript,
     load_model,
     read_description,
     save_model,
 )
 from models.refinement import RefinedTransformation
-from models.resnet import build_backbone
 from models.transformations import TRANSFORMATIONS, build_transformation
 from models.transformed import Transformation
 from tests.tiny import write_torchscript
@@ -91,7 +91,7 @@ def test_a_torchscript_archive_is_a_model_and_a_part_is_kept_by_path_and_hash(tm
     expected = load_model(archive)(IMAGES).flatten(1)
     assert torch.equal(expected, torch.jit.load(archive)(IMAGES).flatten(1))
     with pytest.raises(UserError, match=r"new_model_path: .*side\.pt is a TorchScript archive; this place needs"):
-        read_description(archive, where="new_model_path", torchscript=False)
+        read_description(archive, where="new_model_path", foreign=False)
     (old, old_file), (h, h_file) = backbone(), transformation()
     side = read_description(archive, where="side_info_model_path")
     path = save(tmp_path / "x.pt", describe_transformed(old_file, side, h_file))

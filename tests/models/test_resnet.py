@@ -7,7 +7,8 @@ import torch
 import torchvision
 from torch import nn
 
-from models.resnet import BACKBONES, MIN_CHANNELS, build_backbone
+from models.backbones import build_backbone
+from models.resnet import BACKBONES, MIN_CHANNELS, ResNet
 from utils.errors import UserError
 
 PARAMETERS = {
@@ -97,6 +98,7 @@ def test_the_same_weights_give_torchvisions_activations(arch: str) -> None:
 )
 def test_spatial_sizes_of_the_stems_and_gradients_of_every_parameter(stem: str, size: int, sides: list[int]) -> None:
     model = build_backbone("ResNet18", num_classes=5, embedding_dim=8, width=0.125, stem=stem)
+    assert isinstance(model, ResNet)
     seen: list[tuple[int, ...]] = []
     for stage in (model.layer1, model.layer2, model.layer3, model.layer4):
         stage.register_forward_hook(lambda module, inputs, output: seen.append(tuple(output.shape[2:])))
@@ -110,6 +112,7 @@ def test_spatial_sizes_of_the_stems_and_gradients_of_every_parameter(stem: str, 
 )
 def test_width_scales_every_layer_but_the_embedding(arch: str, expansion: int, inner: int) -> None:
     model = build_backbone(arch, num_classes=5, embedding_dim=128, width=0.5)
+    assert isinstance(model, ResNet)
     assert model.conv1.out_channels == 32
     assert model.get_parameter("layer1.0.conv1.weight").shape[0] == inner
     assert model.layer1(torch.randn(2, 32, 8, 8)).shape[1] == 32 * expansion

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from data.datasets import PRESETS
 from data.glyphs import NUM_CLASSES
-from models.resnet import build_backbone
+from models.backbones import build_backbone
 from models.transformations import build_transformation, transformation_arguments
 from prepare_dataset import GLYPHS_PARAMETERS
 from suites.config import SuiteConfig

@@ -81,8 +81,8 @@ def test_a_dry_run_says_which_slices_there_are(capsys: pytest.CaptureFixture[str
     main([*CIFAR100, "--rate", "4000"])
     output = capsys.readouterr().out
     assert "100 epochs of 25,000 images, at 4,000 images/s" in output
-    options = {"num_classes": 100, "embedding_dim": 128}
-    parameters = sum(parameter.numel() for parameter in build_backbone("ResNet50", **options).parameters())
+    network = build_backbone("ResNet50", num_classes=100, embedding_dim=128)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
     (size,) = map(float, re.findall(r"each leaves ([\d.]+) of 64 MiB, in 3 parts", output))
     assert size == pytest.approx(2 * parameters / 2**20, rel=0.01)
     ends = [float(end) for end in re.findall(r"slice \d of 2: epochs [\d.]+ to ([\d.]+)", output)]

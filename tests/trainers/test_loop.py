@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from models.resnet import build_backbone
+from models.backbones import build_backbone
 from tests.tiny import same_bits
 from tests.utils.processes import run_processes
 from trainers.config import LoopParams, LrPolicyParams, OptimizerParams
@@ -58,7 +58,7 @@ def classify(model: nn.Module, batch: Data) -> Loss:
 
 def small_resnet() -> nn.Module:
     torch.manual_seed(0)
-    options = {"num_classes": CLASSES, "embedding_dim": 8, "stem": "cifar", "width": 0.0625}
+    options: dict[str, Any] = {"num_classes": CLASSES, "embedding_dim": 8, "stem": "cifar", "width": 0.0625}
     return build_backbone("ResNet18", **options)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.resnet import build_backbone
+from models.backbones import build_backbone
 from models.transformations import build_transformation
 from trainers.config import LrPolicyParams, OptimizerParams
 from trainers.optimizers import build_optimizer, build_schedule

@@ -43,7 +43,7 @@ def test_the_gallery_gives_the_prefix_that_was_fitted(tmp_path: Path, method: st
     for sample in ("new.npz", "new_cut.npz"):
         case.run("plan", f"plan_params.new={sample}", "plan_params.points=3")
         curves.append(case.json("plan")["curves"]["random"]["values"])
-    np.testing.assert_allclose(*curves, atol=2e-3)  # rounding decides where two are alike
+    np.testing.assert_allclose(curves[0], curves[1], atol=2e-3)  # rounding decides where two are alike
     np.savez(case.folder / "four.npz", embeddings=case.new[:60, :4], ids=IDS[:60])
     assert "is 4-d, but the gallery's embeddings are 3-d" in case.refuse("apply", "--batch", "four.npz")
     description = read_description(case.folder / "transformation.pt", where="w")

@@ -14,6 +14,7 @@ synthesised classes. Hence the mean over classes is taken out, and the length is
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,9 +23,9 @@ from torch.nn import functional as F
 from data.images import Batch, ImageSet
 from embedding.extraction import freeze
 from embedding.memory import in_parts_that_fit
-from models.embedding import embed
+from models.backbones import Backbone
+from models.embedding import embed, renormalised
 from models.model_files import build_model, read_description
-from models.resnet import ResNet
 from trainers.backbone.classification import Classification
 from trainers.backbone.config import BCTParams
 from trainers.loop import Loss
@@ -39,24 +40,27 @@ WHERE = "bct_params.old_model_path"
 class OldModel:
     """The model that the new one is to be compatible with."""
 
-    backbone: ResNet  # frozen, on the device
+    backbone: Backbone  # frozen, on the device
     classes: int  # it was trained on the first so many
+    embedder: nn.Module | None = None  # the backbone, given images of the new model's; None: it takes them as they are
 
 
-def load_old_model(params: BCTParams, embedding_dim: int, world: World) -> OldModel:
+def load_old_model(params: BCTParams, embedding_dim: int, seen: dict[str, Any], world: World) -> OldModel:
     """Load the old model, and find out which classes it was trained on.
 
     Args:
         embedding_dim: of the new model.
+        seen: `mean` and `std` by which its images are normalised.
 
     Raises:
         UserError: it has no classifier, its embeddings have another dimension, or its classes are not known.
     """
-    description = read_description(params.old_model_path, where=WHERE, torchscript=False)
+    description = read_description(params.old_model_path, where=WHERE, foreign=False)
     if description["kind"] != "backbone":
         raise UserError(f"{WHERE}: {params.old_model_path} has no classifier of its own; BCT needs a backbone file")
-    arguments = description["arguments"]
-    if (old_dim := arguments.get("embedding_dim", 128)) != embedding_dim:
+    model = build_model(description, where=WHERE)
+    assert isinstance(model, Backbone)
+    if (old_dim := model.fc.in_channels) != embedding_dim:
         raise UserError(
             f"{WHERE}: {params.old_model_path} has embeddings of {old_dim} dimensions, the new model of "
             f"{embedding_dim};\nBCT compares them as they are: set arch_params.embedding_dim={old_dim}"
@@ -64,7 +68,7 @@ def load_old_model(params: BCTParams, embedding_dim: int, world: World) -> OldMo
     trained_with = description["provenance"]["config"]
     if trained_with.get("objective") == "simclr":
         raise UserError(f"{WHERE}: {params.old_model_path} was trained without labels; its classifier knows nothing")
-    outputs, classes = arguments["num_classes"], params.old_classes
+    outputs, classes = model.fc.out_channels, params.old_classes
     if classes is None and "dataset_params" in trained_with:
         classes = trained_with["dataset_params"]["num_classes"] or outputs
     if classes is None or classes > outputs:
@@ -72,9 +76,8 @@ def load_old_model(params: BCTParams, embedding_dim: int, world: World) -> OldMo
             f"bct_params.old_classes: needs the number of classes that {params.old_model_path} was trained on, at most "
             f"the {outputs} outputs of its classifier"
         )
-    model = freeze(build_model(description, where=WHERE), world)
-    assert isinstance(model, ResNet)
-    return OldModel(model, classes)
+    embedder = freeze(renormalised(model, seen, description.get("preprocessing")), world)
+    return OldModel(model, classes, embedder)
 
 
 @dataclass
@@ -105,8 +108,8 @@ def completed_classifier(
     classes = int(training.labels.max()) + 1
     if classes <= old.classes:
         return rows
-    batches = training.view_batches(0, world.local_batch(batch_size))
-    return torch.cat([rows, synthesised_rows(rows, mean_embeddings(old.backbone, batches, classes, precision, world))])
+    batches, embedder = training.view_batches(0, world.local_batch(batch_size)), old.embedder or old.backbone
+    return torch.cat([rows, synthesised_rows(rows, mean_embeddings(embedder, batches, classes, precision, world))])
 
 
 def mean_embeddings(

@@ -18,7 +18,7 @@ class Classification(BackboneTask):
     """Predict the labels; its figure is the accuracy. The model is the backbone."""
 
     def batches(self, epoch: int) -> Iterable[Batch]:
-        return self.training.training_batches(epoch, self.config.dataset_params.batch_size)
+        return self.seeded(self.training.training_batches(epoch, self.config.dataset_params.batch_size), epoch)
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         with autocast(self.precision, self.world.device):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from data.config import DatasetParams, SimCLRParams
-from models.config import BackboneArch
+from models.config import BackboneArch, ExportFormat
 from trainers.config import COMPILE_DOC, TENSORBOARD_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
 from utils.choices import PROCESSES_DOC, Precision, Processes
 from utils.config import key, section
@@ -53,7 +53,7 @@ class BackboneConfig:
     sync_bn: bool = key(False, doc="batch statistics over all processes (GPUs), not over each one's share")
     resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
     tensorboard: bool = key(False, doc=TENSORBOARD_DOC)
-    export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
+    export_formats: list[ExportFormat] = key([], doc="also write the model in these formats")
 
     def __post_init__(self) -> None:
         self.lr_policy_params.check_length(self.epochs)

@@ -11,9 +11,9 @@ from data.contrastive_views import ViewRecipe
 from data.datasets import resolve_simclr
 from data.images import Batch, ViewPairs
 from embedding.memory import in_parts_that_fit
+from models.backbones import Backbone
 from models.embedding import embed
 from models.modes import in_eval_mode
-from models.resnet import ResNet
 from trainers.backbone.neighbours import knn_predict
 from trainers.backbone.task import BackboneTask
 from trainers.loop import Loss
@@ -37,7 +37,7 @@ class ProjectionHead(nn.Sequential):
 class ProjectedBackbone(nn.Module):
     """What SimCLR trains: the backbone, which is kept, and the projection head, which is not."""
 
-    def __init__(self, backbone: ResNet, head: ProjectionHead) -> None:
+    def __init__(self, backbone: Backbone, head: ProjectionHead) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
         backbone.fc.requires_grad_(False)  # there are no classes; data-parallel training expects gradients of the rest
@@ -88,7 +88,7 @@ class SimCLR(BackboneTask):
         self.views = ViewRecipe(bool(params.flip), params.jitter_strength, bool(params.blur), params.min_area)
 
     def batches(self, epoch: int) -> Iterable[ViewPairs]:
-        return self.training.view_pairs(self.views, epoch, self.config.dataset_params.batch_size)
+        return self.seeded(self.training.view_pairs(self.views, epoch, self.config.dataset_params.batch_size), epoch)
 
     def loss(self, model: nn.Module, batch: ViewPairs) -> Loss:
         with autocast(self.precision, self.world.device):

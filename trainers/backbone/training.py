@@ -8,8 +8,8 @@ from torch import nn
 from data.datasets import resolve_image_size
 from data.images import ImageSet
 from embedding.memory import even_part, most_that_train, trains_on
+from models.backbones import Backbone
 from models.modes import modes_kept
-from models.resnet import ResNet
 from trainers.backbone.bct import Compatible, OldModel, completed_classifier
 from trainers.backbone.classification import Classification
 from trainers.backbone.config import BackboneConfig
@@ -23,7 +23,7 @@ from utils.runs import Run
 
 
 def train_backbone(
-    model: ResNet,
+    model: Backbone,
     config: BackboneConfig,
     training: ImageSet,
     validation: ImageSet | None,
@@ -31,19 +31,21 @@ def train_backbone(
     world: World,
     preemption: Preemption,
     old: OldModel | None = None,
+    image_size: int | None = None,
 ) -> None:
     """Train `model` in place on this process's share of `training`, for what the config names as the objective.
 
     Args:
         validation: images of the trained classes, for the figures in the log; None where the config wants none.
         old: the model to be compatible with; needed with `bct_params`.
+        image_size: pixels a side; None: as the config or the data set says.
 
     Raises:
         UserError: `sync_bn` over several processes without GPUs, a batch too small for batch normalisation or too large
             for the memory; see also `train`.
         Preempted: see `train`.
     """
-    batch_size, size = config.dataset_params.batch_size, resolve_image_size(config.dataset_params)
+    batch_size, size = config.dataset_params.batch_size, image_size or resolve_image_size(config.dataset_params)
     setting = (config, training, validation, run.precision, world)
     task: Task[Any] = Classification(*setting)
     module: nn.Module = model
@@ -51,7 +53,7 @@ def train_backbone(
     if config.objective == "simclr":
         task, views = SimCLR(*setting), 2
         simclr = config.simclr_params
-        head = ProjectionHead(config.arch_params.embedding_dim, simclr.projection_hidden_dim, simclr.projection_dim)
+        head = ProjectionHead(model.fc.in_channels, simclr.projection_hidden_dim, simclr.projection_dim)
         module = ProjectedBackbone(model, head)
     elif old is not None and config.bct_params is not None:
         classifier = completed_classifier(old, training, batch_size, run.precision, world)

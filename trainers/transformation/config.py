@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Literal
 
 from data.config import DatasetParams, PairedFiles
-from models.config import CLOSED_FORMS, OLD_ALONE, UNCERTAIN, TransformationArch
+from models.config import CLOSED_FORMS, OLD_ALONE, UNCERTAIN, ExportFormat, TransformationArch
 from trainers.budget import seconds_of
 from trainers.config import COMPILE_DOC, TENSORBOARD_DOC, Compile, LoopParams, LrPolicyParams, OptimizerParams
 from utils.choices import PROCESSES_DOC, Precision, Processes
@@ -113,7 +113,7 @@ class HowToFit:
     compile: Compile = key("auto", doc=COMPILE_DOC)
     resume: bool = key(True, doc="go on from the last checkpoint of an interrupted run")
     tensorboard: bool = key(False, doc=TENSORBOARD_DOC)
-    export_formats: list[Literal["torchscript", "pt2", "onnx"]] = key([], doc="also write the model in these formats")
+    export_formats: list[ExportFormat] = key([], doc="also write the model in these formats")
 
     @property
     def calibrates(self) -> bool:
@@ -152,8 +152,10 @@ class TransformationConfig(HowToFit):
     }
     BATCH_SIZE: ClassVar[str] = "dataset_params.batch_size"
 
-    old_model_path: str = key(doc="the old model", path="input")
-    new_model_path: str = key(doc="the new model", path="input")
+    old_model_path: str = key(doc="the old model, of any kind that models.md names", path="model")
+    new_model_path: str = key(
+        doc="the new model; likewise, but of ours where its classifier is asked for", path="model"
+    )
     arch_params: TransformationArch = key(doc="the transformation")
     optimizer_params: OptimizerParams | None = key(None, doc="the optimizer; closed forms have none")
     dataset_params: DatasetParams = key(doc="the training images")
@@ -164,7 +166,7 @@ class TransformationConfig(HowToFit):
         path="output",
     )
     side_info_model_path: str | None = key(
-        None, doc="side-information model (ours or TorchScript); none: the old embedding takes its place", path="input"
+        None, doc="side-information model, of any kind; none: the old embedding takes its place", path="model"
     )
     cache_embeddings: Literal["auto", "memory", "off"] = key(
         "auto",

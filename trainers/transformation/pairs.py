@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from data.images import ImageSet, shuffled_batches
+from data.preprocessing import Preprocessing
 from embedding.cache import EmbeddingCache
 from models.embedding import embed
 from trainers.transformation.config import HowToFit, TransformationConfig
@@ -169,11 +170,23 @@ class StreamedPairs:
 
 
 def build_pairs(
-    models: Mapping[str, nn.Module], images: ImageSet, config: TransformationConfig, precision: Resolved, world: World
+    models: Mapping[str, nn.Module],
+    images: ImageSet,
+    config: TransformationConfig,
+    precision: Resolved,
+    world: World,
+    *,
+    hashes: Mapping[str, str],
+    seen: Preprocessing | None = None,
 ) -> Pairs:
     """Embedded pairs where the transform has few views or the config says how many to draw, else streamed ones.
 
     Of few views each epoch draws one for each item, as the transform would; drawn ones take turns.
+
+    Args:
+        models: role -> frozen model.
+        hashes: role -> hash of the model, by which its embeddings are kept for other runs.
+        seen: how `images` are prepared; None: as the config alone says.
     """
     batch_size = config.dataset_params.batch_size
     drawn_views = config.cached_views if images.num_views is None else None
@@ -186,7 +199,7 @@ def build_pairs(
         print(f"embedding once: {number} views of each image", flush=True)
     beside = Path(config.output_transformation_path).parent / "embeddings"
     folder = None if config.cache_embeddings == "memory" else Path(config.embeddings_dir or beside)
-    cache = EmbeddingCache.of(config.dataset_params, config.model_paths, folder, precision, world)
+    cache = EmbeddingCache.of(config.dataset_params, hashes, folder, precision, world, seen)
     return embedded_pairs(
         models,
         images,

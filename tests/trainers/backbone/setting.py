@@ -8,7 +8,7 @@ import torch
 
 from data.datasets import open_images
 from data.images import ImageSet
-from models.resnet import ResNet, build_backbone
+from models.backbones import Backbone, build_backbone
 from tests.tiny import BACKBONE
 from trainers.backbone.config import BackboneConfig
 from trainers.backbone.training import train_backbone
@@ -20,7 +20,7 @@ from utils.runs import Run
 
 class Setting(NamedTuple):
     config: BackboneConfig
-    model: ResNet
+    model: Backbone
     training: ImageSet
     validation: ImageSet
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from data.images import Batch
-from models.resnet import build_backbone
+from models.backbones import build_backbone
 from tests.tiny import write_images
 from tests.trainers.backbone.setting import setting_of
 from trainers.backbone.bct import Compatible, OldModel, completed_classifier, mean_embeddings
@@ -56,7 +56,7 @@ def test_the_loss_is_its_own_and_that_of_the_completed_old_classifier(tmp_path: 
     assert loss.mean.item() == pytest.approx(expected / len(batch.labels), rel=1e-4)
     assert loss.correct == (logits.argmax(1) == batch.labels).sum()
     loss.mean.backward()
-    assert new.conv1.weight.grad is not None
+    assert new.get_parameter("conv1.weight").grad is not None
     assert old.fc.weight.grad is None
     assert torch.equal(old.fc.weight[:old_classes].flatten(1), learned)
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.resnet import build_backbone
+from models.backbones import build_backbone
 from tests.tiny import same_bits, write_images
 from tests.trainers.backbone.setting import setting_of, train
 from tests.utils.processes import run_processes
+from trainers.backbone.classification import Classification
 from trainers.backbone.training import synchronise_batch_norms
 from utils.distributed import World
 from utils.errors import UserError
@@ -124,3 +125,17 @@ def test_a_single_image_is_refused_where_batch_normalisation_needs_two(pictures:
     weights_of(pictures, micro_batch=31, epochs=1)
     with pytest.raises(UserError, match=r"^micro_batch: parts of 31 of a process's 32 images leave one of a single"):
         weights_of(pictures, micro_batch=31, arch_params={"stem": "imagenet"})
+
+
+def test_what_a_network_draws_is_a_function_of_seed_epoch_and_step(pictures: Path) -> None:
+    """Whatever was drawn before: dropout of a resumed run has the masks of one that was not interrupted."""
+
+    def drawn(epoch: int, **values: Any) -> list[float]:
+        setting = setting_of(pictures, dataset_params={"batch_size": 8}, **values)
+        task = Classification(setting.config, setting.training, setting.validation, "fp32", World())
+        return [float(torch.rand(5)[-1]) for _ in task.batches(epoch)]
+
+    first = drawn(0)
+    torch.rand(7)
+    assert drawn(0) == first
+    assert len({*first, *drawn(1), *drawn(0, seed=1)}) == 3 * len(first) == 12

@@ -220,7 +220,8 @@ def test_few_views_or_as_many_as_are_asked_for_are_cached_unless_it_is_off(
 ) -> None:
     config = config_in(tmp_path, **values)
     images: Any = Images(num_views)
-    assert type(build_pairs(make_models(side_info=False), images, config, "fp32", World())) is kind
+    models = make_models(side_info=False)
+    assert type(build_pairs(models, images, config, "fp32", World(), hashes=dict.fromkeys(models, ""))) is kind
     assert f"embedding {said}" in capsys.readouterr().out
     kept = kind is PairsInMemory and config.cache_embeddings == "auto"
     assert (tmp_path / "embeddings").exists() == kept
@@ -263,7 +264,7 @@ def test_other_data_another_transform_or_arithmetic_is_embedded_anew(tmp_path: P
 
     def source(precision: Any = "fp32", **changed: Any) -> str:
         params = replace(config.dataset_params, **changed)
-        return EmbeddingCache.of(params, config.model_paths, tmp_path, precision, World()).source
+        return EmbeddingCache.of(params, {}, tmp_path, precision, World()).source
 
     before = source()
     assert source(num_workers=0) == before
