@@ -84,7 +84,7 @@ def _config_of(config: FitConfig, method: Method) -> FitConfig:
 
 
 def choose(fitted: Mapping[str, Fitted]) -> Fitted:
-    """The simplest that retrieves no worse than ridge, and as well as the best but for chance.
+    """Ridge, unless another retrieves better by more than chance; then the simplest that does as well as the best.
 
     Chance is `ERRORS` standard errors of the difference over the held-out queries: of few, the best is a matter of
     luck, and a network that has picked its epoch by them looks better than it is.
@@ -95,7 +95,8 @@ def choose(fitted: Mapping[str, Fitted]) -> Fitted:
         return one
     best = max(trials.values(), key=lambda trial: trial.score)
     least = trials["ridge"].score if "ridge" in trials else float("-inf")
-    return fitted[next(name for name, trial in trials.items() if trial.score >= least and _alike(trial, best))]
+    ranked = sorted(trials, key=lambda method: method != "ridge")  # the others from the simplest on
+    return fitted[next(name for name in ranked if trials[name].score >= least and _alike(trials[name], best))]
 
 
 def _alike(trial: Trial, best: Trial) -> bool:
@@ -119,7 +120,7 @@ def comparison(fitted: Mapping[str, Fitted]) -> str:
         (chosen,) = (method for method, one in fitted.items() if one is choose(fitted))
         why = f"the next is {second} with {trials[second].score:.1%}"
         if chosen != best:
-            why = f"{chosen} with {trials[chosen].score:.1%} is simpler, and behind by no more than chance"
+            why = f"{chosen} with {trials[chosen].score:.1%} is behind by no more than chance, and taken before it"
         lines.append(
             f"auto: {chosen}; the highest {measure} on held-out pairs is {best}'s, {trials[best].score:.1%}; {why}"
         )

@@ -94,9 +94,12 @@ def test_what_is_better_by_chance_alone_does_not_win() -> None:
         "fct": made_up(0.519 + noise),
     }
     assert choose(fitted) is fitted["ridge"]
-    assert comparison(fitted).endswith("ridge with 50.0% is simpler, and behind by no more than chance\n")
+    assert comparison(fitted).endswith("ridge with 50.0% is behind by no more than chance, and taken before it\n")
     fitted["fct"] = made_up(0.521 + noise)
     assert choose(fitted) is fitted["fct"]
+    fitted["procrustes"] = made_up(0.519 + noise)  # better than ridge by chance, as in fits to a hundred held-out pairs
+    del fitted["fct"]
+    assert choose(fitted) is fitted["ridge"]
 
 
 DATA = "old: old.npz\nnew: new.npz\nlr_policy_params: {warmup_length: 0}\ninner_dim: 8\nbatch_size: 16\nepochs: 30\n"
