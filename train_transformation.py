@@ -28,11 +28,11 @@ def main() -> None:
     from models.baselines import AffineTransformation
     from models.export import check_formats, export_model
     from models.model_files import (
+        build_model,
         classifier_of,
         describe_transformed,
         holds_torchscript,
         identity_of,
-        load_model,
         read_description,
         save_model,
     )
@@ -110,7 +110,7 @@ def main() -> None:
             print(f"transformed old model: {config.output_transformed_old_model_path}")
             if config.export_formats:
                 path, example = config.output_transformed_old_model_path, torch.zeros(2, 3, image_size, image_size)
-                export_model(load_model(path), (example,), path, config.export_formats)
+                export_model(build_model(transformed, where="old_model_path"), (example,), path, config.export_formats)
         run.finish()
 
 

@@ -7,10 +7,11 @@ comes from and holds a hash, by which it is told when it is no longer the model 
 import hashlib
 import importlib
 import logging
+import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -33,6 +34,7 @@ FOREIGN = {
     "library": "a model of a library",
     "python": "a model that a function returns",
 }  # kind -> what it is
+TRUSTED = "REFILL_TRUST"  # environment variable: the `python:` models that model files may call, by spaces
 
 
 class ForeignModel(nn.Module):
@@ -159,6 +161,18 @@ def describe_foreign(text: str, *, where: str) -> dict[str, Any]:
     if kind == "python":
         return description
     return {**description, "preprocessing": library_preprocessing(_arch(reference), reference.weights, where=where)}
+
+
+def check_trusted(functions: Sequence[str], *, where: str) -> None:
+    """Check that the `python:` models that a model file calls, which no config names, are those that the user trusts.
+
+    Raises:
+        UserError: one is not in the environment variable TRUSTED.
+    """
+    trusted = os.environ.get(TRUSTED, "").split()
+    for text in functions:
+        if text not in trusted:
+            raise UserError(f"{where} calls {text}, which runs code; if you trust that, set {TRUSTED}='{text}'")
 
 
 def load_foreign(description: dict[str, Any], *, where: str) -> nn.Module:

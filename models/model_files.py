@@ -17,7 +17,7 @@ from torch import nn
 
 from models.backbones import Backbone, build_backbone
 from models.embedding import TransformedModel, renormalised
-from models.foreign import FOREIGN, describe_foreign, foreign_kind, load_foreign
+from models.foreign import FOREIGN, check_trusted, describe_foreign, foreign_kind, load_foreign
 from models.refinement import RefinedTransformation
 from models.states import load_state, plain_state
 from models.transformations import TRANSFORMATIONS, build_transformation
@@ -111,7 +111,8 @@ def read_description(path: str | Path, *, where: str, foreign: bool = True, tran
         transformation: whether a transformation alone, which takes no images, will do.
 
     Raises:
-        UserError: there is no such model, or it is none that will do here; says what it is.
+        UserError: there is no such model, or it is none that will do here; says what it is. Or the file calls a
+            `python:` model that it is not trusted with.
     """
     reference = parse_reference(str(path))
     if reference.file is not None and not Path(reference.file).is_file():
@@ -134,7 +135,19 @@ def read_description(path: str | Path, *, where: str, foreign: bool = True, tran
         raise UserError(f"{where}: {path} has format version {content['version']}; this code reads up to {VERSION}")
     if content["kind"] in ("transformation", "refined") and not transformation:
         raise UserError(f"{where}: {path} is a transformation alone; this place needs a model that takes images")
+    if content["kind"] in FOREIGN:
+        raise UserError(f"{where}: {path} holds a model of others, which is named in a config and not in a file alone")
+    check_trusted(_functions_called(content), where=f"{where}: {path}")
     return content
+
+
+def _functions_called(description: Description | None) -> list[str]:
+    """The `python:` models that a model is made of."""
+    if description is None:
+        return []
+    if description["kind"] == "python":
+        return [description["reference"]]
+    return [text for part in ("old", "side_info") for text in _functions_called(description.get(part))]
 
 
 def holds_torchscript(description: Description | None) -> bool:

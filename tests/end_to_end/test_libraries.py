@@ -185,7 +185,7 @@ def test_image_sizes_that_models_do_not_agree_on_are_asked_for(upgraded: Path, t
     assert by_default == evaluate(tmp_path, *same, "dataset_params.image_size=32")
 
 
-def test_the_networks_of_the_issue_at_64_px(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+def test_a_residual_network_gives_way_to_convnext_at_64_px(request: pytest.FixtureRequest, tmp_path: Path) -> None:
     if not request.config.getoption("--all-networks"):
         pytest.skip("some minutes: --all-networks")
     write_images(tmp_path / "data", classes=6, training=16, validation=4, size=64)

@@ -205,7 +205,9 @@ def test_a_damaged_exported_program_is_a_line(tmp_path: Path, capsys: pytest.Cap
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_transformed_model_keeps_a_reference_and_tells_when_it_has_changed(here: Path) -> None:
+def test_a_transformed_model_keeps_a_reference_and_tells_when_it_has_changed(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     torch.manual_seed(0)
     write_module(here, "mine_old")
     text = "python:mine_old:model[pooler_output]"
@@ -214,6 +216,14 @@ def test_a_transformed_model_keeps_a_reference_and_tells_when_it_has_changed(her
     h = build_transformation(**arguments).eval()
     description = describe_transformed(old, None, describe_transformation(h, arguments))
     save_model("x.pt", description, config={}, seed=0)
+    del sys.modules["mine_old"]
+    with pytest.raises(UserError, match=r"gallery: x.pt calls python:mine_old:model\[pooler_output\], which runs code"):
+        load_model("x.pt", where="gallery")
+    assert "mine_old" not in sys.modules
+    save_model("alone.pt", old, config={}, seed=0)
+    with pytest.raises(UserError, match=r"alone.pt holds a model of others, which is named in a config"):
+        load_model("alone.pt")
+    monkeypatch.setenv("REFILL_TRUST", f"python:mine:other {text}")
     loaded = load_model("x.pt")
     assert isinstance(loaded, TransformedModel)
     with torch.inference_mode():
