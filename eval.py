@@ -26,7 +26,8 @@ def main() -> None:
     from utils.distributed import process_group
 
     with process_group() as world:
-        world.announce(config.precision)
+        if config.eval_params.verbose:
+            world.announce(config.precision)
         if world.is_main:
             check_outputs(config)
         evaluation = evaluate_retrieval(query_and_gallery(config, world), config, world)

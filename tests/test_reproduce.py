@@ -17,6 +17,7 @@ from PIL import Image
 
 from data.embeddings import EmbeddingSet
 from data.folders import ImageList
+from suites.reproduction import as_arrays
 from suites.stages import content_of
 from tests.suites.fake_suite import write_suite
 from tests.tiny import REPOSITORY
@@ -75,11 +76,10 @@ def test_a_suite_of_several_seeds(root: Path, capfd: pytest.CaptureFixture[str])
 
 
 def test_images_that_have_ids_are_shown_by_their_places() -> None:
-    functions = runpy.run_path(str(REPOSITORY / "reproduce.py"), run_name="reproduce")
     items = EmbeddingSet(torch.eye(2), np.array(["b.jpg", "a.jpg"]), torch.tensor([1, 0]))
     for ids, places in ((np.array(["a.jpg", "b.jpg"]), [1, 0]), (None, ["b.jpg", "a.jpg"])):
         listed = ImageList([Path("a.jpg"), Path("b.jpg")], [0, 1], ["x", "y"], ids=ids)
-        assert functions["as_arrays"](items, listed).ids.tolist() == places
+        assert as_arrays(items, listed).ids.tolist() == places
 
 
 def test_a_report_elsewhere_and_none_of_a_part(root: Path, capfd: pytest.CaptureFixture[str]) -> None:
