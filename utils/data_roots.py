@@ -14,9 +14,12 @@ Contents = dict[str, dict[str, tuple[int, str]]]
 
 
 def image_files(data_root: str | Path) -> Iterator[tuple[str, os.stat_result]]:
-    """(relative name, status) of the files of the two splits; of a folder without splits, all."""
-    for folder in [split for split in SPLITS if Path(data_root, split).is_dir()] or [""]:
-        yield from files_below(Path(data_root, folder), folder)
+    """(relative name, status) of the files of all splits, those of other names too; of a folder without splits, all."""
+    root = Path(data_root)
+    found = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    visible = [name for name in found if not name.startswith(".")]
+    for folder in visible if set(SPLITS) & set(visible) else [""]:
+        yield from files_below(root / folder, folder)
 
 
 def digest(files: Iterable[tuple[str | int, ...]]) -> str:
