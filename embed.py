@@ -10,7 +10,8 @@ machine without the images and the models needs to train and to evaluate a trans
 import argparse
 
 from embedding.config import EmbedConfig
-from utils.config import check_outputs, load_config
+from utils.config import load_config
+from utils.config_files import check_outputs
 from utils.errors import UserError, run_script
 from utils.launch import launch
 

@@ -8,7 +8,8 @@ Queries and gallery come from models and images, or from embedding files (`embed
 import argparse
 
 from evaluation.config import EvalConfig
-from utils.config import check_outputs, load_config
+from utils.config import load_config
+from utils.config_files import check_outputs
 from utils.errors import run_script
 from utils.launch import launch
 

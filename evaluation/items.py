@@ -21,6 +21,7 @@ from evaluation.groups import check_groups, group_queries
 from evaluation.subsets import take_subset
 from models.embedding import TransformedModel
 from models.model_files import (
+    Description,
     build_model,
     calibration_of,
     check_inputs,
@@ -88,28 +89,11 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
     Raises:
         UserError: a model file or the data set cannot be read.
     """
-    assert config.query_model_path is not None
-    assert config.gallery_model_path is not None
-    assert config.dataset_params is not None
-    paths = {"query_model_path": config.query_model_path, "gallery_model_path": config.gallery_model_path}
-    if config.gallery_model_path == config.query_model_path:
-        del paths["gallery_model_path"]
-    described = {key: read_description(path, where=key, transformation=False) for key, path in paths.items()}
-    defaults = wanted_by(described, config.dataset_params)
-    size = resolve_image_size(config.dataset_params, defaults)
-    models: dict[str, nn.Module] = {}
-    for key, description in described.items():
-        model = freeze(build_for(description, config.dataset_params, defaults, where=key), world)
-        embedding_dim(model, size, world, where=key)
-        models[key.removesuffix("_model_path")] = model
-    query_model = models.pop("query")
-    models.setdefault("gallery", query_model)
-    of_query = described["query_model_path"]
-    of_gallery = described.get("gallery_model_path", of_query)
-    earlier = config.earlier_upgrade
+    query_model, gallery_model, of_query, of_gallery, defaults = query_and_gallery_models(config, world)
+    models, earlier = {"gallery": gallery_model}, config.earlier_upgrade
     if earlier is not None:
-        models |= after_earlier_upgrade(models["gallery"], config, defaults, world)
-    gallery_model = models["gallery"]
+        models |= after_earlier_upgrade(gallery_model, config, defaults, world)
+        gallery_model = models["gallery"]
     if config.eval_params.two_fields is not None and isinstance(gallery_model, TransformedModel):
         raise UserError(
             f"eval_params.two_fields: is for the old model as it is; {config.gallery_model_path} transforms its vectors"
@@ -137,6 +121,30 @@ def embed_queries_and_gallery(config: EvalConfig, world: World) -> Compared:
     calibrations = {} if earlier is not None else calibration_of(of_gallery)  # two ways, of a constant each
     names = max(query_images.classes, gallery_images.classes, key=len)  # one goes on where the other ends
     return Compared(query, gallery, replace(classes, names=names), calibrations, unhelpful_orders(of_gallery))
+
+
+def query_and_gallery_models(
+    config: EvalConfig, world: World
+) -> tuple[nn.Module, nn.Module, Description, Description, Preprocessing]:
+    """The query model and the gallery model, on the device, what describes each, and how they want the images.
+
+    Raises:
+        UserError: one cannot be read, or does not take images of the size that is asked for.
+    """
+    assert config.query_model_path is not None
+    assert config.gallery_model_path is not None
+    assert config.dataset_params is not None
+    paths = {"query_model_path": config.query_model_path, "gallery_model_path": config.gallery_model_path}
+    if config.gallery_model_path == config.query_model_path:  # one model, which is built once
+        del paths["gallery_model_path"]
+    described = {key: read_description(path, where=key, transformation=False) for key, path in paths.items()}
+    defaults = wanted_by(described, config.dataset_params)
+    size, built = resolve_image_size(config.dataset_params, defaults), []
+    for key, description in described.items():
+        built.append(freeze(build_for(description, config.dataset_params, defaults, where=key), world))
+        embedding_dim(built[-1], size, world, where=key)
+    of_each = list(described.values())
+    return built[0], built[-1], of_each[0], of_each[-1], defaults
 
 
 def open_query_and_gallery(config: EvalConfig, defaults: Preprocessing, world: World) -> tuple[ImageSet, ImageSet]:

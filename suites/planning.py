@@ -11,7 +11,8 @@ from data.config import DatasetParams
 from suites.config import DATA_SCRIPT, EVAL_SCRIPT, Stage, SuiteConfig
 from suites.overrides import check_overrides, flatten, nested, overrides_for
 from suites.scripts import SCHEMAS
-from utils.config import build, merge, paths, read_config
+from utils.config import build, merge, read_config
+from utils.config_files import paths
 from utils.errors import UserError
 
 

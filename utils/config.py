@@ -5,25 +5,23 @@ import contextlib
 import dataclasses
 import difflib
 import math
-import os
 import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
 
+from utils.config_files import PathRole, check_inputs
 from utils.errors import UserError
 from utils.paths import expanded
-from utils.references import parse_reference, weights_file
 
 Config = TypeVar("Config")
 MAX_BASES = 2  # of a config, one after the other
-PathRole = Literal["input", "output", "any", "model", "weights"]
 TYPE_NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 
 
@@ -355,49 +353,3 @@ def to_dict(config: Any) -> dict[str, Any]:
 def to_yaml(config: Any) -> str:
     """The resolved config: every key with its value, loadable by the same script."""
     return yaml.dump(to_dict(config), Dumper=_Dumper, sort_keys=False)
-
-
-def paths(config: Any, role: Literal["input", "output"], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """The (key, path) pairs of a config that name files which the run reads or writes, as its schema declares."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            yield from paths(value, role, f"{prefix}{field.name}.")
-        elif value is not None and (file := _file_of(value, field.metadata.get("path"), role)) is not None:
-            yield prefix + field.name, file
-
-
-def _file_of(value: str, declared: PathRole | None, role: Literal["input", "output"]) -> str | None:
-    """The file that a value names, where a key of the role `declared` is a path in `role`; None: it names none."""
-    if role == "input" and declared == "model":
-        return parse_reference(value).file
-    if role == "input" and declared == "weights":
-        return weights_file(value)
-    return value if declared == role else None
-
-
-def check_outputs(config: Any) -> None:
-    """Check, before any work, that there is or can be a folder for every file which the config writes.
-
-    Raises:
-        UserError: naming the key, the path and the folder in which nothing can be written.
-    """
-    for name, path in paths(config, "output"):
-        folder = Path(path).absolute()
-        folder = folder if folder.is_dir() else folder.parent
-        while not folder.exists():
-            folder = folder.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            reason = "may not be written to" if folder.is_dir() else "is no folder"
-            raise UserError(f"{name}: {path} cannot be written: {folder} {reason}")
-
-
-def check_inputs(config: Any, source: str | Path) -> None:
-    """Check, before any work, that every file which the config reads is there.
-
-    Raises:
-        UserError: naming the key and the path.
-    """
-    for name, path in paths(config, "input"):
-        if not Path(path).exists():
-            raise UserError(f"{source}: {name}: there is no {path}")

@@ -7,7 +7,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
-from utils.config import check_outputs, paths, to_yaml
+from utils.config import to_yaml
+from utils.config_files import check_outputs, paths
 from utils.data_roots import Contents, difference
 from utils.distributed import World
 from utils.errors import UserError

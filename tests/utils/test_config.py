@@ -13,15 +13,14 @@ from hypothesis import strategies as st
 from utils.config import (
     apply_override,
     build,
-    check_inputs,
     key,
     load_config,
     parse_yaml,
-    paths,
     read_config,
     section,
     to_yaml,
 )
+from utils.config_files import check_inputs, paths
 from utils.errors import UserError
 
 
