@@ -290,7 +290,8 @@ def test_the_same_in_folders(work: Path) -> None:
         image.symlink_to(work / "images" / name)
     shared = "training_split: train, validation_split: gallery, num_workers: 0, batch_size: 12, image_size: 16"
     data = f"dataset_params={{name: folder, data_root: folders, {shared}}}"
-    train = ("train_backbone.py", "--config", "backbone.yaml", data, "output_model_path=of_folders.pt")
+    arch = "arch_params={arch: ResNet18, num_classes: 6, embedding_dim: 16, stem: cifar, width: 0.125}"
+    train = ("train_backbone.py", "--config", "backbone.yaml", arch, data, "output_model_path=of_folders.pt")
     message = "folders/gallery holds no image of the classes of the training split; to train without validation"
     assert message in fail(*train, "validate_every=1", cwd=work, processes=None)
     succeed(*train, cwd=work, processes=None)
