@@ -4,7 +4,6 @@ At 32 px, with networks of ours; `pytest tests/end_to_end/test_image_lists.py --
 torchvision, a ResNet18 that gives way to a ConvNeXt.
 """
 
-import contextlib
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,13 +15,9 @@ import torch
 from PIL import Image
 
 from data.embeddings import EmbeddingSet, read_embeddings
-from evaluation.config import EvalConfig
-from evaluation.items import query_and_gallery
 from tests.end_to_end.conftest import evaluate
 from tests.retrieval.oracle import mean_figures, rank_slowly
 from tests.tiny import fail, state_of, succeed
-from utils.config import build, merge, read_config
-from utils.distributed import World
 
 TRAINED, SEEN, CAMERAS, IMAGES = 6, 10, 2, 3  # people to train on, people, cameras, images of each by each
 HEADING = "path,label,split,camera,group"
@@ -231,15 +226,6 @@ def test_a_gallery_of_one_image_of_each_person(work: Path) -> None:
     result = evaluate(work)
     assert (result["num_gallery"], result["num_queries"]) == (SEEN - TRAINED, SEEN - TRAINED)  # those by camera 0
     assert list(result["risk_coverage"]["sigma"]) == ["alignment_error"]
-
-
-def test_groups_come_along_with_the_queries(work: Path) -> None:
-    subset = {"eval_params": {"subset": {"classes": [TRAINED, TRAINED + 2]}}}
-    with contextlib.chdir(work):
-        config = build(EvalConfig, merge(read_config(Path("eval.yaml")), subset), source="eval.yaml")
-        query = query_and_gallery(config, World()).query
-    assert query.groups is not None
-    assert query.groups.tolist() == ["night"] * 4
 
 
 def test_a_model_is_of_the_rows_of_training_alone(work: Path) -> None:
