@@ -20,7 +20,7 @@ import torch
 
 from data.embeddings import read_embeddings
 from data.items import Array
-from evaluation.files import calibrations_of
+from evaluation.files import calibrations_of, upgrade_of
 from retrieval import Calibration
 from utils.errors import UserError, run_script
 from utils.extras import load_extra
@@ -135,7 +135,7 @@ def search(texts: str, gallery: str, query: str, model: str, count: int = 3) -> 
     """Print the texts nearest to a query, by cosine, in a gallery that is being upgraded."""
     items = read_embeddings(gallery, where="gallery")
     vectors, asked = items.embeddings.float(), torch.from_numpy(encoder(model)([query])).float()
-    calibration = calibrations_of(gallery).get("cosine")
+    calibration = calibrations_of(upgrade_of(gallery)).get("cosine")
     if calibration is not None and items.re_embedded is not None:  # the coordinate, as a store would hold it
         calibrated = Calibration("cosine", calibration["value"])
         vectors, asked = calibrated.mixed(vectors, items.re_embedded), calibrated.exact(asked)

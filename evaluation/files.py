@@ -3,14 +3,14 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from data.embeddings import EmbeddingSet, read_embeddings
 from data.items import numbers_of_gallery
 from data.sources.arrays import read_matrix
-from data.sources.lance_tables import calibration_of_table, is_table
+from data.sources.lance_tables import is_table, upgrade_in
 from evaluation.config import EmbeddingsParams, EvalParams
 from utils.errors import UserError
 
@@ -25,6 +25,7 @@ class QueryAndGallery(NamedTuple):
     side_info: torch.Tensor | None  # (n_g, d_side), of the gallery
     by_place: bool  # that row i of both is the same item is said by equal labels alone
     calibrations: Calibrations  # of a gallery in the middle of its upgrade
+    wider_new: Mapping[str, Any] | None  # of such a gallery, as `models.model_files.wider_new` says it
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def read_query_and_gallery(files: EmbeddingsParams, params: EvalParams, device: 
         UserError: as `read_embeddings` and `numbers_of_gallery`; a file without labels, or side-information or
             new embeddings of other items than the gallery.
     """
+    upgrade = upgrade_of(files.gallery)
     query = read_embeddings(files.query, where="embeddings_params.query")
     gallery = read_embeddings(files.gallery, where="embeddings_params.gallery")
     for name, path, read in (("query", files.query, query), ("gallery", files.gallery, gallery)):
@@ -72,15 +74,19 @@ def read_query_and_gallery(files: EmbeddingsParams, params: EvalParams, device: 
         gallery.to(device),
         None if side_info is None else side_info.to(device),
         by_place=params.same_items is None and query.ids is None and files.query != files.gallery,
-        calibrations=calibrations_of(files.gallery),
+        calibrations=calibrations_of(upgrade),
+        wider_new=upgrade.get("wider"),
     )
 
 
-def calibrations_of(gallery: str) -> Calibrations:
-    """What the table of an upgrade says of its calibration; nothing where the gallery is none."""
-    if not is_table(gallery):
-        return {}
-    calibration = calibration_of_table(Path(gallery), where="embeddings_params.gallery")
+def upgrade_of(gallery: str) -> Mapping[str, Any]:
+    """What the table of an upgrade says of itself; nothing where the gallery is none."""
+    return (upgrade_in(Path(gallery), where="embeddings_params.gallery") or {}) if is_table(gallery) else {}
+
+
+def calibrations_of(upgrade: Mapping[str, Any]) -> Calibrations:
+    """The calibration of an upgrade, as a transformation's file has it."""
+    calibration = upgrade.get("calibration")
     return {} if calibration is None else {str(calibration["distance"]): {"value": calibration["value"]}}
 
 

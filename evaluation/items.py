@@ -16,7 +16,7 @@ from data.preprocessing import Preprocessing
 from embedding.extraction import embed_images, embedded_items, embedding_dim, freeze
 from embedding.preprocessing import build_for, wanted_by
 from evaluation.config import EarlierUpgrade, EmbeddingsParams, EvalConfig
-from evaluation.files import Calibrations, ClassVectors, read_class_vectors, read_query_and_gallery
+from evaluation.files import Calibrations, ClassVectors, QueryAndGallery, read_class_vectors, read_query_and_gallery
 from evaluation.groups import check_groups, group_queries
 from evaluation.subsets import take_subset
 from models.embedding import TransformedModel
@@ -28,9 +28,10 @@ from models.model_files import (
     classifier_of,
     read_description,
     unhelpful_orders,
+    wider_new,
 )
 from models.refinement import RefinedTransformation
-from models.transformed import Transformation, Transformed
+from models.transformed import Prefix, Transformation, Transformed
 from utils.distributed import World
 from utils.errors import UserError
 from utils.seeds import Stream, generator
@@ -60,14 +61,13 @@ def query_and_gallery(config: EvalConfig, world: World) -> Compared:
     if files is None:
         compared = embed_queries_and_gallery(config, world)
     else:
-        query, gallery, side_info, by_place, of_mix = read_query_and_gallery(files, params, world.device)
-        if by_place and world.is_main:
+        read = read_query_and_gallery(files, params, world.device)
+        if read.by_place and world.is_main:
             print(
                 f"{files.query} and {files.gallery} have no ids, and the same labels: item i of both is taken for "
                 "the same one, which a query never retrieves (else set eval_params.same_items=false)"
             )
-        gallery, classes, calibrations, unhelpful = gallery_in_new_space(gallery, side_info, files, world)
-        compared = Compared(query, gallery, classes, calibrations or of_mix, unhelpful)
+        compared = in_new_space(read, files, world)
     if params.groups is not None:
         grouping = group_queries(compared.query, params.groups)
         query = replace(compared.query, group_numbers=grouping.of_query.to(world.device))
@@ -249,34 +249,48 @@ def half_way(others: Transformed, re_embedded: Transformed, earlier: EarlierUpgr
     return Transformed(embedding, torch.where(is_drawn, first, second))
 
 
-def gallery_in_new_space(
-    gallery: EmbeddingSet, side_info: torch.Tensor | None, files: EmbeddingsParams, world: World
-) -> tuple[EmbeddingSet, ClassVectors, Calibrations, Sequence[str]]:
-    """Put a gallery of old embeddings through the transformation that `embeddings_params` names, if any.
+def in_new_space(read: QueryAndGallery, files: EmbeddingsParams, world: World) -> Compared:
+    """What is compared, of embedding files: a gallery of old embeddings goes through the transformation that they name.
 
-    Zero vectors stay zero, and a line says how many there are.
-
-    Args:
-        side_info: (n, d_side) of the gallery's items, if there is any.
-
-    Returns:
-        The gallery; what is known of the classes, of a refined transformation, else of the files; the calibrations; the
-        orders that brought nothing when it was fitted.
+    Where the gallery's space is of the first dimensions of what the new model gives, new embeddings that have all are
+    cut to these. What a refined transformation knows of the classes comes before what the files say.
 
     Raises:
         UserError: the file holds no transformation, or embeddings or side-information do not fit it; see also
             `read_class_vectors`.
     """
+    query, gallery, wider = read.query, read.gallery, read.wider_new
     classes = read_class_vectors(files, gallery.embeddings.device)
-    if files.transformation is None:
-        return gallery, classes, {}, ()
-    where = "embeddings_params.transformation"
-    description = read_description(files.transformation, where=where)
-    transformation = build_model(description, where=where)
-    if not isinstance(transformation, Transformation):
-        raise UserError(f"{where}: {files.transformation} is a model of images, not a transformation of embeddings")
-    side_dim = None if side_info is None else side_info.shape[1]
-    check_inputs(description, gallery.embeddings.shape[1], side_dim, where=f"{where}: {files.transformation}")
+    calibrations, unhelpful = read.calibrations, []
+    if files.transformation is not None:
+        where = "embeddings_params.transformation"
+        description = read_description(files.transformation, where=where)
+        transformation = build_model(description, where=where)
+        if not isinstance(transformation, Transformation):
+            raise UserError(f"{where}: {files.transformation} is a model of images, not a transformation of embeddings")
+        side_dim = None if read.side_info is None else read.side_info.shape[1]
+        check_inputs(description, gallery.embeddings.shape[1], side_dim, where=f"{where}: {files.transformation}")
+        lengths = lengths_of(gallery.embeddings)
+        if lengths.zero and world.is_main:
+            named = f"embeddings_params.gallery: {files.gallery}"
+            print(about_zeros(named, lengths.zero, lengths.first_zero), flush=True)
+        gallery = _transformed(gallery, read.side_info, transformation)
+        classes = _classes_of(transformation) or classes
+        calibrations, unhelpful = calibration_of(description), unhelpful_orders(description)
+        wider = wider_new(description)
+    if wider is not None:
+        prefix = Prefix(gallery.embeddings.shape[1], wider["dim"], wider["of_length_1"])
+        query = replace(query, embeddings=prefix.of(query.embeddings))
+        gallery = replace(gallery, new=None if gallery.new is None else prefix.of(gallery.new))
+    return Compared(query, gallery, classes, calibrations, unhelpful)
+
+
+def _transformed(gallery: EmbeddingSet, side_info: torch.Tensor | None, transformation: Transformation) -> EmbeddingSet:
+    """A gallery of old embeddings in the new space; zero vectors stay zero.
+
+    Args:
+        side_info: (n, d_side) of the gallery's items, if there is any.
+    """
     transformation.to(gallery.embeddings.device)
     parts = []
     with torch.inference_mode():
@@ -285,17 +299,12 @@ def gallery_in_new_space(
             old, side = gallery.embeddings[rows].float(), None if side_info is None else side_info[rows].float()
             transformed = transformation(old, side)
             parts.append(transformed._replace(embedding=zeros_kept(transformed.embedding, old)))
-    lengths = lengths_of(gallery.embeddings)
-    if lengths.zero and world.is_main:
-        print(about_zeros(f"embeddings_params.gallery: {files.gallery}", lengths.zero, lengths.first_zero), flush=True)
     log_variances = [part.log_variance for part in parts if part.log_variance is not None]
-    in_new_space = replace(
+    return replace(
         gallery,
         embeddings=torch.cat([part.embedding for part in parts]),
         log_variance=torch.cat(log_variances) if log_variances else None,
     )
-    classes = _classes_of(transformation) or classes
-    return in_new_space, classes, calibration_of(description), unhelpful_orders(description)
 
 
 def _classes_of(transformation: Transformation) -> ClassVectors | None:

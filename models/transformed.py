@@ -24,6 +24,13 @@ class Prefix(NamedTuple):
     wider: int  # the dimension of which they are the first
     unit: bool  # they are given the length 1 again
 
+    def of(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """The first dimensions of `wider` embeddings (n, wider); others as they are."""
+        if embeddings.shape[1] != self.wider:
+            return embeddings
+        embeddings = embeddings[:, : self.dim]
+        return F.normalize(embeddings.float(), dim=1) if self.unit else embeddings
+
 
 class Transformation(nn.Module, ABC):
     """h(old embedding, side-information) -> new embedding.
@@ -60,7 +67,9 @@ class Transformation(nn.Module, ABC):
 
         (B, d, 1, 1) inputs are taken too, and with a `prefix` the wider old embeddings that it is of.
         """
-        old, side_info = self._prefix_of(old.flatten(1)), None if side_info is None else side_info.flatten(1)
+        old, side_info = old.flatten(1), None if side_info is None else side_info.flatten(1)
+        if self.prefix is not None:
+            old = self.prefix.of(old)
         h, log_variance = self._in_its_scale(old, side_info)
         if self.residual_head is not None:
             log_variance = self.residual_head(joined(old, side_info))
@@ -71,12 +80,6 @@ class Transformation(nn.Module, ABC):
     def placed(self, h: torch.Tensor) -> torch.Tensor:
         """h (B, d) as it is given: of length 1 where `normalised`."""
         return F.normalize(h, dim=1) if self.normalised else h
-
-    def _prefix_of(self, old: torch.Tensor) -> torch.Tensor:
-        if self.prefix is None or old.shape[1] != self.prefix.wider:
-            return old
-        old = old[:, : self.prefix.dim]
-        return F.normalize(old.float(), dim=1) if self.prefix.unit else old
 
     def _in_its_scale(self, old: torch.Tensor, side_info: torch.Tensor | None) -> Transformed:
         if self.standards is None:

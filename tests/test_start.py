@@ -1,5 +1,6 @@
 """Scripts answer before torch is imported: `--help`, and a mistake in the config."""
 
+import os
 import re
 import subprocess
 import sys
@@ -47,6 +48,15 @@ def test_a_mistake_in_the_config_is_told_without_torch(script: str, config: str)
     assert done.returncode == 2
     assert "unknown key `sed`" in done.stderr
     assert not packages & HEAVY
+
+
+def test_a_closed_output_ends_a_script_without_a_word() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)  # as `| head` does once it has its lines
+    command = [sys.executable, "reproduce.py", "--config", "configs/suites/quickstart.yaml", "--show"]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=REPOSITORY, timeout=60, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 def test_what_configs_know_of_transformations_is_what_these_say_of_themselves() -> None:

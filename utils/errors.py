@@ -3,11 +3,13 @@
 import errno
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
 
 from utils.preemption import PREEMPTED, Preempted
 
+NOBODY_READS = 141  # 128 + SIGPIPE: what a shell has for a program whose output is closed
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 # A path that is not what it is taken for, or that this user may not read or write.
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
@@ -42,8 +44,14 @@ def run_script(main: Callable[[], None]) -> None:
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
             stream.reconfigure(errors="backslashreplace")  # file names may hold what the encoding does not
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()  # here and not when Python ends, which says more of an error than anybody wants to know
     except BaseException as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written
+            sys.exit(NOBODY_READS)
         end = expected_end(error)
         if end is None:
             raise
@@ -52,6 +60,13 @@ def run_script(main: Callable[[], None]) -> None:
         rank = "" if alone else f"[rank {os.environ['RANK']}] "
         print(f"{rank}{message}", file=sys.stderr, flush=True)
         sys.exit(code)
+
+
+def _nobody_reads() -> bool:
+    """Whether the output is a pipe that is closed, as that into `| head` is in the end."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def expected_end(error: BaseException) -> tuple[str, int] | None:

@@ -61,11 +61,9 @@ def _values_in(column: Any) -> Array:
     return np.concatenate([values_of(chunk) for chunk in column.chunks if len(chunk)] or [np.empty(0)])
 
 
-def calibration_of_table(path: Path, *, where: str) -> dict[str, float] | None:
-    """The calibration, distance and value, of the upgrade in a table; None if it has none, or is no upgrade."""
-    state = state_of(load_extra("lance", where=where).dataset(str(path)).schema.metadata)
-    calibration: dict[str, Any] | None = None if state is None else state["calibration"]
-    return calibration
+def upgrade_in(path: Path, *, where: str) -> dict[str, Any] | None:
+    """What the upgrade in a table says of itself; None where there is no upgrade."""
+    return state_of(load_extra("lance", where=where).dataset(str(path)).schema.metadata)
 
 
 def state_of(metadata: dict[bytes, bytes] | None) -> dict[str, Any] | None:

@@ -12,7 +12,8 @@ from data.embeddings import EmbeddingSet
 from embedding.config import EmbedConfig
 from embedding.extraction import embed_split
 from evaluation.config import EmbeddingsParams
-from evaluation.items import gallery_in_new_space
+from evaluation.files import QueryAndGallery
+from evaluation.items import in_new_space
 from models.baselines import RidgeTransformation
 from models.model_files import describe_transformation, save_model
 from tests.tiny import write_images
@@ -28,17 +29,17 @@ def test_only_dimensions_are_called_misfits(tmp_path: Path) -> None:
     save_model(path, describe_transformation(RidgeTransformation(**DIMS), {"arch": "ridge", **DIMS}), config={}, seed=0)
     files = EmbeddingsParams(query="q.npz", gallery="g.npz", transformation=path)
     gallery, side_info = EmbeddingSet(torch.randn(5, 3)), torch.randn(5, 2)
-    transformed, *_ = gallery_in_new_space(gallery, side_info, files, World())
-    assert transformed.embeddings.shape == (5, 4)
+    read = QueryAndGallery(EmbeddingSet(torch.randn(5, 4)), gallery, side_info, False, {}, None)
+    assert in_new_space(read, files, World()).gallery.embeddings.shape == (5, 4)
     for error in (torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: an illegal access")):
         with (
             mock.patch.object(RidgeTransformation, "transform", side_effect=error),
             pytest.raises(type(error)) as raised,
         ):
-            gallery_in_new_space(gallery, side_info, files, World())
+            in_new_space(read, files, World())
         assert raised.value is error
     with pytest.raises(UserError, match=r"t\.pt does not take embeddings of dimension 3 with no side-information, but"):
-        gallery_in_new_space(gallery, None, files, World())
+        in_new_space(read._replace(side_info=None), files, World())
 
 
 class Scaled(nn.Module):

@@ -6,9 +6,13 @@ import numpy as np
 import pytest
 
 from data.embeddings import read_embeddings
+from evaluation.config import EvalConfig
+from evaluation.items import query_and_gallery
 from models.model_files import check_inputs, read_description
 from tests.tiny import fail, succeed
 from tests.upgrade.conftest import IDS, Case, N, make_case
+from utils.config import build
+from utils.distributed import World
 from utils.errors import UserError
 
 FIT = "old: old.npz\nnew: new.npz\noutput: transformation.pt\nheld_out: 0.2\nbatch_size: 64\nepochs: 2\ninner_dim: 8\n"
@@ -52,6 +56,31 @@ def test_the_gallery_gives_the_prefix_that_was_fitted(tmp_path: Path, method: st
         check_inputs(description, dim, None, where="w")
     with pytest.raises(UserError, match="does not take embeddings of dimension 5"):
         check_inputs(description, 5, None, where="w")
+
+
+@pytest.mark.parametrize("unit", [False, True])
+def test_an_evaluation_cuts_what_the_new_model_gives_as_the_fit_did(tmp_path: Path, unit: bool) -> None:
+    """New embeddings of all dimensions beside a prefix of them count as if they had been cut by hand, in float64."""
+    case, labels = make_case(tmp_path / "case", unit=unit), np.arange(N) % 7
+    case.write_old(labels=labels)
+    fit(case, "method=ridge", "new_dim=3")
+    case.run("transform")
+    new = case.new.astype(np.float32)
+    np.savez(case.folder / "queries.npz", embeddings=new[:50], ids=IDS[:50], labels=labels[:50])
+    np.savez(case.folder / "all.npz", embeddings=new, ids=IDS, labels=labels)
+    cut = new[:, :3].astype(np.float64)
+    cut = cut / np.sqrt((cut**2).sum(1, keepdims=True)) if unit else cut
+    for gallery, transformation in (("old.npz", case.folder / "transformation.pt"), ("upgraded.lance", None)):
+        files = {name: str(case.folder / f"{of}.npz") for name, of in (("query", "queries"), ("new_gallery", "all"))}
+        files |= {"gallery": str(case.folder / gallery)}
+        files |= {} if transformation is None else {"transformation": str(transformation)}
+        compared = query_and_gallery(build(EvalConfig, {"embeddings_params": files}, "test"), World())
+        assert compared.gallery.embeddings.shape == (N, 3)
+        np.testing.assert_allclose(compared.query.embeddings.numpy(), cut[:50], atol=1e-6)
+        assert compared.gallery.new is not None
+        assert compared.gallery.ids is not None
+        in_its_order = cut[[IDS.tolist().index(item) for item in compared.gallery.ids.tolist()]]
+        np.testing.assert_allclose(compared.gallery.new.numpy(), in_its_order, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["int8", "ubinary"])
