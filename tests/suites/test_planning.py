@@ -175,6 +175,7 @@ MADE_ELSEWHERE = {
         *("checkpoints/cifar100_32px_old.pt", "checkpoints/cifar100_32px_new.pt"),
         "data_store/cifar-100-python",
     ),
+    "cifar100_32px_generations": tuple(f"checkpoints/cifar100_32px_{name}.pt" for name in ("old", "new", "side_info")),
     "cifar100_files": (
         *(f"embeddings/cifar100_{model}_{split}" for model in ("old", "new") for split in ("training", "validation")),
         "embeddings/cifar100_new_classifier.npy",
