@@ -131,8 +131,8 @@ class PairedFiles:
     )
     new_dim: int | None = key(
         None,
-        doc="likewise of the new embeddings: queries are to be cut in the same way, batches and samples of an upgrade "
-        "are by themselves",
+        doc="likewise of the new embeddings: upgrades and evaluations cut what they are given by themselves, a search "
+        "has to cut its queries",
         minimum=1,
     )
     side_info: str | None = key(None, doc="embedding file of their side-information; likewise", path="input")
