@@ -17,8 +17,9 @@ from suites.summary import Figures, Row, Summary
 from utils.files import atomic_path
 
 # Okabe and Ito's palette, whose colours differ for colour-blind readers too.
-BLUE, ORANGE, GREEN, RED, PURPLE, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#666666"
-CASE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE)
+BLUE, ORANGE, GREEN, RED, PURPLE, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"
+GREY = "#666666"
+CASE_COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, SKY)
 LineStyle = Literal["-", "--", "-.", ":"] | tuple[int, tuple[int, ...]]
 ORDER_STYLES: dict[str, tuple[LineStyle, str, str]] = {  # of lines: dashes, marks of areas, their colour
     "sigma": ("-", "D", BLUE),
