@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,9 @@ def test_a_closed_output_ends_a_script_without_a_word() -> None:
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, cwd=REPOSITORY, timeout=60, check=False)
     os.close(writing)
     assert (done.returncode, done.stderr) == (141, b"")
+    without = ["sh", "-c", f"exec {shlex.join(command)} >&-"]  # none at all
+    done = subprocess.run(without, stderr=subprocess.PIPE, cwd=REPOSITORY, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_what_configs_know_of_transformations_is_what_these_say_of_themselves() -> None:

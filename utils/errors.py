@@ -47,7 +47,7 @@ def run_script(main: Callable[[], None]) -> None:
         try:
             main()
         finally:
-            sys.stdout.flush()  # here and not when Python ends, which says more of an error than anybody wants to know
+            print(end="", flush=True)  # now: when Python ends, an error of it would be a traceback
     except BaseException as error:
         if isinstance(error, BrokenPipeError) and _nobody_reads():
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is left to be written
