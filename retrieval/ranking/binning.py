@@ -37,16 +37,16 @@ def bins_of(thresholds: Tensor, values: Tensor) -> Tensor:
     held.view(-1).index_add_(0, threshold_cells, torch.ones_like(threshold_cells))
     held[:, -1] = 0  # infinite thresholds: they are below no value
     below = held.cumsum(1, dtype=torch.int32).sub_(held).add_(first_bin)
-    # The next threshold of each bin, and as many NaN, which mark the values to search.
-    following = thresholds.new_full((2, rows, width + 1), torch.nan)
-    following[0, :, :width] = thresholds
-    following[0, :, width] = torch.inf
-    below.add_(held.gt_(1), alpha=rows * (width + 1))
+    # The next threshold of each bin, twice: bins of the second half mark the values to search.
+    following = thresholds.new_full((2, rows, width + 1), torch.inf)
+    following[..., :width] = thresholds
+    to_search = rows * (width + 1)
+    below.add_(held.gt_(1), alpha=to_search)
 
     bins = below.view(-1).index_select(0, cell(values)).view_as(values)
+    unsure = _few_true((bins >= to_search).view(-1))
     following_values = following.view(-1).index_select(0, bins.view(-1)).view_as(values)
-    bins.add_((values > following_values).int())
-    (unsure,) = following_values.isnan().view(-1).nonzero(as_tuple=True)
+    bins.add_(following_values.lt_(values).int())  # in place: three times as fast as a comparison that makes bool
     row = unsure // values.shape[1]
     every_row = torch.arange(rows, device=device)
     found = torch.searchsorted(
@@ -54,6 +54,17 @@ def bins_of(thresholds: Tensor, values: Tensor) -> Tensor:
     )
     bins.view(-1)[unsure] = (found + row).int()  # `found` counts width thresholds a row, bins width + 1
     return bins
+
+
+def _few_true(flags: Tensor) -> Tensor:
+    """The places of the true ones among (n,) bool, of which few are: first the words of eight that hold any.
+
+    `nonzero` takes its time for each element on a CPU, true or not.
+    """
+    words = torch.nn.functional.pad(flags, (0, -len(flags) % 8)).view(-1, 8)
+    (word,) = words.view(torch.int64).view(-1).nonzero(as_tuple=True)
+    found, place = words[word].nonzero(as_tuple=True)
+    return word[found] * 8 + place
 
 
 def _sort_key(row: Tensor, value: Tensor) -> Tensor:

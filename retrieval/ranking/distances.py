@@ -36,7 +36,7 @@ class DistanceTable:
 
     query: Tensor  # (n_q, d) as it was given, perhaps a file that is mapped: only a chunk of it is looked at a time
     space: "Space"
-    points: Tensor  # (m, d + 2) float64, (-2g, 1, |g|^2) of the gallery's distinct embeddings
+    points: Tensor  # (d + 2, m) float64, columns (-2g, 1, |g|^2) of the gallery's distinct embeddings
     columns: Tensor | None  # (S * n_g,) the point of each embedding; None where that is the identity
     sources: int  # S
 
@@ -49,7 +49,7 @@ class DistanceTable:
         queries = self.space.augmented(self.space.placed(self.query[index].double()))
         (row,) = (itself >= 0).nonzero(as_tuple=True)
         item = itself[row]
-        table = queries @ self.points.T  # (c, m)
+        table = queries @ self.points  # (c, m); a CPU takes a fifth longer where the points are rows
         if self.columns is None:  # before what follows, which most queries then need not do
             table.view(len(index), self.sources, -1)[row, :, item] = torch.inf
         self._refine(table, queries)
@@ -62,7 +62,7 @@ class DistanceTable:
 
     def _refine(self, table: Tensor, queries: Tensor) -> None:
         """Compute the distances that cancellation has spoilt again, from the differences, in place."""
-        query_squares, point_squares = queries[:, -2], self.points[:, -1]
+        query_squares, point_squares = queries[:, -2], self.points[-1]
         # The bound of a row, which is cheap; where a distance is within it, the bound of the pair.
         bound = NEAR * (query_squares + point_squares.max())
         (near,) = (table.amin(1) < bound).nonzero(as_tuple=True)
@@ -70,10 +70,10 @@ class DistanceTable:
         row = near[row]
         spoilt = table[row, column] < NEAR * (query_squares[row] + point_squares[column])
         pairs = torch.stack([row[spoilt], column[spoilt]], dim=1)
-        vectors, minus_twice_points = queries[:, :-2], self.points[:, :-2]
+        vectors, minus_twice_points = queries[:, :-2], self.points[:-2]
         for part in pairs.split(max(1, PART_ELEMENTS // queries.shape[1])):
             row, column = part.unbind(1)
-            difference = vectors[row] + minus_twice_points[column] / 2
+            difference = vectors[row] + minus_twice_points[:, column].T / 2
             table[row, column] = difference.square().sum(1).clamp_(min=self.space.floor)
 
 
@@ -111,8 +111,8 @@ def distance_table(query: Tensor, galleries: Sequence[Tensor], distance: str) ->
     points, columns = rows.unique(dim=0, return_inverse=True)
     if len(points) == len(rows):  # all distinct, as most galleries are: their own order needs no look-up
         points, columns = rows, None
-    points = space.augmented(points)[:, [*range(rows.shape[1]), -1, -2]]
-    points[:, :-2] *= -2
+    vectors, squares, one = space.augmented(points).T.split([rows.shape[1], 1, 1])
+    points = torch.cat([-2 * vectors, one, squares])
     return DistanceTable(query, space, points, columns, len(galleries))
 
 
