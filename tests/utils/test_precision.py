@@ -17,6 +17,9 @@ CPU = torch.device("cpu")
     [
         ("flags\t\t: fpu amx_bf16 amx_tile\n", "bf16"),
         ("flags\t\t: fpu avx512_bf16\n", "bf16"),
+        ("vendor_id\t: AuthenticAMD\nflags\t\t: fpu avx512_bf16\n", "bf16"),
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512_bf16\n", "fp32"),  # half as fast as float32
+        ("vendor_id\t: GenuineIntel\nflags\t\t: fpu avx512_bf16 amx_bf16\n", "bf16"),
         ("flags\t\t: fpu avx512f avx512_vnni\n", "fp32"),
         ("flags\t\t: not_amx_bf16_at_all\n", "fp32"),
         ("model name: amx_bf16\nflags: fpu\n", "fp32"),
