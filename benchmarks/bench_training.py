@@ -30,9 +30,9 @@ from benchmarks.harness import DEVICE, Figure, TrainerTurns, figure, options, ra
 from data.config import DatasetParams
 from data.images import Batch
 from embedding.cache import rounded
+from embedding.extraction import embed_images
 from models.backbones import build_backbone
 from models.config import BackboneArch, TransformationArch
-from models.embedding import embed
 from models.transformations import build_transformation
 from trainers.backbone.config import BackboneConfig
 from trainers.backbone.training import train_backbone
@@ -45,11 +45,12 @@ from trainers.transformation.task import TransformationTask
 from utils.choices import Precision
 from utils.config import to_dict
 from utils.distributed import World
-from utils.precision import autocast, resolve_precision
+from utils.precision import resolve_precision
 from utils.preemption import Preemption
 from utils.runs import Run
 
 EPOCHS, ITEMS, BATCH, DIM, VIEWS = 80, 50_000, 1024, 128, 2  # of a transformation's training
+EMBEDDED = 8  # batches that a turn takes through a frozen model
 STEPS = EPOCHS * (ITEMS // BATCH)
 LR, WEIGHT_DECAY = 5e-4, 2.0**-15
 WORLD = World(device=DEVICE)
@@ -216,24 +217,27 @@ def compare_transformations(arch: BackboneArch, images: torch.Tensor, inner_dim:
     yield figure("transformation, step, against the plain loop", ratios(plain_steps, steps), "x")
     yield figure("  an epoch of ours, 50,000 items", [STEPS / EPOCHS * spent for spent in steps], "s")
     model = build_backbone(**to_dict(arch)).to(DEVICE).eval()
-    precision, channels_first = resolve_precision("auto", DEVICE), images.contiguous()
+    channels_first, batch = images.contiguous(), Batch(images, *[torch.arange(len(images))] * 2)
+    total_images = EMBEDDED * len(images)
 
     def plain() -> None:
         with torch.no_grad():
-            model(channels_first)
+            for _ in range(EMBEDDED):
+                model(channels_first)
 
     def ours() -> None:
-        with torch.inference_mode(), autocast(precision, DEVICE):
-            embed(model, images)
+        batches = [batch] * EMBEDDED
+        embed_images({"old": model}, batches, total=total_images, precision="auto", world=WORLD, title="")
 
     times = take_turns({"plain": plain, "ours": ours}, turns)
-    plain_image, image = (median(each) / len(images) for each in times.values())
+    yield figure("images through a frozen model, against the plain loop", ratios(times["plain"], times["ours"]), "x")
+    plain_image, image = (median(each) / total_images for each in times.values())
     plain_total = STEPS * (3 * BATCH * plain_image + median(plain_steps))
     total = VIEWS * 2 * ITEMS * image + STEPS * median(steps)
     yield figure("transformation, whole training, against the plain loop", plain_total / total, "x", at_least=30.0)
     for way, hours in {"plain": plain_total / 3600, "ours": total / 3600}.items():
         yield figure(f"  {way}, extrapolated", hours, "h")
-        yield figure(f"  {way}, embedding", [len(images) / spent for spent in times[way]], "images/s")
+        yield figure(f"  {way}, embedding", [total_images / spent for spent in times[way]], "images/s")
 
 
 def measure(arguments: argparse.Namespace) -> Iterator[Figure]:

@@ -20,6 +20,7 @@ from models.transformed import Transformed
 from utils.choices import Precision
 from utils.distributed import World
 from utils.errors import UserError, said
+from utils.memory import keep_freed_memory
 from utils.precision import autocast, resolve_precision
 
 
@@ -72,6 +73,7 @@ def embed_images(
     Raises:
         UserError: a process that decodes images died, or the memory is too small for a single image.
     """
+    keep_freed_memory()
     resolved = resolve_precision(precision, world.device)
     distinct = {id(model): model for model in models.values()}
     outputs: dict[int, list[Transformed]] = {key: [] for key in distinct}

@@ -37,7 +37,7 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, inputs, H, W) -> (B, outputs, H / stride, W / stride)."""
-        out = self.branch(x) + (x if self.downsample is None else self.downsample(x))
+        out = self.branch(x).add_(x if self.downsample is None else self.downsample(x))
         return self.relu(out) if self.nonlin else out
 
 

@@ -20,6 +20,7 @@ from trainers.optimizers import build_optimizer, build_schedule
 from utils.batches import split_batch
 from utils.distributed import LaterAny, World
 from utils.errors import UserError
+from utils.memory import keep_freed_memory
 from utils.precision import kernels
 from utils.preemption import Preempted, Preemption
 from utils.runs import Run
@@ -91,6 +92,7 @@ def train(
         UserError: the loss is not finite, there is no image to train on, or a process that decodes images died.
         Preempted: SIGTERM came; the step was finished and the checkpoint written.
     """
+    keep_freed_memory()
     model.to(world.device)
     optimizer = build_optimizer(model, params.optimizer)
     rate = build_schedule(params.lr_policy, params.optimizer, params.epochs)

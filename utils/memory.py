@@ -1,6 +1,8 @@
-"""How much memory is free: on a GPU, or on the machine and in the container that a process runs in."""
+"""How much memory is free, on a GPU or on the machine and in the container of a process, and what is kept of it."""
 
+import ctypes
 import os
+import platform
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,15 +13,32 @@ PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 # are copies of files that the system drops when memory is asked for.
 LIMIT, USAGE = ("memory.max", "memory.limit_in_bytes"), ("memory.current", "memory.usage_in_bytes")
 DROPPABLE = ("inactive_file", "total_inactive_file")
+MALLOC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+MOST_KEPT = 2**25  # bytes: no larger block can be kept
+
+
+def keep_freed_memory() -> None:
+    """Have this process keep the memory of its tensors on a CPU, of up to MOST_KEPT each, for the next ones.
+
+    glibc's malloc gives what lies free at its end back to the system, which then has to clear other pages: a tenth of a
+    training step, a fifth of embedding images of 224 px. Other C libraries stay as they are.
+    """
+    if MALLOC is not None:
+        MALLOC.mallopt(MMAP_THRESHOLD, MOST_KEPT)
+        MALLOC.mallopt(TRIM_THRESHOLD, -1)
 
 
 def free_bytes(device: torch.device) -> int | None:
     """The bytes that this process can still take on `device`; None where the system does not say (it is not Linux).
 
-    On a CPU that is an equal share, where several processes of a run are on one machine.
+    On a CPU that is an equal share, where several processes of a run are on one machine. What `keep_freed_memory` had
+    this process keep is given back for it.
     """
     if device.type == "cuda":
         return free_on_gpu(device)
+    if MALLOC is not None:
+        MALLOC.malloc_trim(0)
     here = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("WORLD_SIZE", "1")
     free_here = free_on_machine()
     return None if free_here is None else free_here // int(here)

@@ -225,6 +225,14 @@ def test_embeddings_of_batches_that_do_not_fit_are_the_same(
     assert capsys.readouterr().out == f"the memory is for {parts[0]} images at a time, not for the batch of 40\n"
 
 
+def test_a_cpu_takes_a_batch_in_parts_that_stay_in_its_caches() -> None:
+    images, model = torch.randn(13, 3, 224, 224), Sizes()
+    embed_images(
+        {"new": model}, [Batch(images, *[torch.arange(13)] * 2)], total=13, precision="fp32", world=World(), title=""
+    )
+    assert model.seen == [7, 6]
+
+
 def test_one_image_that_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("embedding.memory.free_bytes", lambda device: 2**16)
     with pytest.raises(UserError, match=r"dataset_params.image_size: not even one image of 32 px fits the 0.0 GiB"):

@@ -1,11 +1,15 @@
 """Free memory: the least of what the machine has left and what the containers about a process leave it."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from utils.memory import free_bytes, free_on_machine
+from tests.tiny import ENVIRONMENT, REPOSITORY
+from utils.memory import MALLOC, free_bytes, free_on_machine
 
 KIB, GIB = 2**10, 2**30
 
@@ -78,3 +82,48 @@ def test_what_a_gpu_has_free_includes_what_torch_holds_for_use_again(monkeypatch
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 4 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: GIB)
     assert free_bytes(torch.device("cuda")) == 8 * GIB
+
+
+FRESH_PAGES = """
+import resource, sys
+from pathlib import Path
+import torch
+from utils.memory import free_bytes, keep_freed_memory
+
+def resident():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS:")]
+    return int(line.split()[1]) / 2**10
+
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+
+def take():
+    tensors = [torch.ones(2**22) for _ in range(20)]  # of 16 MiB
+
+for _ in range(3):  # what is small may take a piece of what is kept
+    take()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+take()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+before = resident()
+free_bytes(torch.device("cpu"))
+print(before - resident())
+"""
+
+
+def run_on_fresh_pages(way: str) -> tuple[int, float]:
+    """The pages that a process takes for tensors as large as those before them, and the MiB that it then gives back."""
+    command = [sys.executable, "-c", FRESH_PAGES, way]
+    environment = os.environ | ENVIRONMENT | {"MALLOC_MMAP_THRESHOLD_": "131072"}  # else glibc adapts it as it goes
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+    pages, mebibytes = done.stdout.split()
+    return int(pages), float(mebibytes)
+
+
+@pytest.mark.skipif(MALLOC is None or sys.platform != "linux", reason="another C library")
+def test_freed_memory_is_kept_until_free_memory_is_asked_for() -> None:
+    pages, given_back = run_on_fresh_pages("as it is")
+    pages_if_kept, given_back_if_kept = run_on_fresh_pages("kept")
+    assert pages_if_kept < pages / 10
+    assert given_back < 10
+    assert 300 < given_back_if_kept < 500
