@@ -45,7 +45,7 @@ from trainers.transformation.task import TransformationTask
 from utils.choices import Precision
 from utils.config import to_dict
 from utils.distributed import World
-from utils.precision import resolve_precision
+from utils.precision import autocast, resolve_precision
 from utils.preemption import Preemption
 from utils.runs import Run
 
@@ -192,6 +192,23 @@ def train_on_pairs(
     return model
 
 
+def convolutions(arch: BackboneArch, batch: Batch, precision: Precision) -> float:
+    """The share of a backbone's training step on a CPU that its convolutions take."""
+    model = build_backbone(**to_dict(arch)).to(memory_format=torch.channels_last)
+
+    def step() -> None:
+        with autocast(resolve_precision(precision, DEVICE), DEVICE):
+            logits, _ = model(batch.images)
+            loss = F.cross_entropy(logits, batch.labels, label_smoothing=0.1)
+        loss.backward()
+
+    step()  # warms up
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        step()
+    times = {event.key: event.self_cpu_time_total for event in profile.key_averages()}
+    return sum(time for name, time in times.items() if "convolution" in name) / sum(times.values())
+
+
 def compare_backbones(arch: BackboneArch, batch: Batch, steps: int, turns: int) -> Iterator[Figure]:
     """Steps of a backbone, in the precision that `auto` chooses and in float32."""
     batch_size, speed = len(batch.labels), {}
@@ -206,6 +223,10 @@ def compare_backbones(arch: BackboneArch, batch: Batch, steps: int, turns: int) 
         yield figure(f"backbone, step, {name}, against the plain loop", ratios(plain, ours), "x", at_least=bar)
         yield figure(f"  {name}", [batch_size / spent for spent in ours], "images/s")
         yield figure(f"  plain loop beside it, {name}", [batch_size / spent for spent in plain], "images/s")
+        if DEVICE.type == "cpu":
+            share = convolutions(arch, batch, precision)
+            yield figure(f"  share of convolutions, {name}", share)
+            yield figure(f"  against the plain loop, were the rest free, {name}", speed[precision] / share, "x")
     yield figure("precision auto against fp32", speed["auto"] / speed["fp32"], "x", at_least=1.0)
 
 
