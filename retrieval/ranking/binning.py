@@ -46,7 +46,8 @@ def bins_of(thresholds: Tensor, values: Tensor) -> Tensor:
     bins = below.view(-1).index_select(0, cell(values)).view_as(values)
     unsure = _few_true((bins >= to_search).view(-1))
     following_values = following.view(-1).index_select(0, bins.view(-1)).view_as(values)
-    bins.add_(following_values.lt_(values).int())  # in place: three times as fast as a comparison that makes bool
+    # As integers, as which the bits of non-negative floats sort: in place the comparison's result is of their type.
+    bins.add_(following_values.view(torch.int32).lt_(values.view(torch.int32)))
     row = unsure // values.shape[1]
     every_row = torch.arange(rows, device=device)
     found = torch.searchsorted(

@@ -52,20 +52,20 @@ class DistanceTable:
         table = queries @ self.points  # (c, m); a CPU takes a fifth longer where the points are rows
         if self.columns is None:  # before what follows, which most queries then need not do
             table.view(len(index), self.sources, -1)[row, :, item] = torch.inf
-        self._refine(table, queries)
-        table = table.float()
+        table = self._rounded(table, queries)
         if self.columns is not None:
             table = table.index_select(1, self.columns)
         table = table.view(len(index), self.sources, -1)
         table[row, :, item] = torch.inf
         return table
 
-    def _refine(self, table: Tensor, queries: Tensor) -> None:
-        """Compute the distances that cancellation has spoilt again, from the differences, in place."""
+    def _rounded(self, table: Tensor, queries: Tensor) -> Tensor:
+        """Distances (c, m) float64 -> float32; those that cancellation has spoilt are computed from the differences."""
+        rounded = table.float()
         query_squares, point_squares = queries[:, -2], self.points[-1]
         # The bound of a row, which is cheap; where a distance is within it, the bound of the pair.
         bound = NEAR * (query_squares + point_squares.max())
-        (near,) = (table.amin(1) < bound).nonzero(as_tuple=True)
+        (near,) = (rounded.amin(1) <= bound.float()).nonzero(as_tuple=True)  # rounding keeps what is below
         row, column = (table[near] < bound[near, None]).nonzero(as_tuple=True)
         row = near[row]
         spoilt = table[row, column] < NEAR * (query_squares[row] + point_squares[column])
@@ -74,7 +74,8 @@ class DistanceTable:
         for part in pairs.split(max(1, PART_ELEMENTS // queries.shape[1])):
             row, column = part.unbind(1)
             difference = vectors[row] + minus_twice_points[:, column].T / 2
-            table[row, column] = difference.square().sum(1).clamp_(min=self.space.floor)
+            rounded[row, column] = difference.square().sum(1).clamp_(min=self.space.floor).float()
+        return rounded
 
 
 @dataclass(frozen=True)
