@@ -16,6 +16,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -192,6 +193,16 @@ def train_on_pairs(
     return model
 
 
+def compare_products(rows: int, turns: int) -> Iterator[Figure]:
+    """Square matrix products in bf16 and in float32."""
+    factor = torch.randn(rows, rows, device=DEVICE)
+    factors = {"bf16": factor.bfloat16(), "fp32": factor}
+    times = take_turns({name: partial(torch.matmul, each, each) for name, each in factors.items()}, turns)
+    yield figure(f"product of {rows} rows, bf16 against fp32", ratios(times["fp32"], times["bf16"]), "x")
+    for name, each in times.items():
+        yield figure(f"  {name}", [2e-9 * rows**3 / spent for spent in each], "GFLOP/s")
+
+
 def convolutions(arch: BackboneArch, batch: Batch, precision: Precision) -> float:
     """The share of a backbone's training step on a CPU that its convolutions take."""
     model = build_backbone(**to_dict(arch)).to(memory_format=torch.channels_last)
@@ -269,6 +280,7 @@ def measure(arguments: argparse.Namespace) -> Iterator[Figure]:
     arch = BackboneArch(arguments.arch, num_classes=100, stem=stem, width=width)
     images = torch.randn(batch_size, 3, size, size, device=DEVICE).contiguous(memory_format=torch.channels_last)
     batch = Batch(images, torch.randint(100, (batch_size,), device=DEVICE), torch.arange(batch_size))
+    yield from compare_products(64 if arguments.tiny else 2048, arguments.turns)
     yield from compare_backbones(arch, batch, steps, arguments.turns)
     yield from compare_transformations(arch, images, inner_dim, arguments.turns)
 
