@@ -25,7 +25,7 @@ ORDER_STYLES: dict[str, tuple[LineStyle, str, str]] = {  # of lines: dashes, mar
     "sigma": ("-", "D", BLUE),
     "random": ("--", "o", GREY),
     "distance": (":", "x", ORANGE),
-    "auto": ((0, (3, 1)), "P", GREEN),
+    "auto": ((0, (10, 2)), "P", GREEN),
     "confidence": ("-.", "s", GREEN),
     "gain": ((0, (1, 2)), "h", RED),
     "density": ((0, (2, 2)), "p", PURPLE),
@@ -79,19 +79,11 @@ def _known(figures: Figures | None, metric: str) -> Spread:
 
 
 def _plot_metric(axes: Axes, rows: list[Row], summary: Summary, metric: str) -> None:
-    lines = (("new/new", summary.new_new, 0.0, "left", 4), ("old/old", summary.old_old, 1.0, "right", -4))
-    for name, figures, position, side, inset in lines:
+    for name, figures in {"new/new": summary.new_new, "old/old": summary.old_old}.items():
         level = _known(figures, metric)
         axes.axhline(level.mean, color=GREY, linewidth=1)
-        axes.annotate(
-            f"{name}  {percent(level)}",
-            (position, level.mean),
-            xytext=(inset, 3),
-            textcoords="offset points",
-            ha=side,
-            va="bottom",
-            color=GREY,
-        )
+        label = f"{name}\n{percent(level)}"  # beside the panel, where no curve crosses it
+        axes.annotate(label, (1, level.mean), xytext=(4, 0), textcoords="offset points", va="center", color=GREY)
     colours = _colours(summary)
     for row in rows:
         _draw_order(axes, row, row.fractions, row.curves[metric], colours[_method(row)], _label(row))

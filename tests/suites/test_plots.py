@@ -71,7 +71,8 @@ def test_backfilling_curves(saved: list[Picture]) -> None:
     assert heights(cmc.lines) == [[0.6, 0.6], [0.3, 0.3], *[[0.4, 0.55, 0.6]] * 2]
     assert heights(mean_precision.lines[2:]) == [[0.2, 0.25, 0.3]] * 2
     assert cmc.lines[2].get_color() != cmc.lines[3].get_color()
-    assert [text.get_text() for text in cmc.texts] == ["new/new  60.0", "old/old  30.0"]
+    assert [text.get_text() for text in cmc.texts] == ["new/new\n60.0", "old/old\n30.0"]
+    assert all(text.get_window_extent().x0 >= cmc.get_window_extent().x1 for text in cmc.texts)  # crossed by no curve
 
 
 def test_bands_over_seeds(saved: list[Picture]) -> None:
