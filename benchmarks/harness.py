@@ -104,21 +104,46 @@ def ratios(slow: Sequence[float], fast: Sequence[float]) -> list[float]:
     return [a / b for a, b in zip(slow, fast, strict=True)]
 
 
+class Apart:
+    """Work timed in a process of its own, where memory is not kept as our trainer keeps it in this one."""
+
+    def __init__(self, prepare: Callable[[], Callable[[], object]]) -> None:
+        """`prepare`, which must be picklable, makes the work there."""
+        start = multiprocessing.get_context("spawn")
+        self._process = ProcessPoolExecutor(1, start, _prepare_here, (prepare, torch.get_num_threads()))
+
+    def __call__(self) -> float:
+        """The seconds of one turn."""
+        return self._process.submit(_turn_here).result()
+
+
+_work_here: Callable[[], object]
+
+
+def _prepare_here(prepare: Callable[[], Callable[[], object]], threads: int) -> None:
+    global _work_here  # of a process that is for it alone
+    torch.set_num_threads(threads)
+    _work_here = prepare()
+
+
+def _turn_here() -> float:
+    return seconds(_work_here)
+
+
 class TrainerTurns:
     """Turns with a trainer, which asks for its batches itself: in each epoch first the plain loop, then the trainer."""
 
-    def __init__(self, plain_step: Callable[[Any], object]) -> None:
-        self.plain_step = plain_step
+    def __init__(self, plain_epoch: Callable[[], float]) -> None:
+        """`plain_epoch` takes the plain loop over as many batches as an epoch has, and gives its seconds."""
+        self.plain_epoch = plain_epoch
         self._seconds: list[tuple[float, float]] = []  # a step of each, for every epoch
 
     def epoch(self, batches: Sequence[Any], fed: Callable[[Any], Any] = lambda batch: batch) -> Iterator[Any]:
-        """Take the plain loop over `batches`, then yield what `fed` makes of each to the trainer."""
+        """Take the plain loop's turn, then yield what `fed` makes of each of `batches` to the trainer."""
+        plain = self.plain_epoch()
         started = now()
-        for batch in batches:
-            self.plain_step(batch)
-        between = now()
         yield from map(fed, batches)
-        self._seconds.append(((between - started) / len(batches), (now() - between) / len(batches)))
+        self._seconds.append((plain / len(batches), (now() - started) / len(batches)))
 
     def times(self) -> tuple[list[float], list[float]]:
         """Seconds a step of the plain loop and of the trainer, for each epoch but the first, which warms up."""

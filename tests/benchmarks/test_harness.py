@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks.harness import TrainerTurns, cost_of, figure, ratios, take_turns
+from benchmarks.harness import Apart, TrainerTurns, cost_of, figure, ratios, take_turns
 
 
 def test_ways_take_turns_and_the_first_turn_does_not_count() -> None:
@@ -24,11 +24,23 @@ def test_ways_take_turns_and_the_first_turn_does_not_count() -> None:
 
 def test_a_trainer_takes_turns_with_the_plain_loop() -> None:
     calls: list[str] = []
-    turns = TrainerTurns(lambda batch: calls.append(f"plain {batch}"))
+
+    def plain_epoch() -> float:
+        calls.append("plain")
+        return 5.0
+
+    turns = TrainerTurns(plain_epoch)
     for _ in range(3):
         calls.extend(turns.epoch([1, 2], lambda batch: f"fed {batch}"))
-    assert calls == ["plain 1", "plain 2", "fed 1", "fed 2"] * 3
-    assert [len(times) for times in turns.times()] == [2, 2]
+    assert calls == ["plain", "fed 1", "fed 2"] * 3
+    plain, ours = turns.times()
+    assert plain == [2.5, 2.5]
+    assert all(0 < each < 1 for each in ours)
+
+
+def test_work_apart_is_timed_there() -> None:
+    apart = Apart(partial(partial, time.sleep, 0.05))
+    assert all(0.05 <= apart() < 0.5 for _ in range(2))
 
 
 def test_a_figure_is_the_median_and_its_bar_is_a_limit_from_one_side() -> None:
