@@ -21,8 +21,8 @@ MOST_KEPT = 2**25  # bytes: no larger block can be kept
 def keep_freed_memory() -> None:
     """Have this process keep the memory of its tensors on a CPU, of up to MOST_KEPT each, for the next ones.
 
-    glibc's malloc gives what lies free at its end back to the system, which then has to clear other pages: a tenth of a
-    training step, a fifth of embedding images of 224 px. Other C libraries stay as they are.
+    glibc's malloc gives what lies free at its end back to the system, which then has to clear other pages: up to a
+    tenth of a training step, a sixth of embedding images of 224 px. Other C libraries stay as they are.
     """
     if MALLOC is not None:
         MALLOC.mallopt(MMAP_THRESHOLD, MOST_KEPT)
